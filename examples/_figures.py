@@ -1,0 +1,72 @@
+"""Pictures of a sparse network: how it trained, what pruning costs, which weights stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def training_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Loss terms per example, sparsity and held-out error against the epoch."""
+    epochs = [row["epoch"] for row in history]
+    panels = [
+        ("nats per example", ("negative ELBO", "KL"), "log"),
+        ("held-out error (%)", ("error",), "log"),
+        ("sparsity (%)", ("sparsity",), "linear"),
+    ]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    for axis, (label, keys, scale) in zip(axes, panels, strict=True):
+        for key in keys:
+            axis.plot(epochs, [row[key] for row in history], label=key)
+        axis.set(xlabel="epoch", ylabel=label, yscale=scale)
+        axis.grid(alpha=0.3)
+        if len(keys) > 1:
+            axis.legend()
+    _save(figure, path)
+
+
+def error_against_threshold(rows: list[tuple[float, float, float]], chosen: float, path: Path) -> None:
+    """Held-out error and share of weights kept against the pruning threshold on log_alpha."""
+    thresholds, errors, kept = zip(*rows, strict=True)
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    lines = axis.plot(thresholds, errors, marker=".", label="held-out error")
+    axis.set(xlabel="log_alpha threshold", ylabel="held-out error (%)", yscale="log")
+    axis.grid(alpha=0.3)
+    right = axis.twinx()
+    lines += right.plot(thresholds, kept, marker=".", color="tab:orange", label="weights kept")
+    right.set(ylabel="weights kept (%)", yscale="log")
+    lines.append(axis.axvline(chosen, color="gray", linestyle="--", label=f"threshold {chosen:g}"))
+    axis.legend(handles=lines, loc="upper center")
+    _save(figure, path)
+
+
+def log_alpha_histogram(log_alpha: dict[str, np.ndarray], threshold: float, path: Path) -> None:
+    """One histogram a layer; weights to the right of the line are pruned."""
+    low, high = (f(np.concatenate([a.ravel() for a in log_alpha.values()])) for f in (np.min, np.max))
+    bins = np.linspace(max(low, -12), min(high, 25), 80)
+    figure, axes = plt.subplots(1, len(log_alpha), figsize=(4 * len(log_alpha), 3.5), layout="constrained")
+    for axis, (site, values) in zip(np.atleast_1d(axes), log_alpha.items(), strict=True):
+        axis.hist(np.clip(values.ravel(), bins[0], bins[-1]), bins=bins)
+        axis.axvline(threshold, color="gray", linestyle="--")
+        axis.set(title=site, xlabel="log_alpha", ylabel="weights", yscale="log")
+    _save(figure, path)
+
+
+def kept_inputs(kept: np.ndarray, path: Path) -> None:
+    """How many weights of the first layer each pixel keeps; ``kept`` has shape (height, width)."""
+    figure, axis = plt.subplots(figsize=(4.5, 4), layout="constrained")
+    image = axis.imshow(kept, cmap="viridis")
+    axis.set(title="weights kept per input pixel", xticks=[], yticks=[])
+    figure.colorbar(image)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,170 @@
+"""Sparse variational dropout on LeNet-300-100: train, prune, predict.
+
+    python examples/sparse_mlp.py                                    # digits, under a minute
+    python examples/sparse_mlp.py --dataset mnist --data-dir DIR     # downloads MNIST into DIR if absent
+
+Reports held-out error before and after pruning, the sparsity of each layer and the held-out negative
+log-likelihood of posterior samples; writes four pictures and the numbers to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import _data
+import _figures
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import pyro_vd as vd
+from pyro_vd.guides import AutoSparseVD
+
+THRESHOLD = 3.0
+
+
+class Recipe(NamedTuple):
+    """A training schedule; epochs are given as shares of the run."""
+
+    lr: float
+    lr_ratio: float  # learning rate of log_sigma2 over that of the means
+    decay_from: float  # the learning rate falls linearly to 0 from here on
+    warm_up: tuple[float, float]  # kl_weight rises linearly from 0 to 1 between these
+    epochs: dict[str, int]
+
+
+RECIPES = {
+    "fast": Recipe(2e-3, 5.0, 0.5, (0.0, 0.12), {"digits": 400, "mnist": 60, "fashion-mnist": 60}),
+    # Molchanov et al. 2017: log_sigma2 learns at the rate of the means, kl_weight 0 to epoch 5, then 1 at epoch 20
+    "molchanov": Recipe(1e-3, 1.0, 0.5, (0.025, 0.1), {"digits": 2000, "mnist": 200, "fashion-mnist": 200}),
+}
+
+
+def main(args: argparse.Namespace) -> dict[str, float]:
+    torch.manual_seed(args.seed)
+    pyro.clear_param_store()
+    pyro.enable_validation(False)
+    data = _data.load(args.dataset, args.data_dir).to(args.device)
+    recipe = RECIPES[args.recipe]
+    epochs = args.epochs or recipe.epochs[args.dataset]
+    size, batch = len(data.x_train), 100
+
+    net = nn.Sequential(
+        nn.Linear(data.x_train.shape[1], 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    ).to(args.device)
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01 if args.dataset != "digits" else 0.1)
+            nn.init.zeros_(layer.bias)
+    bnn = vd.BayesianModule(net, prior=vd.ImproperLogUniform())
+
+    def model(x, y=None):
+        logits = bnn(x)
+        with vd.data_plate(size, len(x)):
+            return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    guide = AutoSparseVD(model)
+    guide(data.x_train[:batch], data.y_train[:batch])  # makes its parameters
+    elbo = vd.TraceVD_ELBO(estimator="local")
+    loss = elbo(model, guide)
+    variances = list(guide.log_sigma2.parameters())
+    groups = [
+        {"params": [*guide.loc.parameters(), *bnn.parameters()], "lr": recipe.lr},
+        {"params": variances, "lr": recipe.lr * recipe.lr_ratio},
+    ]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: min(1.0, (1 - epoch / epochs) / (1 - recipe.decay_from))
+    )
+    history = []
+    progress = tqdm(range(epochs), unit="epoch", disable=args.quiet)
+    for epoch in progress:
+        for i, index in enumerate(torch.randperm(size, device=args.device).split(batch)):
+            begin, end = recipe.warm_up
+            done = (epoch + i * batch / size) / epochs
+            elbo.kl_weight = min(1.0, max(0.0, (done - begin) / (end - begin)))
+            optimizer.zero_grad()
+            loss(data.x_train[index], data.y_train[index]).backward()
+            optimizer.step()
+        decay.step()
+        with torch.no_grad():
+            terms = elbo.terms(model, guide, data.x_train[:1000], data.y_train[:1000])
+        row = {
+            "epoch": epoch + 1,
+            "negative ELBO": terms.negative_elbo.item() / size,
+            "KL": terms.kl_total.item() / size,
+            "sparsity": 100 * vd.sparsity_report(guide, THRESHOLD).sparsity,
+            "error": error(vd.prune(bnn, guide, THRESHOLD), data),
+        }
+        history.append(row)
+        progress.set_postfix_str(
+            f"loss {row['negative ELBO']:.3f} KL {row['KL']:.3f} nats/example, "
+            f"sparsity {row['sparsity']:.2f} %, held-out error {row['error']:.2f} %"
+        )
+    return report(args, bnn, model, guide, data, history)
+
+
+def error(net: nn.Module, data: _data.Data) -> float:
+    """Held-out error in percent."""
+    with torch.no_grad():
+        return 100 * (net(data.x_test).argmax(-1) != data.y_test).float().mean().item()
+
+
+def report(args, bnn, model, guide, data, history) -> dict[str, float]:
+    """Print what was reached, write it and the pictures to ``args.out``."""
+    pruned = vd.prune(bnn, guide, THRESHOLD)
+    sparsity = vd.sparsity_report(guide, THRESHOLD)
+    # Logits of 20 weight draws; a draw is one function for the whole test set.
+    draws = vd.posterior_predictive(lambda x: pyro.deterministic("logits", bnn(x)), guide, data.x_test, num_samples=20)
+    log_probs = draws["logits"].log_softmax(-1).logsumexp(0) - math.log(20)
+    result = {
+        "error_mean_network": error(vd.prune(bnn, guide, math.inf), data),
+        "error_pruned": error(pruned, data),
+        "error_posterior_samples": 100 * (log_probs.argmax(-1) != data.y_test).float().mean().item(),
+        "nll_posterior_samples": nn.functional.nll_loss(log_probs, data.y_test).item(),
+        "compression": sparsity.compression,
+    }
+    print(sparsity)
+    print(f"held-out error, mean network          {result['error_mean_network']:6.2f} %")
+    print(f"held-out error, pruned network        {result['error_pruned']:6.2f} %")
+    print(f"held-out error, 20 posterior samples  {result['error_posterior_samples']:6.2f} %")
+    print(f"held-out NLL, 20 posterior samples    {result['nll_posterior_samples']:6.4f} nats per example")
+
+    rows = []
+    for threshold in torch.linspace(-4, 8, 25).tolist():
+        kept = 100 * (1 - vd.sparsity_report(guide, threshold).sparsity)
+        rows.append((threshold, error(vd.prune(bnn, guide, threshold), data), max(kept, 1e-3)))
+    out = Path(args.out)
+    first = guide.weight_sites[0]
+    kept = (guide.log_alpha(first) <= THRESHOLD).sum(0).reshape(data.side, data.side)
+    log_alpha = {site: guide.log_alpha(site).detach().cpu().numpy() for site in guide.weight_sites}
+    _figures.training_curves(history, out / "training.png")
+    _figures.error_against_threshold(rows, THRESHOLD, out / "threshold.png")
+    _figures.log_alpha_histogram(log_alpha, THRESHOLD, out / "log_alpha.png")
+    _figures.kept_inputs(kept.cpu().numpy(), out / "kept_inputs.png")
+    (out / "result.json").write_text(json.dumps({"arguments": vars(args), **result}, indent=1))
+    print(f"pictures and result.json are in {out}/")
+    return result
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=_data.NAMES, default="digits")
+    parser.add_argument("--data-dir", default="data", help="folder of the IDX files of mnist and fashion-mnist")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--recipe", choices=RECIPES, default="fast")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="out/sparse_mlp")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(arguments())

@@ -1,0 +1,103 @@
+"""Guides of additive Gaussian weights ``N(loc, exp(log_sigma2))``: sparse VD, mean field and ARD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vd.guides.base import Where, WeightGuide, init_to_net_value
+from pyro_vd.posteriors import DropoutNormal
+
+
+class AdditiveGuide(WeightGuide):
+    """Abstract: ``loc`` and ``log_sigma2`` for every weight; one alpha per weight, derived, without a cap."""
+
+    def __init__(
+        self,
+        model: Callable,
+        init_log_sigma2: float,
+        kl: str,
+        *,
+        where: Where,
+        init_loc_fn: Callable[[Any], Tensor],
+        create_plates: Callable | None,
+    ):
+        super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        self.init_log_sigma2 = float(init_log_sigma2)
+        self.kl = kl
+
+    def posterior(self, site: str) -> DropoutNormal:
+        return DropoutNormal(self._read("loc", site), log_sigma2=self._read("log_sigma2", site), kl=self.kl)
+
+    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
+        self._store("loc", site, value)
+        self._store("log_sigma2", site, torch.full_like(value, self.init_log_sigma2))
+
+
+class AutoSparseVD(AdditiveGuide):
+    """Sparse variational dropout: ``N(loc, exp(log_sigma2))`` under a log-uniform prior.
+
+    Args:
+        model: a Pyro model.
+        init_log_sigma2: where the log-variance starts.
+        kl: a method of :func:`pyro_vd.kl.kl_log_uniform`.
+        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+
+    Example:
+        >>> import pyro_vd as vd
+        >>> guide = AutoSparseVD(vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform()))
+        >>> guide(torch.ones(1, 3))["net.weight"].shape
+        torch.Size([2, 3])
+        >>> guide.log_alpha("net.weight").shape
+        torch.Size([2, 3])
+
+    References:
+        Molchanov, Ashukha, Vetrov 2017, arXiv:1701.05369, section 4.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        init_log_sigma2: float = -10.0,
+        kl: str = "sigmoid",
+        *,
+        where: Where = None,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
+        create_plates: Callable | None = None,
+    ):
+        super().__init__(model, init_log_sigma2, kl, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+
+
+class AutoMeanField(AdditiveGuide):
+    """Mean-field Gaussian weights, for a proper prior such as ``Normal(0, 1)``; the KL is in closed form.
+
+    Args:
+        model: a Pyro model.
+        init_log_sigma2: where the log-variance starts.
+        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+
+    Example:
+        >>> import pyro_vd as vd, pyro.distributions as dist
+        >>> guide = AutoMeanField(vd.BayesianModule(torch.nn.Linear(3, 2), dist.Normal(0.0, 1.0)))
+        >>> guide(torch.ones(1, 3))["net.weight"].shape
+        torch.Size([2, 3])
+
+    References:
+        Graves 2011; Blundell et al. 2015, arXiv:1505.05424; LRT form in Kingma et al. 2015, equation 6.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        init_log_sigma2: float = -10.0,
+        *,
+        where: Where = None,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
+        create_plates: Callable | None = None,
+    ):
+        super().__init__(
+            model, init_log_sigma2, "sigmoid", where=where, init_loc_fn=init_loc_fn, create_plates=create_plates
+        )

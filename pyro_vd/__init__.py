@@ -1,0 +1,18 @@
+"""Variational dropout as Pyro models: random weights, their KL, and local reparameterization."""
+
+from pyro_vd import kl as kl
+from pyro_vd.elbo import LossTerms as LossTerms
+from pyro_vd.elbo import TraceVD_ELBO as TraceVD_ELBO
+from pyro_vd.handlers import flipout as flipout
+from pyro_vd.handlers import lrt as lrt
+from pyro_vd.handlers import per_example as per_example
+from pyro_vd.module import BayesianModule as BayesianModule
+from pyro_vd.module import data_plate as data_plate
+from pyro_vd.posteriors import DropoutNormal as DropoutNormal
+from pyro_vd.predict import posterior_predictive as posterior_predictive
+from pyro_vd.priors import ImproperLogUniform as ImproperLogUniform
+from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
+from pyro_vd.sparsity import prune as prune
+from pyro_vd.sparsity import sparsity_report as sparsity_report
+from pyro_vd.sparsity import weight_posteriors as weight_posteriors
+from pyro_vd.weights import RandomWeight as RandomWeight

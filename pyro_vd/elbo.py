@@ -1,0 +1,302 @@
+"""TraceVD_ELBO: the evidence lower bound with an analytic KL at every site and a choice of gradient estimator.
+
+loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum over sites of KL(q || p)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.elbo import ELBO
+from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.util import check_if_enumerated, check_site_shape
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_vd.diagnosis import non_finite_input
+from pyro_vd.handlers import EstimatorMessenger, base_distribution
+from pyro_vd.loss_module import LossModule
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of one evaluation of the loss; each a 0-dim tensor in nats, mean over particles.
+
+    Attributes:
+        nll: negative log likelihood of each observed site, scaled by its plates.
+        kl: KL(q || p) of each latent site, as it is, before ``kl_weight``.
+        kl_weight: the weight of the KL in ``loss``.
+    """
+
+    nll: dict[str, Tensor]
+    kl: dict[str, Tensor]
+    kl_weight: float | Tensor = 1.0
+
+    @property
+    def data(self) -> Tensor:
+        """The data term: the sum of ``nll``."""
+        return _total(self.nll)
+
+    @property
+    def kl_total(self) -> Tensor:
+        """The sum of ``kl``."""
+        return _total(self.kl)
+
+    @property
+    def loss(self) -> Tensor:
+        """``data + kl_weight * kl_total``, what is minimised."""
+        return self.data + self.kl_weight * self.kl_total
+
+    @property
+    def negative_elbo(self) -> Tensor:
+        """``data + kl_total``: the loss at ``kl_weight=1``, comparable over a warm-up."""
+        return self.data + self.kl_total
+
+
+class TraceVD_ELBO(ELBO):
+    """Negative ELBO for guides of random weights.
+
+    Works in ``pyro.infer.SVI``, and as ``TraceVD_ELBO()(model, guide)``, a module that returns the loss, with any
+    ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO``
+    does: plates, subsampling, masks, auxiliary sites.
+
+    Args:
+        estimator: how layers use a random weight: "local" (noise per output element, the local
+            reparameterization trick), "shared" (one draw a step), "per_example", "flipout".
+        num_particles: number of evaluations averaged.
+        kl_weight: weight of the KL, a number or a 0-dim tensor >= 0; may be reassigned, or filled in
+            place, between steps.
+        analytic_only: with False, a pair of distributions without a registered KL rule is estimated from the
+            draw of the trace; with True (the default) it is an error.
+        shared_sites, reuse, strict: see :func:`pyro_vd.lrt`.
+        max_plate_nesting, vectorize_particles, retain_graph: see :class:`pyro.infer.ELBO`.
+
+    Raises:
+        ValueError: a guide that misses or adds a site, a pair without a KL rule, a model scale that differs from
+            the guide's, NaN or infinity in a term (by ``SVI.step`` and by calling the module, before any
+            parameter changes).
+        NotImplementedError: a latent site that is not reparameterised.
+
+    Example:
+        >>> elbo = TraceVD_ELBO(estimator="local", kl_weight=0.1)
+        >>> elbo.kl_weight = 1.0
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, equations 1-3.
+    """
+
+    def __init__(
+        self,
+        estimator: str = "local",
+        num_particles: int = 1,
+        kl_weight: float | Tensor = 1.0,
+        *,
+        analytic_only: bool = True,
+        shared_sites: Collection[str] = (),
+        reuse: str = "error",
+        strict: bool = False,
+        max_plate_nesting: float = float("inf"),
+        vectorize_particles: bool = False,
+        strict_enumeration_warning: bool = True,
+        retain_graph: bool | None = None,
+    ):
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise ValueError(f"num_particles: expected a whole number >= 1, got {num_particles!r}")
+        super().__init__(
+            num_particles=num_particles,
+            max_plate_nesting=max_plate_nesting,  # type: ignore[arg-type]
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=strict_enumeration_warning,
+            retain_graph=retain_graph,
+        )
+        self.analytic_only = analytic_only
+        self._messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict)
+        self.kl_weight = kl_weight
+
+    @property
+    def estimator(self) -> str:
+        return self._messenger.estimator
+
+    @property
+    def kl_weight(self) -> float | Tensor:
+        return self._kl_weight
+
+    @kl_weight.setter
+    def kl_weight(self, value: float | Tensor) -> None:
+        if isinstance(value, Tensor):
+            if value.dim() != 0:
+                raise ValueError(f"kl_weight: expected a number or a 0-dim tensor, got shape {tuple(value.shape)}")
+        elif not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            raise ValueError(f"kl_weight: expected a finite number >= 0, got {value!r}")
+        self._kl_weight = value
+
+    def __call__(self, model: Callable, guide: Callable) -> LossModule:  # type: ignore[override]
+        """A ``torch.nn.Module`` whose call returns the loss and whose parameters are those of model and guide."""
+        return LossModule(model, guide, self)
+
+    def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
+        """The data term and the KL of each site, differentiable, without a host synchronisation."""
+        nll: dict[str, Tensor] = {}
+        kl: dict[str, Tensor] = {}
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            for total, particle in ((nll, _nll(model_trace)), (kl, self._kl(model_trace, guide_trace))):
+                for site, value in particle.items():
+                    total[site] = total.get(site, 0.0) + value / self.num_particles
+        return LossTerms(nll, kl, self.kl_weight)
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a 0-dim tensor, without a host synchronisation and without a check for NaN."""
+        return self.terms(model, guide, *args, **kwargs).loss
+
+    def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
+        """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
+        terms = self.terms(model, guide, *args, **kwargs)
+        if math.isfinite(float(terms.loss.detach())):
+            return terms
+        reason = (
+            non_finite_input(guide, args, kwargs) or "no input of the step is at fault; is a learning rate too high?"
+        )
+        for name, group in (("negative log likelihood", terms.nll), ("KL", terms.kl)):
+            for site, value in group.items():
+                if not math.isfinite(float(value)):
+                    raise ValueError(f"site {site!r}: expected a finite {name}, got {float(value)}: {reason}")
+        raise ValueError(f"expected a finite loss, got {float(terms.loss)} with kl_weight={self.kl_weight}: {reason}")
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number."""
+        return float(self.checked_terms(model, guide, *args, **kwargs).loss.detach())
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; adds its gradient to the parameters. Nothing is added where it is not finite."""
+        loss = self.checked_terms(model, guide, *args, **kwargs).loss
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return float(loss.detach())
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        unwrapped = poutine.unwrap(guide)
+        if isinstance(unwrapped, Messenger):
+            guide(*args, **kwargs)
+            model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
+        else:
+            guide_trace = poutine.trace(self._messenger(guide)).get_trace(*args, **kwargs)
+            replayed = _GuideCovers(guide_trace)(poutine.replay(model, trace=guide_trace))
+            try:
+                model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+            except ValueError as error:
+                # Validation of a likelihood names neither the site nor the input that is at fault.
+                reason = non_finite_input(guide_trace, args, kwargs)
+                if reason is None:
+                    raise
+                raise ValueError(f"the model failed on non-finite input: {reason}") from error
+        guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+        _check_sites(model_trace, guide_trace)
+        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        if is_validation_enabled():
+            check_if_enumerated(guide_trace)
+            _check_mean_field_requirement(model_trace, guide_trace)
+            for site in (*model_trace.nodes.values(), *guide_trace.nodes.values()):
+                if site["type"] == "sample":
+                    shaped = {"log_prob": torch.zeros(()).expand(site["fn"].batch_shape), **site}
+                    check_site_shape(shaped, self.max_plate_nesting)
+        return model_trace, guide_trace
+
+    def _kl(self, model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+        """KL of each latent site of the model, then the auxiliary sites of the guide, whose term is log q."""
+        kl = {}
+        for name, site in model_trace.iter_stochastic_nodes():
+            kl[name] = self._site_kl(name, site, guide_trace.nodes[name])
+        for name, site in guide_trace.iter_stochastic_nodes():
+            if name not in model_trace.nodes:
+                kl[name] = _log_prob_sum(site)
+        return kl
+
+    def _site_kl(self, name: str, model_site: Any, guide_site: Any) -> Tensor:
+        q, p = guide_site["fn"], model_site["fn"]
+        _check_scales(name, model_site["scale"], guide_site["scale"])
+        try:
+            kl = kl_divergence(q, p)
+        except NotImplementedError:
+            if self.analytic_only:
+                names = " and ".join(_describe(fn) for fn in (q, p))
+                raise ValueError(
+                    f"site {name!r}: expected a pair of distributions with a KL rule, got guide and prior {names}; "
+                    "register one with torch.distributions.register_kl, or write "
+                    "TraceVD_ELBO(analytic_only=False) for a Monte Carlo estimate"
+                ) from None
+            return _log_prob_sum(guide_site) - _log_prob_sum(model_site)
+        return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
+
+
+class _GuideCovers(Messenger):
+    """Stops the model at a latent site that the guide does not have, before its prior is drawn."""
+
+    def __init__(self, guide_trace: Trace):
+        super().__init__()
+        self.guide_trace = guide_trace
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["is_observed"] or site_is_subsample(msg) or msg["name"] in self.guide_trace.nodes:
+            return
+        if msg["value"] is None:
+            raise ValueError(
+                f"site {msg['name']!r}: expected a guide that samples every latent site of the model, got one that "
+                f"samples {_latent_names(self.guide_trace)}; add pyro.sample({msg['name']!r}, ...) to the guide, or obs= "
+                "to the model"
+            )
+
+
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    for name, site in guide_trace.iter_stochastic_nodes():
+        if not site["fn"].has_rsample:
+            raise NotImplementedError(
+                f"site {name!r}: expected a reparameterised guide distribution, got {_describe(site['fn'])}: all "
+                "distributions in the guide must be fully reparameterized; use pyro.infer.TraceGraph_ELBO for this guide"
+            )
+        if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"site {name!r}: expected a guide with the sites of the model, {_latent_names(model_trace)}, got one more; "
+                'remove it, or mark it infer={"is_auxiliary": True}'
+            )
+
+
+def _check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
+    numbers = isinstance(model_scale, (int, float)) and isinstance(guide_scale, (int, float))
+    if numbers and not math.isclose(model_scale, guide_scale, rel_tol=1e-6):
+        raise ValueError(
+            f"site {name!r}: expected the same scale in model and guide, got {model_scale} and {guide_scale}: an analytic "
+            "KL has one scale, so the model's would be ignored. To anneal the KL write TraceVD_ELBO(kl_weight=...)"
+        )
+
+
+def _nll(model_trace: Trace) -> dict[str, Tensor]:
+    return {name: -model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes}
+
+
+def _log_prob_sum(site: Any) -> Tensor:
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, scale=site["scale"], mask=site["mask"]).sum()
+
+
+def _latent_names(trace: Trace) -> list[str]:
+    return [name for name, site in trace.iter_stochastic_nodes() if not site["infer"].get("is_auxiliary")]
+
+
+def _describe(fn: Any) -> str:
+    inner = base_distribution(fn)
+    return type(inner).__name__ + (f".to_event({fn.event_dim - inner.event_dim})" if inner is not fn else "")
+
+
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    return sum(terms.values(), torch.zeros(()))

@@ -1,0 +1,217 @@
+"""How the output of a linear operation on a random weight is sampled: pure functions of tensors.
+
+Every operation here is linear in its weight and in its input, ``y = apply(x, w, b)``, so its output
+under ``w ~ N(loc, variance)`` has ``mean = apply(x, loc, b)`` and ``variance = apply(x**2, variance, b_variance)``.
+
+    local        one noise per output element (the local reparameterization trick)
+    per_example  one weight draw per example
+    flipout      one perturbation per step, its signs flipped per example
+
+The fourth, "shared" (one weight draw per step), needs no rule: the weight is drawn and used as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ESTIMATORS = ("local", "shared", "per_example", "flipout")
+
+DrawUnits = Callable[[torch.Size], Tensor]
+
+
+@dataclass(frozen=True)
+class WeightNoise:
+    """The parts of a random weight, ``w = s * (loc + sqrt(variance) * e) + sum_r factor[r] * z_r``.
+
+    Attributes:
+        loc: mean, shape ``weight``.
+        variance: variance of the part that is independent over elements, shape ``weight``; None for 0.
+        draw: sample shape -> whole weights, shape ``sample_shape + weight``.
+        unit_dim: the dimension of the weight along which its input units lie, where ``s`` is random.
+        draw_units: sample shape -> ``s``, shape ``sample_shape + (units,)``; None where s = 1.
+        factor: low-rank factor, shape ``(rank,) + weight``, of z ~ N(0, I); None without one.
+    """
+
+    loc: Tensor
+    variance: Tensor | None
+    draw: Callable[[torch.Size], Tensor]
+    unit_dim: int | None = None
+    draw_units: DrawUnits | None = None
+    factor: Tensor | None = None
+
+    @property
+    def independent(self) -> bool:
+        """True where the elements of the weight are independent Gaussians."""
+        return self.draw_units is None and self.factor is None
+
+
+def independent_noise(loc: Tensor, variance: Tensor) -> WeightNoise:
+    """The noise of a weight whose elements are independent ``N(loc, variance)``."""
+
+    def draw(sample_shape: torch.Size) -> Tensor:
+        noise = torch.randn((*sample_shape, *loc.shape), dtype=loc.dtype, device=loc.device)
+        return loc + safe_sqrt(variance) * noise
+
+    return WeightNoise(loc, variance, draw)
+
+
+@dataclass(frozen=True)
+class LinearOp:
+    """One call of an operation linear in input and weight.
+
+    Attributes:
+        apply: ``(x, weight, bias or None) -> output``.
+        x: the input.
+        weight, bias: noise of each; a tensor where it is not random; bias None where absent. (A rule fills in
+            the arguments as they came; ``RandomWeight`` puts their noise in their place.)
+        weight_units: the weight's dimension that is summed against the input's units.
+        x_units, out_units: the axis of input and output that holds their units (negative).
+        example: the axis of input and output that holds the examples (negative), None without one.
+        positions: number of trailing axes (of a convolution) that share the weight within an example.
+    """
+
+    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    x: Tensor
+    weight: Any
+    bias: Any
+    weight_units: int
+    x_units: int
+    out_units: int
+    example: int | None
+    positions: int = 0
+
+
+def safe_sqrt(variance: Tensor) -> Tensor:
+    """``sqrt(max(variance, 0))`` with gradient 0 where the variance is not positive.
+
+    Exact at 0: no floor under the root, which would add noise. Convolution algorithms can return a
+    variance a little below 0; it is read as 0.
+    """
+    positive = variance > 0
+    return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
+
+
+def moments(op: LinearOp, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Mean and variance of the output from the independent part of weight and bias noise.
+
+    The variance is computed in float32 at least, outside autocast: in half precision 300**2 overflows and
+    (1e-4)**2 underflows. For convolutions it is exact per position; the covariance between
+    positions, which share the weight, is dropped (as every published implementation does).
+
+    Returns:
+        mean, variance (None where neither weight nor bias has an independent part).
+    """
+    x = op.x if x is None else x
+    mean = op.apply(x, _loc(op.weight), _loc(op.bias))
+    weight_variance, bias_variance = _variance(op.weight), _variance(op.bias)
+    if weight_variance is None and bias_variance is None:
+        return mean, None
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        if weight_variance is None:
+            weight_variance = torch.zeros_like(_loc(op.weight))
+        bias_variance = None if bias_variance is None else bias_variance.to(dtype)
+        return mean, op.apply(x.to(dtype).square(), weight_variance.to(dtype), bias_variance)
+
+
+def local(op: LinearOp) -> Tensor:
+    """Sample the output with noise of its own for every output element.
+
+    Input-unit noise and low-rank noise are drawn per row (per example for a convolution, whose positions
+    share the weight).
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, equations 6 and (for unit noise) 8.
+    """
+    x, weight = op.x, op.weight
+    if isinstance(weight, WeightNoise) and weight.draw_units is not None:
+        x = x * _unit_noise(op, weight.draw_units)
+    mean, variance = moments(op, x)
+    if variance is not None:
+        mean = mean + (safe_sqrt(variance) * torch.randn_like(variance)).to(mean.dtype)
+    if isinstance(weight, WeightNoise) and weight.factor is not None:
+        outputs = torch.func.vmap(lambda factor: op.apply(x, factor, None))(weight.factor)
+        shape = _ones_but(outputs.shape, range(1, outputs.dim() - op.positions), drop=op.out_units)
+        rows = torch.randn((outputs.shape[0], *shape[1:]), dtype=mean.dtype, device=mean.device)
+        mean = mean + (rows * outputs).sum(0)
+    return mean
+
+
+def per_example(op: LinearOp) -> Tensor:
+    """Sample the output with one whole weight draw for every example, by one batched product.
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, section 2.2 (the slow way to uncorrelated examples).
+    """
+    assert op.example is not None
+    number = torch.Size([op.x.shape[op.example]])
+    weight, weight_dim = _draws(op.weight, number)
+    bias, bias_dim = _draws(op.bias, number)
+    batched = torch.func.vmap(op.apply, in_dims=(op.example, weight_dim, bias_dim), out_dims=op.example)
+    return batched(op.x, weight, bias)
+
+
+def flipout(op: LinearOp) -> Tensor:
+    """Sample the output with one perturbation of the weight, its signs flipped per example and unit.
+
+    ``y = apply(x, loc, b) + apply(x * r, w - loc) * s`` with r, s in {-1, 1} per example and input or output
+    unit, the same for all positions of an example.
+
+    References:
+        Wen et al. 2018, arXiv:1803.04386, equation 3.
+    """
+    assert op.example is not None
+    mean = op.apply(op.x, _loc(op.weight), _loc(op.bias))
+    signs = [_random_signs(tensor, op.example, units) for tensor, units in ((op.x, op.x_units), (mean, op.out_units))]
+    weight = _perturbation(op.weight)
+    bias = None if op.bias is None else _perturbation(op.bias)
+    return mean + op.apply(op.x * signs[0], weight, bias) * signs[1]
+
+
+SAMPLERS: dict[str, Callable[[LinearOp], Tensor]] = {"local": local, "per_example": per_example, "flipout": flipout}
+
+
+def _loc(weight):
+    return weight.loc if isinstance(weight, WeightNoise) else weight
+
+
+def _variance(weight) -> Tensor | None:
+    return weight.variance if isinstance(weight, WeightNoise) else None
+
+
+def _unit_noise(op: LinearOp, draw_units: DrawUnits) -> Tensor:
+    """Unit noise in the shape of the input: independent per row, shared by the positions of an example."""
+    rows = _ones_but(op.x.shape, range(op.x.dim() - op.positions), drop=op.x_units)
+    noise = draw_units(torch.Size(rows)).transpose(op.x_units - 1, -1).squeeze(-1).to(op.x.dtype)
+    # Grouped convolution: the units of every group carry the same noise, as in weight space.
+    repeats = op.x.shape[op.x_units] // noise.shape[op.x_units]
+    if repeats > 1:
+        noise = torch.cat([noise] * repeats, dim=op.x_units)
+    return noise
+
+
+def _ones_but(shape: torch.Size, keep: range, drop: int) -> list[int]:
+    """``shape`` with 1 in place of every axis that is not in ``keep``, and of the axis ``drop``."""
+    drop %= len(shape)
+    return [size if axis in keep and axis != drop else 1 for axis, size in enumerate(shape)]
+
+
+def _random_signs(tensor: Tensor, example: int, units: int) -> Tensor:
+    keep = {example % tensor.dim(), units % tensor.dim()}
+    shape = [size if axis in keep else 1 for axis, size in enumerate(tensor.shape)]
+    return torch.randint(0, 2, shape, device=tensor.device).to(tensor.dtype) * 2 - 1
+
+
+def _draws(weight, number: torch.Size):
+    return (weight.draw(number), 0) if isinstance(weight, WeightNoise) else (weight, None)
+
+
+def _perturbation(weight) -> Tensor:
+    if not isinstance(weight, WeightNoise):
+        return torch.zeros_like(weight)
+    return weight.draw(torch.Size()) - weight.loc

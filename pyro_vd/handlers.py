@@ -1,0 +1,121 @@
+"""Effect handlers that choose which value a random weight's site gets: the gradient estimator of a guide."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
+from torch.distributions import Distribution, Independent
+
+from pyro_vd.estimators import ESTIMATORS
+from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.weights import RandomWeight, WeightState
+
+
+def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False):
+    """Put a random weight in place of every weight draw of a guide: local reparameterization.
+
+    For use with any ELBO of Pyro, ``SVI(model, lrt(guide), optim, TraceMeanField_ELBO())``;
+    :class:`pyro_vd.TraceVD_ELBO` does the same by itself. Sites whose distribution is a
+    :class:`pyro_vd.posteriors.WeightPosterior` are replaced; every other site is left as it is.
+
+    Args:
+        fn: the guide; without one, the handler itself is returned, for ``with lrt():``.
+        shared_sites: sites that are drawn once a step instead.
+        reuse: "error" where a weight is used twice in one trace; "independent" to sample each use
+            with noise of its own.
+        strict: raise TypeError, instead of one warning, where an operation has no rule.
+
+    Returns:
+        The wrapped guide, or the handler.
+
+    Raises:
+        ValueError: unknown ``reuse``.
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, section 2.3.
+    """
+    return _handler("local", fn, shared_sites, reuse, strict)
+
+
+def per_example(
+    fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False
+):
+    """As :func:`lrt`, with one whole weight draw for every example (Kingma et al. 2015, section 2.2)."""
+    return _handler("per_example", fn, shared_sites, reuse, strict)
+
+
+def flipout(
+    fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False
+):
+    """As :func:`lrt`, with one perturbation whose signs flip per example (Wen et al. 2018, arXiv:1803.04386)."""
+    return _handler("flipout", fn, shared_sites, reuse, strict)
+
+
+class EstimatorMessenger(Messenger):
+    """The handler behind :func:`lrt`, :func:`per_example` and :func:`flipout`."""
+
+    def __init__(self, estimator: str, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False):
+        super().__init__()
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator: expected one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}")
+        if reuse not in ("error", "independent"):
+            raise ValueError(f"reuse: expected 'error' or 'independent', got {reuse!r}")
+        if isinstance(shared_sites, str):
+            raise TypeError(
+                f"shared_sites: expected a list of site names, got {shared_sites!r}; write [{shared_sites!r}]"
+            )
+        self.estimator, self.shared_sites, self.reuse, self.strict = estimator, set(shared_sites), reuse, strict
+        self.warned: set[tuple[str, str]] = set()
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if self.estimator == "shared" or msg["name"] in self.shared_sites:
+            return
+        if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):
+            return
+        posterior = base_distribution(msg["fn"])
+        if not isinstance(posterior, WeightPosterior):
+            return
+        site = msg["name"]
+        if self.estimator not in posterior.estimators:
+            raise ValueError(
+                f"site {site!r}: expected an estimator that {type(posterior).__name__} has a form for "
+                f"({', '.join(posterior.estimators)}), got {self.estimator!r}; choose one of them, or "
+                f"shared_sites=[{site!r}]"
+            )
+        noise = posterior.noise()
+        trace = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, _is_scoring)
+        msg["value"] = RandomWeight(noise, posterior.variance, trace)
+
+
+def base_distribution(fn: Any) -> Distribution:
+    """The distribution under any ``to_event``."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def _handler(estimator: str, fn: Callable | None, shared_sites: Collection[str], reuse: str, strict: bool) -> Any:
+    messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict)
+    return messenger if fn is None else messenger(fn)
+
+
+_SCORING = {Trace.compute_log_prob.__code__, Trace.compute_score_parts.__code__, Trace.log_prob_sum.__code__}
+
+
+def _is_scoring() -> bool:
+    """Whether Pyro is evaluating log_probs of a finished trace.
+
+    Pyro's own ELBOs evaluate the log_prob of every site, weights too, also where the KL is analytic. That is no
+    use of the weight by the model, and nothing in the arguments tells one from the other.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in _SCORING:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,193 @@
+"""BayesianModule: any torch module as a Pyro model, and data_plate, which scales the likelihood."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
+Prior = TorchDistribution | Mapping[str, TorchDistribution] | Callable[[str, nn.Parameter], TorchDistribution]
+
+_DEFAULT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class BayesianModule(nn.Module):
+    """An unmodified ``nn.Module`` whose chosen parameters are sample sites of a Pyro model.
+
+    Calling it samples the chosen parameters, registers the others with Pyro as deterministic parameters, and
+    calls ``net`` with both. The net itself is not changed: its own values of the chosen parameters stay
+    where they are, and are where a guide of :mod:`pyro_vd.guides` starts. Buffers (BatchNorm) are updated
+    as always; an update that is not finite is not kept.
+
+    Args:
+        net: any torch module.
+        prior: a distribution for every weight, expanded to the shape of each parameter; or a mapping from
+            parameter name or pattern (``"0.*"``, first match) to distributions; or a callable
+            ``(parameter_name, parameter) -> distribution``.
+        name: prefix of the sites, ``f"{name}.{parameter_name}"``.
+        where: which parameters are random. None: ``weight`` of Linear and Conv1d/2d/3d. A module type, or
+            several: ``weight`` of those. A parameter name or pattern, or several. A callable
+            ``(parameter_name, owning_module) -> bool``.
+
+    Attributes:
+        net: the module as given.
+        weight_names: names of the random parameters, in parameter order; tied ones once.
+
+    Raises:
+        ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior;
+            data on another device; use inside a plate; no floating point parameter.
+
+    Example:
+        >>> bnn = BayesianModule(nn.Linear(3, 2), prior=pyro.distributions.Normal(0.0, 1.0))
+        >>> bnn.weight_names, bnn(torch.ones(5, 3)).shape
+        (('weight',), torch.Size([5, 2]))
+    """
+
+    def __init__(self, net: nn.Module, prior: Prior, name: str = "net", where: Where = None):
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"BayesianModule: expected net to be a torch.nn.Module, got {type(net).__name__}")
+        self.net = net
+        self.name = name
+        parameters = dict(net.named_parameters())
+        self.weight_names = tuple(_chosen(net, parameters, where))
+        self.priors = {weight: _prior_for(prior, weight, parameters[weight]) for weight in self.weight_names}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        parameters = dict(self.net.named_parameters())
+        self._check_devices(parameters, args, kwargs)
+        values = {}
+        for parameter_name, parameter in parameters.items():
+            if parameter_name in self.priors:
+                values[parameter_name] = self._sample(parameter_name, parameter)
+            elif parameter.requires_grad:
+                values[parameter_name] = _register(f"{self.name}.{parameter_name}", parameter)
+        before = {name: buffer.clone() for name, buffer in self.net.named_buffers()} if self.net.training else {}
+        output = functional_call(self.net, values, args, kwargs)
+        with torch.no_grad():
+            for buffer_name, buffer in self.net.named_buffers():
+                if buffer.is_floating_point() and buffer_name in before:
+                    buffer.copy_(torch.where(torch.isfinite(buffer), buffer, before[buffer_name]))
+        return output
+
+    def site(self, parameter_name: str) -> str:
+        """The sample site of a random parameter."""
+        return f"{self.name}.{parameter_name}"
+
+    def _sample(self, parameter_name: str, parameter: nn.Parameter) -> Tensor:
+        site = self.site(parameter_name)
+        prior = self.priors[parameter_name].expand(parameter.shape).to_event(parameter.dim())
+        value = pyro.sample(site, prior, infer={"net_parameter": parameter})
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"site {site!r}: expected a weight of shape {tuple(parameter.shape)}, got {tuple(value.shape)}: the net was "
+                "called inside a plate (or with vectorize_particles=True), which repeats its weights and scales its KL; "
+                "call it before the plate, and put only the likelihood inside"
+            )
+        return value
+
+    def _check_devices(self, parameters: dict[str, nn.Parameter], args: tuple, kwargs: dict) -> None:
+        devices = {parameter.device for parameter in parameters.values()}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and devices and leaf.device not in devices and leaf.dim() > 0:
+                own = ", ".join(sorted(map(str, devices)))
+                raise ValueError(
+                    f"BayesianModule {self.name!r}: expected data on the device of the net, {own}, got {leaf.device}; "
+                    f"write x.to({own!r}), or net.to({str(leaf.device)!r}) before the guide is made"
+                )
+
+
+def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int | None = None) -> pyro.plate:
+    """A plate over a minibatch that scales its log likelihood by ``dataset_size / batch_size``.
+
+    As ``pyro.plate(name, dataset_size, subsample_size=batch_size)``, without the permutation of all
+    indices that the latter draws each time: the loader has chosen the batch already.
+
+    Args:
+        dataset_size: number of examples in the data set.
+        batch_size: number of examples in this batch.
+        name: name of the plate.
+        dim: batch dimension of the plate, negative; the rightmost free one if not given.
+
+    Raises:
+        ValueError: unless ``1 <= batch_size <= dataset_size``.
+
+    Example:
+        >>> with data_plate(60000, 100) as index:
+        ...     len(index)
+        100
+    """
+    if not 1 <= batch_size <= dataset_size:
+        raise ValueError(
+            f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
+            f"dataset_size={dataset_size}; dataset_size is the number of training examples (to predict on more than "
+            "those at once, pass batch_size= to posterior_predictive)"
+        )
+    return pyro.plate(name, dataset_size, dim=dim, subsample=torch.arange(batch_size))
+
+
+def _chosen(net: nn.Module, parameters: Mapping[str, nn.Parameter], where: Where) -> list[str]:
+    owners = {name: net.get_submodule(name.rpartition(".")[0]) for name in parameters}
+    if where is None:
+        where = _DEFAULT_LAYERS
+    several = list(where) if isinstance(where, (tuple, list)) else [where]
+    if several and all(isinstance(one, type) for one in several):
+        types = tuple(several)
+        chosen = [n for n in parameters if n.rpartition(".")[2] == "weight" and isinstance(owners[n], types)]
+    elif several and all(isinstance(one, str) for one in several):
+        unmatched = [pattern for pattern in several if not fnmatch.filter(parameters, pattern)]
+        if unmatched:
+            raise ValueError(f"where: expected parameter names or patterns of {list(parameters)}, got {unmatched}")
+        chosen = [n for n in parameters if any(fnmatch.fnmatchcase(n, pattern) for pattern in several)]
+    elif len(several) == 1 and callable(several[0]):
+        chosen = [n for n in parameters if several[0](n, owners[n])]
+    else:
+        raise TypeError(f"where: expected module types, parameter names or one callable, got {where!r}")
+    if not chosen:
+        raise ValueError(
+            f"where: expected at least one parameter to be random, got none of {list(parameters)}; choose with "
+            "where=torch.nn.Linear, where='0.weight' or where=lambda name, module: ..."
+        )
+    return chosen
+
+
+def _prior_for(prior: Prior, name: str, parameter: nn.Parameter) -> TorchDistribution:
+    if isinstance(prior, Mapping):
+        found = next((p for pattern, p in prior.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        if found is None:
+            raise ValueError(f"prior: expected a prior for parameter {name!r}, got priors for {list(prior)} only")
+    elif isinstance(prior, TorchDistribution):
+        found = prior
+    else:
+        found = prior(name, parameter)
+    if not isinstance(found, TorchDistribution):
+        raise TypeError(f"prior: expected a Pyro distribution for parameter {name!r}, got {type(found).__name__}")
+    return found
+
+
+def _register(name: str, parameter: nn.Parameter) -> Tensor:
+    """``pyro.param`` with one tensor for store and net.
+
+    Where the store has a value under this name (a loaded checkpoint), the net takes it over, so that an optimizer
+    made from ``net.parameters()`` trains what the model uses.
+    """
+    store = pyro.get_param_store()
+    stored = store._params.get(name)
+    if stored is not None and stored is not parameter:
+        if stored.shape != parameter.shape:
+            raise ValueError(
+                f"parameter {name!r}: expected shape {tuple(parameter.shape)}, got {tuple(stored.shape)} in Pyro's parameter "
+                "store, from another model of that name; write pyro.clear_param_store() or another name="
+            )
+        with torch.no_grad():
+            parameter.copy_(stored)
+        store[name] = parameter
+    return pyro.param(name, parameter)

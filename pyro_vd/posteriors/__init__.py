@@ -1,0 +1,8 @@
+"""Distributions of random weights, and their KL rules.
+
+Each is an ordinary Pyro distribution (draws, log_prob, expand, to_event) with one thing more:
+``noise()``, the parts from which a linear operation on the weight is sampled locally.
+"""
+
+from pyro_vd.posteriors.base import WeightPosterior as WeightPosterior
+from pyro_vd.posteriors.normal import DropoutNormal as DropoutNormal

@@ -1,0 +1,156 @@
+"""DropoutNormal, the Gaussian weight with independent elements, and its KL rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal, constraints, register_kl
+
+from pyro_vd.estimators import WeightNoise
+from pyro_vd.kl import kl_ard, kl_log_uniform, log_alpha_additive
+from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters
+from pyro_vd.priors import ImproperLogUniform
+
+KL_METHODS = ("sigmoid", "cubic", "lower_bound", "exact", "ard")
+
+
+class DropoutNormal(WeightPosterior):
+    """A Gaussian weight, independent over elements, ``N(loc, alpha * loc**2) = N(loc, sigma2)``.
+
+    Exactly one of ``log_alpha`` (multiplicative, Kingma's type A) and ``log_sigma2`` (additive, sparse
+    variational dropout) is given; both can be read. With the additive form the gradient of ``loc``
+    does not carry the noise of the weight (Molchanov et al. 2017, section 4.1).
+
+    Args:
+        loc: mean of each weight, floating point, any shape.
+        log_alpha: natural log of ``variance / loc**2``; broadcasts with ``loc``.
+        log_sigma2: natural log of the variance; broadcasts with ``loc``.
+        kl: the formula of its KL to :class:`ImproperLogUniform`: a method of
+            :func:`pyro_vd.kl.kl_log_uniform`, or "ard" for :func:`pyro_vd.kl.kl_ard` (the prior
+            fitted to each weight).
+
+    Raises:
+        ValueError: both or neither of log_alpha and log_sigma2; shapes that do not broadcast; unknown kl.
+        TypeError: loc is not a floating point tensor.
+
+    Example:
+        >>> q = DropoutNormal(torch.tensor([2.0]), log_sigma2=torch.tensor([0.0]))
+        >>> q.log_alpha, q.dropout_rate
+        (tensor([-1.3863]), tensor([0.2000]))
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, section 3; Molchanov et al. 2017, arXiv:1701.05369, equation 12.
+    """
+
+    support = constraints.real
+
+    def __init__(
+        self,
+        loc: Tensor,
+        log_alpha: Tensor | float | None = None,
+        *,
+        log_sigma2: Tensor | float | None = None,
+        kl: str = "sigmoid",
+        validate_args: bool | None = None,
+    ):
+        if (log_alpha is None) == (log_sigma2 is None):
+            got = "neither" if log_alpha is None else "both"
+            raise ValueError(
+                f"DropoutNormal: expected exactly one of log_alpha and log_sigma2, got {got}; write "
+                "DropoutNormal(loc, log_sigma2=...) for additive or DropoutNormal(loc, log_alpha) for multiplicative noise"
+            )
+        if kl not in KL_METHODS:
+            raise ValueError(f"DropoutNormal: expected kl to be one of {', '.join(map(repr, KL_METHODS))}, got {kl!r}")
+        name = "log_alpha" if log_sigma2 is None else "log_sigma2"
+        value = log_alpha if log_sigma2 is None else log_sigma2
+        self.loc, noise = broadcast_parameters("DropoutNormal", loc, name, value)
+        self._log_alpha = noise if log_sigma2 is None else None
+        self._log_sigma2 = noise if log_sigma2 is not None else None
+        self.kl = kl
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @property
+    def log_alpha(self) -> Tensor:
+        """Natural log of ``variance / loc**2``; finite at loc = 0."""
+        return log_alpha_additive(self.loc, self._log_sigma2) if self._log_alpha is None else self._log_alpha
+
+    @property
+    def log_sigma2(self) -> Tensor:
+        """Natural log of the variance; finite at loc = 0."""
+        if self._log_sigma2 is None:
+            assert self._log_alpha is not None
+            return self._log_alpha - log_alpha_additive(self.loc, torch.zeros_like(self.loc))
+        return self._log_sigma2
+
+    @property
+    def variance(self) -> Tensor:
+        if self._log_sigma2 is None:
+            assert self._log_alpha is not None
+            return self._log_alpha.exp() * self.loc.square()
+        return self._log_sigma2.exp()
+
+    @property
+    def scale(self) -> Tensor:
+        if self._log_sigma2 is None:
+            assert self._log_alpha is not None
+            return (0.5 * self._log_alpha).exp() * self.loc.abs()
+        return (0.5 * self._log_sigma2).exp()
+
+    def noise(self) -> WeightNoise:
+        return WeightNoise(self.loc, self.variance, draw=self.rsample)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> DropoutNormal:
+        new = self._get_checked_instance(DropoutNormal, _instance)
+        new.loc = self.loc.expand(batch_shape)
+        new._log_alpha = None if self._log_alpha is None else self._log_alpha.expand(batch_shape)
+        new._log_sigma2 = None if self._log_sigma2 is None else self._log_sigma2.expand(batch_shape)
+        new.kl = self.kl
+        super(DropoutNormal, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        # |loc| rather than loc in the multiplicative scale: the same distribution.
+        return self.loc + self.scale * noise
+
+    def _normal(self) -> torch.distributions.Normal:
+        return torch.distributions.Normal(self.loc, self.scale, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._normal().log_prob(value)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        return self._normal().cdf(value)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        return self._normal().icdf(value)
+
+    def entropy(self) -> Tensor:
+        return self._normal().entropy()
+
+
+@register_kl(DropoutNormal, ImproperLogUniform)
+def _kl_dropout_normal_log_uniform(q: DropoutNormal, p: ImproperLogUniform) -> Tensor:
+    kl = kl_ard(q.log_alpha) if q.kl == "ard" else kl_log_uniform(q.log_alpha, q.kl)
+    return kl.expand(torch.broadcast_shapes(kl.shape, p.batch_shape))
+
+
+@register_kl(Normal, ImproperLogUniform)
+def _kl_normal_log_uniform(q: Normal, p: ImproperLogUniform) -> Tensor:
+    return _kl_dropout_normal_log_uniform(DropoutNormal(q.loc, log_sigma2=2 * q.scale.log()), p)
+
+
+@register_kl(DropoutNormal, Normal)
+def _kl_dropout_normal_normal(q: DropoutNormal, p: Normal) -> Tensor:
+    """``0.5 * ((variance + (loc - prior loc)**2) / prior variance - 1 - log(variance / prior variance))``."""
+    if q.kl == "ard":
+        raise ValueError(
+            "DropoutNormal: kl='ard' fits the variance of the prior to each weight, got a fixed Normal prior; write "
+            "prior=ImproperLogUniform() in the model, or another kl (AutoMeanField instead of AutoARD)"
+        )
+    prior_variance = p.scale.square()
+    return 0.5 * ((q.variance + (q.loc - p.loc).square()) / prior_variance - 1 - q.log_sigma2 + prior_variance.log())

@@ -1,0 +1,130 @@
+"""Posterior predictive, one weight draw in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_vd.handlers import lrt
+
+MODES = ("weights", "local", "mean")
+
+
+@torch.no_grad()
+def posterior_predictive(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    num_samples: int,
+    mode: str = "weights",
+    batch_size: int | None = None,
+    return_sites: Collection[str] = (),
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    """Draws from the posterior predictive distribution of a model, as ``pyro.infer.Predictive`` gives them.
+
+    Args:
+        model, guide: Pyro model and guide. The model is called without its observed data (leave ``y`` out).
+        *args, **kwargs: their arguments.
+        num_samples: number of draws.
+        mode: "weights": each draw is one function, its weights drawn once (use it for joint
+            predictions, function plots, disagreement). "local": noise of its own for every output element, as in
+            training; two nearly equal inputs come out unrelated. "mean": the posterior mean of every guide
+            site, the mean network.
+        batch_size: run this many examples at a time. Tensors among the arguments whose first axis is as long
+            as that of the first one are cut along it. In modes "weights" and "mean" a draw stays the
+            same draw over the pieces.
+        return_sites: names of the sites to return; if empty, all but the guide's.
+
+    Returns:
+        ``{site: values}``, shape ``(num_samples, *shape of the site)``. Memory grows with the outputs
+        alone: one draw of the weights is held at a time.
+
+    Raises:
+        ValueError: unknown mode; num_samples or batch_size < 1; batch_size with nothing to cut, or with
+            a guide that has sites inside a plate.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     return pyro.sample("y", dist.Normal(x * pyro.sample("w", dist.Normal(0.0, 1.0)), 1.0).to_event(1))
+        >>> def guide(x):
+        ...     pyro.sample("w", dist.Normal(2.0, 0.1))
+        >>> posterior_predictive(model, guide, torch.ones(5), num_samples=3)["y"].shape
+        torch.Size([3, 5])
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    draws: dict[str, list[Tensor]] = {}
+    for _ in range(num_samples):
+        for site, value in _one_draw(model, guide, args, kwargs, mode, batch_size, set(return_sites)).items():
+            draws.setdefault(site, []).append(value)
+    return {site: torch.stack(values) for site, values in draws.items()}
+
+
+def _one_draw(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, mode: str, batch_size: int | None, sites: set[str]
+) -> dict[str, Tensor]:
+    chunks = [(args, kwargs)] if batch_size is None else list(_chunks(args, kwargs, batch_size))
+    guide = _PosteriorMean()(guide) if mode == "mean" else guide
+    shared = None if mode == "local" else poutine.trace(guide).get_trace(*args, **kwargs)
+    if shared is not None and len(chunks) > 1:
+        local = [name for name, site in shared.iter_stochastic_nodes() if site["cond_indep_stack"]]
+        if local:
+            raise ValueError(
+                f"batch_size: expected a guide without sites inside a plate, got {local}, which cannot be cut; call "
+                "posterior_predictive once for each piece of the data instead"
+            )
+    pieces: dict[str, list[Tensor]] = {}
+    for chunk_args, chunk_kwargs in chunks:
+        trace = shared or poutine.trace(lrt(guide)).get_trace(*chunk_args, **chunk_kwargs)
+        run = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*chunk_args, **chunk_kwargs)
+        for name, site in prune_subsample_sites(run).nodes.items():
+            if site["type"] == "sample" and (name in sites if sites else name not in trace.nodes):
+                pieces.setdefault(name, []).append(site["value"])
+    lengths = [_length(*chunk) for chunk in chunks]
+    return {name: _join(values, lengths) for name, values in pieces.items()}
+
+
+class _PosteriorMean(Messenger):
+    """Gives every site of a guide the mean of its distribution."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["value"] is None and not msg["is_observed"]:
+            msg["value"] = msg["fn"].mean  # type: ignore[attr-defined]
+
+
+def _length(args: tuple, kwargs: dict) -> int:
+    """Length of the first axis of the first tensor argument; 0 without one."""
+    return next((a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)
+
+
+def _chunks(args: tuple, kwargs: dict, batch_size: int) -> Iterator[tuple[tuple, dict]]:
+    length = _length(args, kwargs)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if not length:
+        raise ValueError("batch_size: expected a tensor of examples among the arguments, got none to cut; leave it out")
+
+    def cut(argument: Any, start: int) -> Any:
+        is_data = isinstance(argument, Tensor) and argument.dim() and argument.shape[0] == length
+        return argument[start : start + batch_size] if is_data else argument
+
+    for start in range(0, length, batch_size):
+        yield tuple(cut(a, start) for a in args), {name: cut(a, start) for name, a in kwargs.items()}
+
+
+def _join(values: list[Tensor], lengths: list[int]) -> Tensor:
+    """Put the pieces of one site together along the axis of examples; a site without it is in every piece."""
+    along = [v.dim() > 0 and v.shape[0] == n for v, n in zip(values, lengths)]
+    return torch.cat(values) if len(values) > 1 and all(along) else values[0]

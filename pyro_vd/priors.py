@@ -1,0 +1,142 @@
+"""Log-uniform priors: ImproperLogUniform, p(w) ~ 1 / |w|, and its proper truncation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class ImproperLogUniform(TorchDistribution):
+    """The improper log-uniform prior on the real line, ``log p(w) = -log |w|`` up to a constant.
+
+    It cannot be sampled and has no normaliser; what it is for is an analytic KL to a Gaussian weight
+    (:func:`pyro_vd.kl.kl_log_uniform`), which has no dependence on the scale of the weight. With a
+    likelihood it gives in general no proper posterior (Hron, Matthews, Ghahramani 2018,
+    arXiv:1807.01969): report held-out likelihood, never compare its bound across models.
+
+    Args:
+        batch_shape: shape of independent weights; use ``.expand(shape).to_event(n)`` as for any Pyro
+            distribution.
+
+    Raises:
+        ValueError: from ``sample``/``rsample``: there is nothing to draw from.
+
+    Example:
+        >>> ImproperLogUniform().expand([2]).log_prob(torch.tensor([1.0, math.e]))
+        tensor([-0., -1.])
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, section 4.2.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real
+    has_rsample = False
+
+    def __init__(self, batch_shape: torch.Size = torch.Size(), *, validate_args: bool | None = None):
+        super().__init__(torch.Size(batch_shape), validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> ImproperLogUniform:
+        return ImproperLogUniform(torch.Size(batch_shape), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``-log |value|``, not normalised, in nats; plus infinity at 0."""
+        log_prob = -value.abs().log()
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> NoReturn:
+        raise ValueError(
+            "ImproperLogUniform: expected a distribution that can be sampled, got the improper density 1 / |w|, "
+            "which has no draws (no prior predictive, no MCMC start, and the guide must cover the site). Write "
+            "pyro_vd.TruncatedLogUniform(low, high), Normal or StudentT as the prior instead, or give the site a "
+            "guide such as pyro_vd.guides.AutoSparseVD(model)."
+        )
+
+    rsample = sample
+
+
+class TruncatedLogUniform(TorchDistribution):
+    """The proper log-uniform prior on ``low <= |w| <= high``, sign uniform.
+
+    ``p(w) = 1 / (2 * |w| * log(high / low))``.
+
+    Args:
+        low: smallest size of a weight, > 0; broadcasts with ``high``.
+        high: largest size of a weight, > low.
+
+    Raises:
+        ValueError: unless ``0 < low < high``.
+
+    Example:
+        >>> TruncatedLogUniform(1.0, math.e).log_prob(torch.tensor(1.0)).exp()
+        tensor(0.5000)
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, section 4.2 ("uniform on the log-scale"); made proper as
+        Neklyudov et al. 2017 do, arXiv:1705.07283, section 3.2.
+    """
+
+    arg_constraints = {"low": constraints.positive, "high": constraints.positive}
+    has_rsample = True
+
+    def __init__(self, low: Tensor | float, high: Tensor | float, *, validate_args: bool | None = None):
+        low, high = (x if isinstance(x, Tensor) else torch.tensor(float(x)) for x in (low, high))
+        self.low, self.high = torch.broadcast_tensors(low, high)
+        if not bool((0 < self.low).logical_and(self.low < self.high).all()):
+            raise ValueError(
+                f"TruncatedLogUniform: expected 0 < low < high, got low={low!r}, high={high!r}; "
+                "low and high are sizes |w|, the sign is free"
+            )
+        super().__init__(self.low.shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        # Not an interval: both signs. The density outside the shell is 0, so log_prob is -inf there.
+        return constraints.real
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros_like(self.low)
+
+    @property
+    def variance(self) -> Tensor:
+        """``(high**2 - low**2) / (2 * log(high / low))``."""
+        return (self.high.square() - self.low.square()) / (2 * self._log_ratio)
+
+    @property
+    def _log_ratio(self) -> Tensor:
+        return (self.high / self.low).log()
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> TruncatedLogUniform:
+        new = self._get_checked_instance(TruncatedLogUniform, _instance)
+        new.low, new.high = self.low.expand(batch_shape), self.high.expand(batch_shape)
+        super(TruncatedLogUniform, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Normalised, in nats; -inf outside ``low <= |value| <= high``."""
+        size = value.abs()
+        inside = (size >= self.low) & (size <= self.high)
+        safe = torch.where(inside, size, self.high)
+        density = -safe.log() - (2 * self._log_ratio).log()
+        return torch.where(inside, density, -math.inf)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return self.icdf(torch.rand(shape, dtype=self.low.dtype, device=self.low.device))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(w <= value): 1/2 between -low and low."""
+        size = torch.minimum(torch.maximum(value.abs(), self.low), self.high)
+        return 0.5 + 0.5 * torch.sign(value) * (size / self.low).log() / self._log_ratio
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The w with P(W <= w) = value; at value = 1/2, where every w in [-low, low] is one, low."""
+        folded = 2 * value - 1
+        return torch.where(folded < 0, -1.0, 1.0) * self.low * (self._log_ratio * folded.abs()).exp()

@@ -1,0 +1,167 @@
+"""Sparsity of a trained guide: which weights stay, the report, and the pruned net."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_vd.handlers import base_distribution
+from pyro_vd.module import BayesianModule
+from pyro_vd.posteriors import WeightPosterior
+
+Posteriors = Mapping[str, WeightPosterior] | Callable
+
+
+@dataclass(frozen=True)
+class SparsityRow:
+    """One site, or the total: number of weights, how many are kept, and the two ratios of them.
+
+    ``sparsity = 1 - kept / weights``; ``compression = weights / kept``, infinite where none is kept.
+    """
+
+    site: str
+    shape: tuple[int, ...]
+    weights: int
+    kept: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.kept / self.weights
+
+    @property
+    def compression(self) -> float:
+        return self.weights / self.kept if self.kept else float("inf")
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """What :func:`sparsity_report` returns: a row for each site, and the total. Prints as a table."""
+
+    rows: tuple[SparsityRow, ...]
+    log_alpha_threshold: float
+
+    @property
+    def total(self) -> SparsityRow:
+        return SparsityRow("total", (), sum(r.weights for r in self.rows), sum(r.kept for r in self.rows))
+
+    @property
+    def sparsity(self) -> float:
+        return self.total.sparsity
+
+    @property
+    def compression(self) -> float:
+        return self.total.compression
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """``{site: {"shape", "weights", "kept", "sparsity", "compression"}}``, "total" last."""
+        rows = {}
+        for row in (*self.rows, self.total):
+            fields = asdict(row) | {"sparsity": row.sparsity, "compression": row.compression}
+            rows[fields.pop("site")] = fields
+        return rows
+
+    def __str__(self) -> str:
+        width = max(len(row.site) for row in (*self.rows, self.total))
+        lines = [f"{'site':<{width}}  {'shape':>14}  {'weights':>9}  {'kept':>9}  {'sparsity':>8}  {'compression':>11}"]
+        for row in (*self.rows, self.total):
+            shape = "x".join(map(str, row.shape))
+            lines.append(
+                f"{row.site:<{width}}  {shape:>14}  {row.weights:>9,}  {row.kept:>9,}  {row.sparsity:>8.2%}  "
+                f"{row.compression:>10.1f}x"
+            )
+        return "\n".join(lines)
+
+
+def weight_posteriors(guide: Callable, *args: Any, **kwargs: Any) -> dict[str, WeightPosterior]:
+    """The distribution of every random weight that a guide samples, from one run of it.
+
+    For guides written by hand; those of :mod:`pyro_vd.guides` have ``guide.posteriors()``.
+
+    Args:
+        guide: any Pyro guide.
+        *args, **kwargs: its arguments.
+
+    Returns:
+        ``{site: posterior}`` in the order of the guide, without ``to_event``.
+    """
+    trace = poutine.block(poutine.trace(guide).get_trace)(*args, **kwargs)
+    found = {name: base_distribution(site["fn"]) for name, site in trace.iter_stochastic_nodes()}
+    return {name: fn for name, fn in found.items() if isinstance(fn, WeightPosterior)}
+
+
+def sparsity_report(guide: Posteriors, log_alpha_threshold: float = 3.0) -> SparsityReport:
+    """How many weights stay when those with ``log_alpha > log_alpha_threshold`` are pruned.
+
+    Args:
+        guide: a guide of :mod:`pyro_vd.guides`, or the dict that :func:`weight_posteriors` returns.
+        log_alpha_threshold: natural log of the noise ratio; 3 is a dropout rate of 0.95. The threshold is a
+            choice: look at the error of the pruned net over several.
+
+    Example:
+        >>> from pyro_vd.posteriors import DropoutNormal
+        >>> q = DropoutNormal(torch.tensor([1.0, 0.01]), log_sigma2=-3.0)
+        >>> print(sparsity_report({"w": q}))
+        site            shape    weights       kept  sparsity  compression
+        w                   2          2          1    50.00%         2.0x
+        total                          2          1    50.00%         2.0x
+
+    References:
+        Molchanov et al. 2017, arXiv:1701.05369, section 5.
+    """
+    kept = {site: keep_mask(q, log_alpha_threshold) for site, q in _posteriors(guide).items()}
+    rows = tuple(SparsityRow(site, tuple(m.shape), m.numel(), int(m.sum())) for site, m in kept.items())
+    return SparsityReport(rows, log_alpha_threshold)
+
+
+def keep_mask(posterior: WeightPosterior, log_alpha_threshold: float = 3.0) -> Tensor:
+    """True where a weight stays: ``log_alpha <= log_alpha_threshold``, in the shape of the weight."""
+    return (posterior.log_alpha <= log_alpha_threshold).expand(posterior.loc.shape)
+
+
+def prune(bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3.0) -> nn.Module:
+    """A plain copy of the net with posterior means for weights, zero where ``log_alpha > log_alpha_threshold``.
+
+    Args:
+        bnn: the module of the model.
+        guide: a guide of :mod:`pyro_vd.guides`, or the dict that :func:`weight_posteriors` returns.
+        log_alpha_threshold: see :func:`sparsity_report`; ``math.inf`` gives the mean network.
+
+    Returns:
+        A deep copy of ``bnn.net``: no Pyro, deterministic parameters and buffers as trained.
+
+    Raises:
+        ValueError: the guide has no posterior for a weight of ``bnn``.
+    """
+    posteriors = _posteriors(guide)
+    net = copy.deepcopy(bnn.net)
+    parameters = dict(net.named_parameters())
+    for name in bnn.weight_names:
+        if bnn.site(name) not in posteriors:
+            raise ValueError(
+                f"prune: expected a guide with a weight at site {bnn.site(name)!r}, got one with {list(posteriors)}; pass "
+                "the guide that was trained with this module"
+            )
+        posterior = posteriors[bnn.site(name)]
+        with torch.no_grad():
+            parameters[name].copy_(posterior.mean * keep_mask(posterior, log_alpha_threshold))
+    return net
+
+
+def _posteriors(guide: Posteriors) -> Mapping[str, WeightPosterior]:
+    if isinstance(guide, Mapping):
+        return guide
+    try:
+        with pyro.poutine.block():
+            return guide.posteriors()  # type: ignore[attr-defined]
+    except AttributeError:
+        raise TypeError(
+            f"expected a guide of pyro_vd.guides or a dict of posteriors, got {type(guide).__name__}; write "
+            "weight_posteriors(guide, *args) for a guide written by hand"
+        ) from None

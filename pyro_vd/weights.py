@@ -1,0 +1,257 @@
+"""RandomWeight: a weight that is a distribution, in the place of a tensor.
+
+A linear operation on it returns its output sampled by the estimator of the trace (``estimators.py``);
+``operations.py`` is the table of those operations. A view of it (transpose, slice, chunk, scaling by a
+constant, ...) is again a random weight. Any other operation draws the weight once for the trace.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from pyro_vd.estimators import SAMPLERS, LinearOp, WeightNoise, independent_noise
+from pyro_vd.operations import rules
+from pyro_vd.views import COMMUTATIVE, METADATA, SCALINGS, TRANSPOSES, is_view
+
+Region = tuple[tuple[int, ...], tuple[int, ...], int]  # size, stride, storage offset
+
+
+@dataclass
+class WeightState:
+    """What has happened to one random weight in one trace; shared by all its views.
+
+    Attributes:
+        site: the name of the sample site.
+        estimator: "local", "per_example" or "flipout".
+        reuse: "error", or "independent" to let a second use draw noise of its own.
+        strict: raise where an operation has no rule.
+        warned: (site, operation) pairs already warned of, kept over traces by the handler.
+        is_scoring: whether a log_prob of the trace is being evaluated right now.
+    """
+
+    site: str
+    noise: WeightNoise
+    estimator: str = "local"
+    reuse: str = "error"
+    strict: bool = False
+    warned: set[tuple[str, str]] = field(default_factory=set)
+    is_scoring: Callable[[], bool] = lambda: False
+    used: list[Region | None] = field(default_factory=list)
+    draw: Tensor | None = None
+    scored_draw: Tensor | None = None
+
+    def claim(self, region: Region | None, operation: str) -> None:
+        """Note a use of the elements in ``region`` with noise of its own; error where they had one already."""
+        if self.reuse == "error" and any(_overlap(region, other) for other in self.used):
+            raise ValueError(
+                f"site {self.site!r}: expected one use of the weight in a trace under estimator "
+                f"{self.estimator!r}, got a second one in {operation}: two uses of one weight share their noise, but "
+                f"each would be sampled with noise of its own. Write shared_sites=[{self.site!r}] to draw this weight "
+                'once a step, or reuse="independent" to accept independent noise'
+            )
+        self.used.append(region)
+
+
+class RandomWeight(Tensor):
+    """A weight that is a distribution, usable wherever the weight tensor was.
+
+    ``F.linear``, ``@``, ``matmul``, ``mm``, ``mv``, ``addmm``, ``+`` (as a bias) and ``conv1d/2d/3d`` return
+    locally sampled outputs. Views act on the moments. Any other operation uses one coherent
+    draw for the rest of the trace, with a warning that names site and operation (``strict``: a
+    TypeError). The same elements used twice raise, since their noise is one and the same.
+
+    Made by :func:`pyro_vd.lrt` and :class:`pyro_vd.TraceVD_ELBO`; rarely by hand.
+
+    Attributes:
+        loc: mean of each weight, shape of the weight.
+        variance: variance of each weight, shape of the weight.
+        site: the name of its sample site.
+
+    Example:
+        >>> noise = WeightNoise(torch.ones(2, 3), torch.zeros(2, 3), draw=lambda shape: torch.ones(2, 3))
+        >>> weight = RandomWeight(noise, torch.zeros(2, 3), WeightState("w", noise))
+        >>> torch.nn.functional.linear(torch.ones(3), weight)
+        tensor([3., 3.])
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, section 2.3.
+    """
+
+    loc: Tensor
+    variance: Tensor
+    site: str
+    noise: WeightNoise
+    state: WeightState
+
+    @staticmethod
+    def __new__(
+        cls,
+        noise: WeightNoise,
+        variance: Tensor,
+        state: WeightState,
+        view: Callable[[Tensor], Tensor] = lambda weight: weight,
+        region: Region | None = None,
+    ) -> RandomWeight:
+        loc = noise.loc
+        new = Tensor._make_wrapper_subclass(cls, loc.shape, dtype=loc.dtype, device=loc.device)  # type: ignore
+        new.loc, new.variance, new.noise, new.state, new.site = loc, variance, noise, state, state.site
+        new._view, new._region = view, region
+        return new
+
+    def materialize(self) -> Tensor:
+        """The weight as an ordinary tensor: one draw, the same for every view and the rest of the trace."""
+        return self._materialize("materialize()")
+
+    def _materialize(self, operation: str) -> Tensor:
+        trace = self.state
+        if trace.is_scoring():
+            # A log_prob of the weight, which an ELBO with analytic KL discards. It gets a draw of its
+            # own: the mean over draws is right for the ELBOs that do use it.
+            if trace.scored_draw is None:
+                trace.scored_draw = trace.noise.draw(torch.Size())
+            return self._view(trace.scored_draw)
+        if trace.draw is None:
+            trace.claim(self._region, operation)
+            trace.draw = trace.noise.draw(torch.Size())
+        return self._view(trace.draw)
+
+    def _viewed(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """The view ``function(self, *args, **kwargs)``: a random weight, or a tuple of them."""
+
+        def view(tensor: Tensor) -> Any:
+            return function(tensor, *args, **kwargs)
+
+        loc = view(self.loc)
+        variance = view(view(self.variance)) if function in SCALINGS else view(self.variance)
+        if isinstance(loc, Tensor):
+            return self._rewrap(loc, variance, view)
+        return tuple(
+            self._rewrap(*parts, view=lambda tensor, i=i: view(tensor)[i]) for i, parts in enumerate(zip(loc, variance))
+        )
+
+    def _rewrap(self, loc: Tensor, variance: Tensor, view: Callable[[Tensor], Tensor]) -> RandomWeight:
+        noise = independent_noise(loc, variance) if self.noise.independent else _transposed(self.noise)
+        # A view of the storage of the whole weight is known to the element; a copy is as large as its origin.
+        storages = [tensor.untyped_storage()._cdata for tensor in (loc, self.state.noise.loc)]
+        region = self._region
+        if storages[0] == storages[1]:
+            region = tuple(loc.shape), tuple(loc.stride()), int(loc.storage_offset())
+        return RandomWeight(noise, variance, self.state, lambda weight: view(self._view(weight)), region)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"RandomWeight(site={self.site!r}, shape={tuple(self.shape)}, estimator={self.state.estimator!r})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func in _RULES and (op := _RULES[func](*args, **kwargs)) is not None:
+            sampled = _sample(op, _name(func))
+            if sampled is not None:
+                return sampled
+        if func in COMMUTATIVE and not isinstance(args[0], RandomWeight):
+            args = args[::-1]
+        first = args[0] if args else None
+        if isinstance(first, RandomWeight) and is_view(func, first, args[1:], kwargs):
+            if first.noise.independent or (func in TRANSPOSES and first.dim() == 2):
+                return first._viewed(func, args[1:], kwargs)
+        return _without_rule(func, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        sites = [a.site for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, RandomWeight)]
+        raise TypeError(
+            f"site {sites[0]!r}: expected an operation that PyTorch dispatches on the type of its arguments, got {func} "
+            "from below that layer (a C++ extension or a custom autograd function); write weight.materialize() "
+            f"before it, or shared_sites=[{sites[0]!r}]"
+        )
+
+
+def _sample(op: LinearOp, operation: str) -> Tensor | None:
+    """The sampled output of ``op``, or None where its noise has no local form for this operation."""
+    randoms = [w for w in (op.weight, op.bias) if isinstance(w, RandomWeight)]
+    if isinstance(op.x, RandomWeight):
+        return None
+    estimator = randoms[0].state.estimator
+    if estimator != "local" and op.example is None:
+        return None
+    for weight in randoms:
+        if weight.state.draw is not None:
+            return None  # drawn before, by an operation without a rule: stay with that draw
+        if weight.noise.draw_units is not None and weight.noise.unit_dim != op.weight_units:
+            return None
+        if not weight.noise.independent and weight is op.bias:
+            return None
+    for weight in randoms:
+        weight.state.claim(weight._region, operation)
+    noises = {name: w.noise for name in ("weight", "bias") if isinstance(w := getattr(op, name), RandomWeight)}
+    return SAMPLERS[estimator](replace(op, **noises))
+
+
+def _without_rule(func: Any, args: Any, kwargs: Any) -> Any:
+    """Use one draw of every random weight among the arguments, loudly."""
+    operation = _name(func)
+
+    def drawn(arg: Any) -> Any:
+        if not isinstance(arg, RandomWeight):
+            return arg
+        trace = arg.state
+        if trace.draw is None and not trace.is_scoring():
+            expected = f"site {arg.site!r}: expected an operation with a rule for estimator {trace.estimator!r}, got "
+            if trace.strict:
+                raise TypeError(
+                    f"{expected}{operation}; write shared_sites=[{arg.site!r}] to draw this weight once a step"
+                )
+            if (arg.site, operation) not in trace.warned:
+                trace.warned.add((arg.site, operation))
+                warnings.warn(
+                    f"{expected}{operation}; the weight is drawn once for this trace. Write "
+                    f"shared_sites=[{arg.site!r}] to ask for that, or strict=True to make it an error",
+                    stacklevel=4,
+                )
+        return arg._materialize(operation)
+
+    return func(*tree_map(drawn, args), **tree_map(drawn, kwargs))
+
+
+def _transposed(noise: WeightNoise) -> WeightNoise:
+    """The noise of the transpose of a matrix."""
+    return WeightNoise(
+        noise.loc.mT,
+        None if noise.variance is None else noise.variance.mT,
+        draw=lambda shape: noise.draw(shape).mT,
+        unit_dim=None if noise.unit_dim is None else 1 - noise.unit_dim,
+        draw_units=noise.draw_units,
+        factor=None if noise.factor is None else noise.factor.mT,
+    )
+
+
+def _overlap(first: Region | None, second: Region | None) -> bool:
+    """Whether two views hold a common element of the weight; None is all of it."""
+    if first is None or second is None:
+        return True
+    return not _elements(first).isdisjoint(_elements(second))
+
+
+def _elements(region: Region) -> set[int]:
+    size, stride, offset = region
+    elements = {offset}
+    for length, step in zip(size, stride):
+        elements = {element + index * step for element in elements for index in range(length)}
+    return elements
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__name__", str(func)).strip("_")
+
+
+_RULES = rules(lambda argument: isinstance(argument, RandomWeight))
