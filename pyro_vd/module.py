@@ -8,13 +8,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
-Prior = TorchDistribution | Mapping[str, TorchDistribution] | Callable[[str, nn.Parameter], TorchDistribution]
+Prior = TorchDistributionMixin | Mapping[str, TorchDistributionMixin] | Callable[[str, nn.Parameter], TorchDistributionMixin]
 
 _DEFAULT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -159,16 +159,16 @@ def _chosen(net: nn.Module, parameters: Mapping[str, nn.Parameter], where: Where
     return chosen
 
 
-def _prior_for(prior: Prior, name: str, parameter: nn.Parameter) -> TorchDistribution:
+def _prior_for(prior: Prior, name: str, parameter: nn.Parameter) -> TorchDistributionMixin:
     if isinstance(prior, Mapping):
         found = next((p for pattern, p in prior.items() if fnmatch.fnmatchcase(name, pattern)), None)
         if found is None:
             raise ValueError(f"prior: expected a prior for parameter {name!r}, got priors for {list(prior)} only")
-    elif isinstance(prior, TorchDistribution):
+    elif isinstance(prior, TorchDistributionMixin):
         found = prior
     else:
         found = prior(name, parameter)
-    if not isinstance(found, TorchDistribution):
+    if not isinstance(found, TorchDistributionMixin):
         raise TypeError(f"prior: expected a Pyro distribution for parameter {name!r}, got {type(found).__name__}")
     return found
 
