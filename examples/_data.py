@@ -96,7 +96,7 @@ def _idx(path: Path) -> np.ndarray:
     with opened(path, "rb") as file:
         _, kind, rank = struct.unpack(">HBB", file.read(4))
         sizes = struct.unpack(f">{rank}I", file.read(4 * rank))
-        values = np.frombuffer(file.read(), dtype=np.uint8)
+        values = np.frombuffer(bytearray(file.read()), dtype=np.uint8)  # a bytearray, since torch wants to write
     if kind != 8 or values.size != np.prod(sizes):
         raise SystemExit(f"{path}: expected an IDX file of {sizes} unsigned bytes, got {values.size} of type {kind}")
     return values.reshape(sizes)

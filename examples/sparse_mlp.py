@@ -73,9 +73,9 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     guide(data.x_train[:batch], data.y_train[:batch])  # makes its parameters
     elbo = vd.TraceVD_ELBO(estimator="local")
     loss = elbo(model, guide)
-    variances = list(guide.log_sigma2.parameters())
+    variances = list(guide.log_sigma2s.parameters())
     groups = [
-        {"params": [*guide.loc.parameters(), *bnn.parameters()], "lr": recipe.lr},
+        {"params": [*guide.locs.parameters(), *bnn.parameters()], "lr": recipe.lr},
         {"params": variances, "lr": recipe.lr * recipe.lr_ratio},
     ]
     optimizer = torch.optim.Adam(groups, fused=True)

@@ -30,11 +30,11 @@ class AdditiveGuide(WeightGuide):
         self.kl = kl
 
     def posterior(self, site: str) -> DropoutNormal:
-        return DropoutNormal(self._read("loc", site), log_sigma2=self._read("log_sigma2", site), kl=self.kl)
+        return DropoutNormal(self._read("locs", site), log_sigma2=self._read("log_sigma2s", site), kl=self.kl)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
-        self._store("loc", site, value)
-        self._store("log_sigma2", site, torch.full_like(value, self.init_log_sigma2))
+        self._store("locs", site, value)
+        self._store("log_sigma2s", site, torch.full_like(value, self.init_log_sigma2))
 
 
 class AutoSparseVD(AdditiveGuide):
@@ -100,4 +100,39 @@ class AutoMeanField(AdditiveGuide):
     ):
         super().__init__(
             model, init_log_sigma2, "sigmoid", where=where, init_loc_fn=init_loc_fn, create_plates=create_plates
+        )
+
+
+class AutoARD(AdditiveGuide):
+    """Automatic relevance determination: the variance of each weight's zero-mean Gaussian prior is fitted.
+
+    ``KL = 0.5 * log1p(1 / alpha)`` at the best prior variance ``loc**2 + sigma2``. The model's prior is written
+    ``ImproperLogUniform()``: it has no parameter of its own that could contradict.
+
+    Args:
+        model: a Pyro model with the log-uniform prior on its weights.
+        init_log_sigma2: where the log-variance starts.
+        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+
+    Example:
+        >>> import pyro_vd as vd
+        >>> guide = AutoARD(vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform()))
+        >>> guide(torch.ones(1, 3))["net.weight"].shape
+        torch.Size([2, 3])
+
+    References:
+        Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        init_log_sigma2: float = -10.0,
+        *,
+        where: Where = None,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
+        create_plates: Callable | None = None,
+    ):
+        super().__init__(
+            model, init_log_sigma2, "ard", where=where, init_loc_fn=init_loc_fn, create_plates=create_plates
         )

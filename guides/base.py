@@ -6,7 +6,7 @@ import fnmatch
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,10 +14,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
-from pyro.infer.autoguide.guides import AutoGuide, deep_setattr
+from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
@@ -60,6 +61,9 @@ class WeightGuide(AutoGuide):
         ValueError: ``where`` matches no latent site of the model; a site this family cannot cover.
     """
 
+    # quantity -> why it cannot be trained
+    never_learnable: Mapping[str, str] = {}
+
     def __init__(
         self,
         model: Callable,
@@ -68,10 +72,7 @@ class WeightGuide(AutoGuide):
         init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
         create_plates: Callable | None = None,
     ):
-        if not callable(where):
-            patterns = [where] if isinstance(where, str) else where
-            where = None if patterns is None else lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
-        self._where = where
+        self._where = None if where is None else _matcher(where)
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
 
     @property
@@ -101,14 +102,18 @@ class WeightGuide(AutoGuide):
         return {site: self.posterior(site) for site in self.weight_sites}
 
     def log_alpha(self, site: str) -> Tensor:
-        """Natural log of the noise ratio at ``site``, in the shape the family stores or derives it.
+        """Natural log of the noise ratio at ``site``, of a shape that broadcasts with the weight.
+
+        One value per weight, per unit (size 1 along the other axes) or per layer, as the family has it.
 
         Raises:
             ValueError: not a weight site of this guide.
         """
-        if site not in self.weight_sites:
-            raise ValueError(f"log_alpha: expected one of the weight sites {list(self.weight_sites)}, got {site!r}")
-        return self.posterior(site).log_alpha
+        return self.posterior(self._known(site)).log_alpha
+
+    def dropout_rate(self, site: str) -> Tensor:
+        """Probability of dropping with the noise ratio of ``site``, ``alpha / (1 + alpha)``; shape as ``log_alpha``."""
+        return torch.sigmoid(self.log_alpha(site))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every site; returns a dict from site name to value."""
@@ -151,21 +156,98 @@ class WeightGuide(AutoGuide):
             )
         self._weight_sites = weights
         for site in weights:
+            self._check_site(site, latent[site])
             self._init_weight(site, latent[site]["value"].detach(), latent[site])
         rest = [name for name in latent if name not in weights] if self._where is None else []
         self.others = AutoNormal(poutine.block(self.model, expose=rest)) if rest else None
 
+    def _check_site(self, site: str, message: Any) -> None:
+        """Raise where this family cannot cover a site."""
+        support = message["fn"].support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if support is not constraints.real:
+            raise ValueError(
+                f"site {site!r}: expected a weight on the real line for {type(self).__name__}, got a prior "
+                f"{type(base_distribution(message['fn'])).__name__} with support {support}; leave it out of where= and "
+                "cover it with pyro.infer.autoguide.AutoNormal"
+            )
+
     def _check_prototype(self, prototype: Any) -> None:
         """Called by the part for the other sites; it sees a subset of this guide's own prototype."""
 
-    def _store(self, kind: str, site: str, value: Tensor, learnable: bool = True) -> None:
-        """Keep ``value`` as the parameter (or buffer) ``self.<kind>.<site>``."""
-        if kind not in self.__dict__.get("_modules", {}):
-            setattr(self, kind, PyroModule())
-        deep_setattr(getattr(self, kind), site, nn.Parameter(value) if learnable else value)
+    def set_learnable(self, quantity: str, learnable: bool = True, where: Where = None) -> None:
+        """Make a stored quantity a parameter that is trained, or a buffer that is not.
 
-    def _read(self, kind: str, site: str) -> Tensor:
-        return operator.attrgetter(site)(getattr(self, kind))
+        Make the optimizer anew afterwards.
+
+        Args:
+            quantity: name of a container of this guide, such as "locs", "log_sigma2s" or "log_alphas".
+            learnable: parameter or buffer.
+            where: sites, as in the constructor; all weight sites if None.
+
+        Raises:
+            ValueError: no such quantity; one without a gradient.
+        """
+        sites = [site for site in self.weight_sites if where is None or _matcher(where)(site)]
+        if quantity not in self._quantities:
+            raise ValueError(f"set_learnable: expected one of {sorted(self._quantities)}, got {quantity!r}")
+        if learnable and quantity in self.never_learnable:
+            raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
+        for site in sites:
+            self._store(quantity, site, self._read(quantity, site).detach().clone(), learnable)
+
+    def _known(self, site: str) -> str:
+        if site not in self.weight_sites:
+            raise ValueError(f"site: expected one of the weight sites {list(self.weight_sites)}, got {site!r}")
+        return site
+
+    @property
+    def _quantities(self) -> set[str]:
+        return {name for name, child in self.named_children() if type(child) is PyroModule}
+
+    def _store(self, quantity: str, site: str, value: Tensor, learnable: bool = True) -> None:
+        """Keep ``value`` as the parameter or buffer ``self.<quantity>.<site>``."""
+        if quantity not in self._quantities:
+            setattr(self, quantity, PyroModule())
+        owner = getattr(self, quantity)
+        *path, name = site.split(".")
+        for part in path:
+            if not hasattr(owner, part):
+                setattr(owner, part, PyroModule())
+            owner = getattr(owner, part)
+        # Pyro's store would hand back, or go on training, what it knows under this name.
+        stored = f"{self._pyro_name}.{quantity}.{site}"
+        if hasattr(owner, name):
+            delattr(owner, name)
+            if stored in pyro.get_param_store():
+                del pyro.get_param_store()[stored]
+        if learnable:
+            setattr(owner, name, nn.Parameter(value))
+        else:
+            owner.register_buffer(name, value)
+
+    def _read(self, quantity: str, site: str) -> Tensor:
+        return operator.attrgetter(site)(getattr(self, quantity))
+
+
+def check_units(guide: WeightGuide, site: str, message: Any) -> None:
+    """Raise where a family with noise on units is asked for a weight without such units."""
+    shape = tuple(message["fn"].event_shape)
+    if len(shape) < 2:
+        raise ValueError(
+            f"site {site!r}: expected a weight of two dimensions or more for {type(guide).__name__}, whose noise is shared by "
+            f"the units of a layer, got shape {shape}; cover it with AutoSparseVD, AutoMeanField or "
+            "AutoVariationalDropout, whose noise is per weight, or leave it out of where="
+        )
+
+
+def _matcher(where: Any) -> Callable[[str], bool]:
+    """``where`` as a predicate on site names."""
+    if callable(where):
+        return where
+    patterns = [where] if isinstance(where, str) else list(where)
+    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_weight(message: Any) -> bool:

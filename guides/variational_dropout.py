@@ -8,37 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import Where, WeightGuide, init_to_net_value
-from pyro_vd.posteriors import DropoutNormal, WeightPosterior
-
-GRANULARITIES = ("weight", "unit", "layer")
+from pyro_vd.guides.base import Where, WeightGuide, check_units, init_to_net_value
+from pyro_vd.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
 
 
 class AutoVariationalDropout(WeightGuide):
-    """Multiplicative Gaussian noise with a learned rate, ``N(loc, alpha * loc**2)`` with alpha <= 1.
+    """Multiplicative Gaussian noise with a learned rate, alpha <= 1: Kingma's variational dropout.
 
-    Type A: independent noise on every weight. ``log_alpha <= 0`` is kept by projection: the parameter is
-    set back to 0 where a step took it above, and its gradient is left as it is. With
-    ``TraceVD_ELBO(kl_weight=1 / 3)`` this is the paper's A2.
+    Type A: independent noise on every weight, ``N(loc, alpha * loc**2)``. Type B (``correlated=True``):
+    one noise for each input unit, ``W = s * loc``, ``s_i ~ N(1, alpha_i)``. ``log_alpha <= 0`` is kept by
+    projection: the parameter is set back to 0 where a step took it above, and its gradient is left as
+    it is. Type A with ``TraceVD_ELBO(kl_weight=1 / 3)`` is the paper's A2.
 
     Args:
         model: a Pyro model.
-        granularity: one alpha per "weight", per output "unit", or per "layer".
+        granularity: one alpha per "weight", per "unit" (type A: output unit, type B: input unit) or per
+            "layer"; "weight" for type A and "unit" for type B if not given.
+        correlated: type B.
         init_log_alpha: where log_alpha starts, <= 0.
         kl: a method of :func:`pyro_vd.kl.kl_log_uniform`; "cubic" is the paper's.
+        unit_dim: for type B, the dimension of the weight where its input units lie.
         where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
 
     Raises:
-        ValueError: unknown granularity; init_log_alpha > 0.
+        ValueError: unknown granularity; "weight" for type B; init_log_alpha > 0; for type B, a site without input
+            units.
 
     Example:
         >>> import pyro_vd as vd
         >>> bnn = vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform())
         >>> guide = AutoVariationalDropout(bnn, granularity="unit")
         >>> _ = guide(torch.ones(1, 3))
-        >>> guide.log_alpha("net.weight").squeeze()
-        tensor([[-3., -3., -3.],
-                [-3., -3., -3.]], grad_fn=<SqueezeBackward0>)
+        >>> guide.log_alpha("net.weight").shape
+        torch.Size([2, 1])
 
     References:
         Kingma, Salimans, Welling 2015, arXiv:1506.02557, sections 3 and 4.
@@ -47,35 +49,57 @@ class AutoVariationalDropout(WeightGuide):
     def __init__(
         self,
         model: Callable,
-        granularity: str = "weight",
+        granularity: str | None = None,
         *,
+        correlated: bool = False,
         init_log_alpha: float = -3.0,
         kl: str = "cubic",
+        unit_dim: int = 1,
         where: Where = None,
         init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
         create_plates: Callable | None = None,
     ):
-        if granularity not in GRANULARITIES:
-            raise ValueError(f"granularity: expected one of {', '.join(map(repr, GRANULARITIES))}, got {granularity!r}")
+        allowed = ("unit", "layer") if correlated else ("weight", "unit", "layer")
+        granularity = allowed[0] if granularity is None else granularity
+        if granularity not in allowed:
+            raise ValueError(
+                f"granularity: expected one of {', '.join(map(repr, allowed))} with correlated={correlated}, got "
+                f"{granularity!r}"
+            )
         if not init_log_alpha <= 0:
             raise ValueError(f"init_log_alpha: expected a number <= 0 (alpha <= 1), got {init_log_alpha!r}")
         super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
         self.granularity = granularity
+        self.correlated = correlated
         self.init_log_alpha = float(init_log_alpha)
         self.kl = kl
+        self.unit_dim = unit_dim
 
     def posterior(self, site: str) -> WeightPosterior:
-        log_alpha = self._read("log_alpha_raw", site)
+        loc, log_alpha = self._read("locs", site), self._projected(site)
+        if self.correlated:
+            return CorrelatedDropoutNormal(loc, log_alpha, unit_dim=self.unit_dim, kl=self.kl)
+        return DropoutNormal(loc, log_alpha, kl=self.kl)
+
+    def log_alpha(self, site: str) -> Tensor:
+        return self._projected(self._known(site))
+
+    def _projected(self, site: str) -> Tensor:
+        log_alpha = self._read("log_alphas", site)
         # On .data: the projection is no part of the graph, and must not count as a change of a tensor that
         # an earlier particle saved for its backward pass (it is the same value by then).
         log_alpha.data.clamp_(max=0.0)
-        return DropoutNormal(self._read("loc", site), log_alpha, kl=self.kl)
+        return log_alpha
+
+    def _check_site(self, site: str, message: Any) -> None:
+        super()._check_site(site, message)
+        if self.correlated:
+            check_units(self, site, message)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
-        self._store("loc", site, value)
-        shape = {
-            "weight": value.shape,
-            "unit": (value.shape[0], *(1,) * (value.dim() - 1)),
-            "layer": (1,) * value.dim(),
-        }
-        self._store("log_alpha_raw", site, torch.full(shape[self.granularity], self.init_log_alpha).to(value))
+        self._store("locs", site, value)
+        shape = list(value.shape) if self.granularity == "weight" else [1] * value.dim()
+        if self.granularity == "unit":
+            dim = self.unit_dim if self.correlated else 0
+            shape[dim] = value.shape[dim]
+        self._store("log_alphas", site, value.new_full(shape, self.init_log_alpha))

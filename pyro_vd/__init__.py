@@ -6,9 +6,15 @@ from pyro_vd.elbo import TraceVD_ELBO as TraceVD_ELBO
 from pyro_vd.handlers import flipout as flipout
 from pyro_vd.handlers import lrt as lrt
 from pyro_vd.handlers import per_example as per_example
+from pyro_vd.handlers import posterior_mean as posterior_mean
 from pyro_vd.module import BayesianModule as BayesianModule
 from pyro_vd.module import data_plate as data_plate
+from pyro_vd.posteriors import BernoulliDropout as BernoulliDropout
+from pyro_vd.posteriors import ConcreteDropout as ConcreteDropout
+from pyro_vd.posteriors import CorrelatedDropoutNormal as CorrelatedDropoutNormal
 from pyro_vd.posteriors import DropoutNormal as DropoutNormal
+from pyro_vd.posteriors import GroupNormal as GroupNormal
+from pyro_vd.posteriors import LowRankNormal as LowRankNormal
 from pyro_vd.predict import posterior_predictive as posterior_predictive
 from pyro_vd.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform

@@ -27,6 +27,7 @@ from torch.distributions import kl_divergence
 from pyro_vd.diagnosis import non_finite_input
 from pyro_vd.handlers import EstimatorMessenger, base_distribution
 from pyro_vd.loss_module import LossModule
+from pyro_vd.weights import RandomWeight
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,8 @@ class TraceVD_ELBO(ELBO):
                     "TraceVD_ELBO(analytic_only=False) for a Monte Carlo estimate"
                 ) from None
             return _log_prob_sum(guide_site) - _log_prob_sum(model_site)
+        except ValueError as error:
+            raise ValueError(f"site {name!r}: {error}") from error
         return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
 
 
@@ -285,7 +288,9 @@ def _nll(model_trace: Trace) -> dict[str, Tensor]:
 
 
 def _log_prob_sum(site: Any) -> Tensor:
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    value = site["value"]
+    value = value.scored_draw() if isinstance(value, RandomWeight) else value
+    log_prob = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, scale=site["scale"], mask=site["mask"]).sum()
 
 

@@ -13,7 +13,7 @@ The fourth, "shared" (one weight draw per step), needs no rule: the weight is dr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,12 +50,12 @@ class WeightNoise:
         return self.draw_units is None and self.factor is None
 
 
-def independent_noise(loc: Tensor, variance: Tensor) -> WeightNoise:
-    """The noise of a weight whose elements are independent ``N(loc, variance)``."""
+def independent_noise(loc: Tensor, variance: Tensor | None) -> WeightNoise:
+    """The noise of a weight whose elements are independent ``N(loc, variance)``; None is variance 0."""
 
     def draw(sample_shape: torch.Size) -> Tensor:
         noise = torch.randn((*sample_shape, *loc.shape), dtype=loc.dtype, device=loc.device)
-        return loc + safe_sqrt(variance) * noise
+        return loc if variance is None else loc + safe_sqrt(variance) * noise
 
     return WeightNoise(loc, variance, draw)
 
@@ -69,7 +69,7 @@ class LinearOp:
         x: the input.
         weight, bias: noise of each; a tensor where it is not random; bias None where absent. (A rule fills in
             the arguments as they came; ``RandomWeight`` puts their noise in their place.)
-        weight_units: the weight's dimension that is summed against the input's units.
+        weight_units, weight_outs: the weight's dimension of input units (summed over), and of output units.
         x_units, out_units: the axis of input and output that holds their units (negative).
         example: the axis of input and output that holds the examples (negative), None without one.
         positions: number of trailing axes (of a convolution) that share the weight within an example.
@@ -80,6 +80,7 @@ class LinearOp:
     weight: Any
     bias: Any
     weight_units: int
+    weight_outs: int
     x_units: int
     out_units: int
     example: int | None
@@ -128,14 +129,17 @@ def local(op: LinearOp) -> Tensor:
     References:
         Kingma et al. 2015, arXiv:1506.02557, equations 6 and (for unit noise) 8.
     """
-    x, weight = op.x, op.weight
-    if isinstance(weight, WeightNoise) and weight.draw_units is not None:
-        x = x * _unit_noise(op, weight.draw_units)
+    noise = op.weight if isinstance(op.weight, WeightNoise) else None
+    if noise is not None and noise.draw_units is not None and noise.unit_dim != op.weight_units:
+        return _output_units(op, noise, noise.draw_units)
+    x = op.x
+    if noise is not None and noise.draw_units is not None:
+        x = x * _unit_noise(op, x.shape, op.x_units, noise.draw_units)
     mean, variance = moments(op, x)
     if variance is not None:
         mean = mean + (safe_sqrt(variance) * torch.randn_like(variance)).to(mean.dtype)
-    if isinstance(weight, WeightNoise) and weight.factor is not None:
-        outputs = torch.func.vmap(lambda factor: op.apply(x, factor, None))(weight.factor)
+    if noise is not None and noise.factor is not None:
+        outputs = torch.func.vmap(lambda factor: op.apply(x, factor, None))(noise.factor)
         shape = _ones_but(outputs.shape, range(1, outputs.dim() - op.positions), drop=op.out_units)
         rows = torch.randn((outputs.shape[0], *shape[1:]), dtype=mean.dtype, device=mean.device)
         mean = mean + (rows * outputs).sum(0)
@@ -184,15 +188,25 @@ def _variance(weight) -> Tensor | None:
     return weight.variance if isinstance(weight, WeightNoise) else None
 
 
-def _unit_noise(op: LinearOp, draw_units: DrawUnits) -> Tensor:
-    """Unit noise in the shape of the input: independent per row, shared by the positions of an example."""
-    rows = _ones_but(op.x.shape, range(op.x.dim() - op.positions), drop=op.x_units)
-    noise = draw_units(torch.Size(rows)).transpose(op.x_units - 1, -1).squeeze(-1).to(op.x.dtype)
-    # Grouped convolution: the units of every group carry the same noise, as in weight space.
-    repeats = op.x.shape[op.x_units] // noise.shape[op.x_units]
-    if repeats > 1:
-        noise = torch.cat([noise] * repeats, dim=op.x_units)
-    return noise
+def _output_units(op: LinearOp, noise: WeightNoise, draw_units: DrawUnits) -> Tensor:
+    """The local form of noise on output units: the output without its bias is multiplied, then the bias added."""
+    output = local(replace(op, weight=independent_noise(noise.loc, noise.variance), bias=None))
+    output = output * _unit_noise(op, output.shape, op.out_units, draw_units)
+    if op.bias is None:
+        return output
+    # The bias in the shape of the output: the operation at x = 0, on one example where all have the same bias.
+    one = op.example is not None and not isinstance(op.bias, WeightNoise)
+    x = op.x.narrow(op.example or 0, 0, 1) if one else op.x
+    return output + local(replace(op, x=torch.zeros_like(x), weight=torch.zeros_like(noise.loc)))
+
+
+def _unit_noise(op: LinearOp, shape: torch.Size, units: int, draw_units: DrawUnits) -> Tensor:
+    """Unit noise for a tensor of ``shape``: independent per row, shared by the positions of an example."""
+    rows = _ones_but(shape, range(len(shape) - op.positions), drop=units)
+    noise = draw_units(torch.Size(rows)).transpose(units - 1, -1).squeeze(-1).to(op.x.dtype)
+    # Grouped convolution: the input units of every group carry the same noise, as in weight space.
+    repeats = shape[units] // noise.shape[units]
+    return torch.cat([noise] * repeats, dim=units) if repeats > 1 else noise
 
 
 def _ones_but(shape: torch.Size, keep: range, drop: int) -> list[int]:

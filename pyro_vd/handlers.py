@@ -56,6 +56,25 @@ def flipout(
     return _handler("flipout", fn, shared_sites, reuse, strict)
 
 
+def posterior_mean(fn: Callable | None = None) -> Any:
+    """Give every latent site of a guide the mean of its distribution: no noise (weight scaling, the mean network).
+
+    Args:
+        fn: the guide; without one, the handler itself is returned, for ``with posterior_mean():``.
+
+    Returns:
+        The wrapped guide, or the handler.
+    """
+    messenger = _MeanMessenger()
+    return messenger if fn is None else messenger(fn)
+
+
+class _MeanMessenger(Messenger):
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["value"] is None and not msg["is_observed"]:
+            msg["value"] = msg["fn"].mean
+
+
 class EstimatorMessenger(Messenger):
     """The handler behind :func:`lrt`, :func:`per_example` and :func:`flipout`."""
 

@@ -14,7 +14,11 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
-Prior = TorchDistributionMixin | Mapping[str, TorchDistributionMixin] | Callable[[str, nn.Parameter], TorchDistributionMixin]
+Prior = (
+    TorchDistributionMixin
+    | Mapping[str, TorchDistributionMixin]
+    | Callable[[str, nn.Parameter], TorchDistributionMixin]
+)
 
 _DEFAULT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -19,7 +19,7 @@ from pyro_vd.estimators import LinearOp
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LinearOp:
     example = -input.dim() if input.dim() > 1 else None
-    return LinearOp(F.linear, input, weight, bias, 1, -1, -1, example)
+    return LinearOp(F.linear, input, weight, bias, 1, 0, -1, -1, example)
 
 
 def _matmul(random: Callable[[Any], bool], input: Tensor, other: Tensor, bias: Tensor | None = None) -> LinearOp | None:
@@ -28,17 +28,17 @@ def _matmul(random: Callable[[Any], bool], input: Tensor, other: Tensor, bias: T
         if other.dim() < 2:
             return None
         example = -input.dim() if input.dim() > 1 else None
-        return LinearOp(_right_product, input, other, bias, other.dim() - 2, -1, -1, example)
+        return LinearOp(_right_product, input, other, bias, other.dim() - 2, other.dim() - 1, -1, -1, example)
     if random(input) and not random(other):
         if input.dim() != 2 or other.dim() > 2:
             return None
         matrix = other.dim() == 2
         return LinearOp(
-            _left_product, other, input, bias, 1, -2 if matrix else -1, -2 if matrix else -1, -1 if matrix else None
+            _left_product, other, input, bias, 1, 0, -2 if matrix else -1, -2 if matrix else -1, -1 if matrix else None
         )
     if random(bias) and not (random(input) or random(other)):
         example = -input.dim() if input.dim() > 1 else None
-        return LinearOp(_right_product, input, other, bias, other.dim() - 2, -1, -1, example)
+        return LinearOp(_right_product, input, other, bias, other.dim() - 2, other.dim() - 1, -1, -1, example)
     return None
 
 
@@ -59,7 +59,7 @@ def _add(random: Callable[[Any], bool], input: Tensor, other: Any, *, alpha: flo
     x, bias = (input, other) if random(other) else (other, input)
     if random(x) or bias.dim() >= x.dim() or torch.broadcast_shapes(x.shape, bias.shape) != x.shape:
         return None
-    return LinearOp(_scale_and_shift, x, x.new_ones(()), bias, 0, -1, -1, -x.dim())
+    return LinearOp(_scale_and_shift, x, x.new_ones(()), bias, 0, 0, -1, -1, -x.dim())
 
 
 def _conv(spatial: int, operation: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None,
@@ -68,7 +68,7 @@ def _conv(spatial: int, operation: Callable[..., Tensor], input: Tensor, weight:
         return operation(x, w, b, stride, padding, dilation, groups)
 
     example = -(spatial + 2) if input.dim() == spatial + 2 else None
-    return LinearOp(apply, input, weight, bias, 1, -spatial - 1, -spatial - 1, example, spatial)
+    return LinearOp(apply, input, weight, bias, 1, 0, -spatial - 1, -spatial - 1, example, spatial)
 
 
 def _right_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
-from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vd.handlers import lrt
+from pyro_vd.handlers import lrt, posterior_mean
 
 MODES = ("weights", "local", "mean")
 
@@ -76,7 +73,7 @@ def _one_draw(
     model: Callable, guide: Callable, args: tuple, kwargs: dict, mode: str, batch_size: int | None, sites: set[str]
 ) -> dict[str, Tensor]:
     chunks = [(args, kwargs)] if batch_size is None else list(_chunks(args, kwargs, batch_size))
-    guide = _PosteriorMean()(guide) if mode == "mean" else guide
+    guide = posterior_mean(guide) if mode == "mean" else guide
     shared = None if mode == "local" else poutine.trace(guide).get_trace(*args, **kwargs)
     if shared is not None and len(chunks) > 1:
         local = [name for name, site in shared.iter_stochastic_nodes() if site["cond_indep_stack"]]
@@ -94,14 +91,6 @@ def _one_draw(
                 pieces.setdefault(name, []).append(site["value"])
     lengths = [_length(*chunk) for chunk in chunks]
     return {name: _join(values, lengths) for name, values in pieces.items()}
-
-
-class _PosteriorMean(Messenger):
-    """Gives every site of a guide the mean of its distribution."""
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if msg["value"] is None and not msg["is_observed"]:
-            msg["value"] = msg["fn"].mean  # type: ignore[attr-defined]
 
 
 def _length(args: tuple, kwargs: dict) -> int:

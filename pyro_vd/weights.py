@@ -110,17 +110,21 @@ class RandomWeight(Tensor):
         return self._materialize("materialize()")
 
     def _materialize(self, operation: str) -> Tensor:
-        trace = self.state
-        if trace.is_scoring():
+        state = self.state
+        if state.is_scoring():
             # A log_prob of the weight, which an ELBO with analytic KL discards. It gets a draw of its
             # own: the mean over draws is right for the ELBOs that do use it.
-            if trace.scored_draw is None:
-                trace.scored_draw = trace.noise.draw(torch.Size())
-            return self._view(trace.scored_draw)
-        if trace.draw is None:
-            trace.claim(self._region, operation)
-            trace.draw = trace.noise.draw(torch.Size())
-        return self._view(trace.draw)
+            return self.scored_draw()
+        if state.draw is None:
+            state.claim(self._region, operation)
+            state.draw = state.noise.draw(torch.Size())
+        return self._view(state.draw)
+
+    def scored_draw(self) -> Tensor:
+        """A draw at which to evaluate log_probs of the weight, one for the trace; no use of the weight by the model."""
+        if self.state.scored_draw is None:
+            self.state.scored_draw = self.state.noise.draw(torch.Size())
+        return self._view(self.state.scored_draw)
 
     def _viewed(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """The view ``function(self, *args, **kwargs)``: a random weight, or a tuple of them."""
@@ -187,7 +191,10 @@ def _sample(op: LinearOp, operation: str) -> Tensor | None:
     for weight in randoms:
         if weight.state.draw is not None:
             return None  # drawn before, by an operation without a rule: stay with that draw
-        if weight.noise.draw_units is not None and weight.noise.unit_dim != op.weight_units:
+        if weight.noise.draw_units is not None and weight.noise.unit_dim not in (
+            op.weight_units,
+            op.weight_outs,
+        ):
             return None
         if not weight.noise.independent and weight is op.bias:
             return None
@@ -204,15 +211,15 @@ def _without_rule(func: Any, args: Any, kwargs: Any) -> Any:
     def drawn(arg: Any) -> Any:
         if not isinstance(arg, RandomWeight):
             return arg
-        trace = arg.state
-        if trace.draw is None and not trace.is_scoring():
-            expected = f"site {arg.site!r}: expected an operation with a rule for estimator {trace.estimator!r}, got "
-            if trace.strict:
+        state = arg.state
+        if state.draw is None and not state.is_scoring():
+            expected = f"site {arg.site!r}: expected an operation with a rule for estimator {state.estimator!r}, got "
+            if state.strict:
                 raise TypeError(
                     f"{expected}{operation}; write shared_sites=[{arg.site!r}] to draw this weight once a step"
                 )
-            if (arg.site, operation) not in trace.warned:
-                trace.warned.add((arg.site, operation))
+            if (arg.site, operation) not in state.warned:
+                state.warned.add((arg.site, operation))
                 warnings.warn(
                     f"{expected}{operation}; the weight is drawn once for this trace. Write "
                     f"shared_sites=[{arg.site!r}] to ask for that, or strict=True to make it an error",

@@ -74,6 +74,11 @@ class DropoutNormal(WeightPosterior):
     @property
     def log_alpha(self) -> Tensor:
         """Natural log of ``variance / loc**2``; finite at loc = 0."""
+        return self._noise_ratio.expand(self.loc.shape)
+
+    @property
+    def _noise_ratio(self) -> Tensor:
+        """``log_alpha`` in the shape it was given: one evaluation of the KL formula serves all weights that share it."""
         return log_alpha_additive(self.loc, self._log_sigma2) if self._log_alpha is None else self._log_alpha
 
     @property
@@ -82,21 +87,21 @@ class DropoutNormal(WeightPosterior):
         if self._log_sigma2 is None:
             assert self._log_alpha is not None
             return self._log_alpha - log_alpha_additive(self.loc, torch.zeros_like(self.loc))
-        return self._log_sigma2
+        return self._log_sigma2.expand(self.loc.shape)
 
     @property
     def variance(self) -> Tensor:
         if self._log_sigma2 is None:
             assert self._log_alpha is not None
             return self._log_alpha.exp() * self.loc.square()
-        return self._log_sigma2.exp()
+        return self._log_sigma2.exp().expand(self.loc.shape)
 
     @property
     def scale(self) -> Tensor:
         if self._log_sigma2 is None:
             assert self._log_alpha is not None
             return (0.5 * self._log_alpha).exp() * self.loc.abs()
-        return (0.5 * self._log_sigma2).exp()
+        return (0.5 * self._log_sigma2).exp().expand(self.loc.shape)
 
     def noise(self) -> WeightNoise:
         return WeightNoise(self.loc, self.variance, draw=self.rsample)
@@ -135,8 +140,8 @@ class DropoutNormal(WeightPosterior):
 
 @register_kl(DropoutNormal, ImproperLogUniform)
 def _kl_dropout_normal_log_uniform(q: DropoutNormal, p: ImproperLogUniform) -> Tensor:
-    kl = kl_ard(q.log_alpha) if q.kl == "ard" else kl_log_uniform(q.log_alpha, q.kl)
-    return kl.expand(torch.broadcast_shapes(kl.shape, p.batch_shape))
+    kl = kl_ard(q._noise_ratio) if q.kl == "ard" else kl_log_uniform(q._noise_ratio, q.kl)
+    return kl.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
 
 
 @register_kl(Normal, ImproperLogUniform)
