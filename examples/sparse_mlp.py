@@ -18,8 +18,8 @@ from typing import NamedTuple
 import _data
 import _figures
 import pyro
-import pyro.distributions as dist
 import torch
+from _training import classifier, error, mlp, train, warm_up
 from torch import nn
 from tqdm import tqdm
 
@@ -53,79 +53,54 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     data = _data.load(args.dataset, args.data_dir).to(args.device)
     recipe = RECIPES[args.recipe]
     epochs = args.epochs or recipe.epochs[args.dataset]
-    size, batch = len(data.x_train), 100
-
-    net = nn.Sequential(
-        nn.Linear(data.x_train.shape[1], 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
-    ).to(args.device)
-    for layer in net:
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.01 if args.dataset != "digits" else 0.1)
-            nn.init.zeros_(layer.bias)
+    net = mlp([data.x_train.shape[1], 300, 100, 10], args.device, std=0.01 if args.dataset != "digits" else 0.1)
     bnn = vd.BayesianModule(net, prior=vd.ImproperLogUniform())
-
-    def model(x, y=None):
-        logits = bnn(x)
-        with vd.data_plate(size, len(x)):
-            return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
-
+    model = classifier(bnn, len(data.x_train))
     guide = AutoSparseVD(model)
-    guide(data.x_train[:batch], data.y_train[:batch])  # makes its parameters
-    elbo = vd.TraceVD_ELBO(estimator="local")
-    loss = elbo(model, guide)
-    variances = list(guide.log_sigma2s.parameters())
-    groups = [
-        {"params": [*guide.locs.parameters(), *bnn.parameters()], "lr": recipe.lr},
-        {"params": variances, "lr": recipe.lr * recipe.lr_ratio},
-    ]
-    optimizer = torch.optim.Adam(groups, fused=True)
-    decay = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda epoch: min(1.0, (1 - epoch / epochs) / (1 - recipe.decay_from))
-    )
-    history = []
-    progress = tqdm(range(epochs), unit="epoch", disable=args.quiet)
-    for epoch in progress:
-        for i, index in enumerate(torch.randperm(size, device=args.device).split(batch)):
-            begin, end = recipe.warm_up
-            done = (epoch + i * batch / size) / epochs
-            elbo.kl_weight = min(1.0, max(0.0, (done - begin) / (end - begin)))
-            optimizer.zero_grad()
-            loss(data.x_train[index], data.y_train[index]).backward()
-            optimizer.step()
-        decay.step()
+    history: list[dict[str, float]] = []
+    bar = tqdm(total=epochs, unit="epoch", disable=args.quiet)
+
+    def progress(epoch: int, elbo: vd.TraceVD_ELBO) -> None:
         with torch.no_grad():
             terms = elbo.terms(model, guide, data.x_train[:1000], data.y_train[:1000])
         row = {
             "epoch": epoch + 1,
-            "negative ELBO": terms.negative_elbo.item() / size,
-            "KL": terms.kl_total.item() / size,
+            "negative ELBO": terms.negative_elbo.item() / len(data.x_train),
+            "KL": terms.kl_total.item() / len(data.x_train),
             "sparsity": 100 * vd.sparsity_report(guide, THRESHOLD).sparsity,
-            "error": error(vd.prune(bnn, guide, THRESHOLD), data),
+            "error": error(vd.prune(bnn, guide, THRESHOLD), data.x_test, data.y_test),
         }
         history.append(row)
-        progress.set_postfix_str(
-            f"loss {row['negative ELBO']:.3f} KL {row['KL']:.3f} nats/example, "
-            f"sparsity {row['sparsity']:.2f} %, held-out error {row['error']:.2f} %"
+        bar.update()
+        bar.set_postfix_str(
+            f"loss {row['negative ELBO']:.3f}, KL {row['KL']:.3f} nats/example, sparsity {row['sparsity']:.2f} %, "
+            f"held-out error {row['error']:.2f} %"
         )
-    return report(args, bnn, model, guide, data, history)
+
+    train(
+        model,
+        guide,
+        data,
+        epochs=epochs,
+        lr=recipe.lr,
+        lr_ratio=recipe.lr_ratio,
+        decay_from=recipe.decay_from,
+        kl_weight=warm_up(*recipe.warm_up),
+        progress=progress,
+    )
+    bar.close()
+    return report(args, bnn, guide, data, history)
 
 
-def error(net: nn.Module, data: _data.Data) -> float:
-    """Held-out error in percent."""
-    with torch.no_grad():
-        return 100 * (net(data.x_test).argmax(-1) != data.y_test).float().mean().item()
-
-
-def report(args, bnn, model, guide, data, history) -> dict[str, float]:
+def report(args, bnn, guide, data, history) -> dict[str, float]:
     """Print what was reached, write it and the pictures to ``args.out``."""
-    pruned = vd.prune(bnn, guide, THRESHOLD)
     sparsity = vd.sparsity_report(guide, THRESHOLD)
     # Logits of 20 weight draws; a draw is one function for the whole test set.
     draws = vd.posterior_predictive(lambda x: pyro.deterministic("logits", bnn(x)), guide, data.x_test, num_samples=20)
     log_probs = draws["logits"].log_softmax(-1).logsumexp(0) - math.log(20)
     result = {
-        "error_mean_network": error(vd.prune(bnn, guide, math.inf), data),
-        "error_pruned": error(pruned, data),
+        "error_mean_network": error(vd.prune(bnn, guide, math.inf), data.x_test, data.y_test),
+        "error_pruned": error(vd.prune(bnn, guide, THRESHOLD), data.x_test, data.y_test),
         "error_posterior_samples": 100 * (log_probs.argmax(-1) != data.y_test).float().mean().item(),
         "nll_posterior_samples": nn.functional.nll_loss(log_probs, data.y_test).item(),
         "compression": sparsity.compression,
@@ -139,7 +114,7 @@ def report(args, bnn, model, guide, data, history) -> dict[str, float]:
     rows = []
     for threshold in torch.linspace(-4, 8, 25).tolist():
         kept = 100 * (1 - vd.sparsity_report(guide, threshold).sparsity)
-        rows.append((threshold, error(vd.prune(bnn, guide, threshold), data), max(kept, 1e-3)))
+        rows.append((threshold, error(vd.prune(bnn, guide, threshold), data.x_test, data.y_test), max(kept, 1e-3)))
     out = Path(args.out)
     first = guide.weight_sites[0]
     kept = (guide.log_alpha(first) <= THRESHOLD).sum(0).reshape(data.side, data.side)

@@ -7,6 +7,8 @@ from pyro_vd.handlers import flipout as flipout
 from pyro_vd.handlers import lrt as lrt
 from pyro_vd.handlers import per_example as per_example
 from pyro_vd.handlers import posterior_mean as posterior_mean
+from pyro_vd.measure import GradientVariance as GradientVariance
+from pyro_vd.measure import gradient_variance as gradient_variance
 from pyro_vd.module import BayesianModule as BayesianModule
 from pyro_vd.module import data_plate as data_plate
 from pyro_vd.posteriors import BernoulliDropout as BernoulliDropout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_vd.batches import number_of_examples, take_examples
 from pyro_vd.handlers import lrt, posterior_mean
 
 MODES = ("weights", "local", "mean")
@@ -62,6 +63,8 @@ def posterior_predictive(
         raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     draws: dict[str, list[Tensor]] = {}
     for _ in range(num_samples):
         for site, value in _one_draw(model, guide, args, kwargs, mode, batch_size, set(return_sites)).items():
@@ -72,7 +75,11 @@ def posterior_predictive(
 def _one_draw(
     model: Callable, guide: Callable, args: tuple, kwargs: dict, mode: str, batch_size: int | None, sites: set[str]
 ) -> dict[str, Tensor]:
-    chunks = [(args, kwargs)] if batch_size is None else list(_chunks(args, kwargs, batch_size))
+    chunks, lengths = [(args, kwargs)], [0]
+    if batch_size is not None:
+        starts = range(0, number_of_examples(args, kwargs), batch_size)
+        chunks = [take_examples(args, kwargs, slice(start, start + batch_size)) for start in starts]
+        lengths = [number_of_examples(*chunk) for chunk in chunks]
     guide = posterior_mean(guide) if mode == "mean" else guide
     shared = None if mode == "local" else poutine.trace(guide).get_trace(*args, **kwargs)
     if shared is not None and len(chunks) > 1:
@@ -89,28 +96,7 @@ def _one_draw(
         for name, site in prune_subsample_sites(run).nodes.items():
             if site["type"] == "sample" and (name in sites if sites else name not in trace.nodes):
                 pieces.setdefault(name, []).append(site["value"])
-    lengths = [_length(*chunk) for chunk in chunks]
     return {name: _join(values, lengths) for name, values in pieces.items()}
-
-
-def _length(args: tuple, kwargs: dict) -> int:
-    """Length of the first axis of the first tensor argument; 0 without one."""
-    return next((a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)
-
-
-def _chunks(args: tuple, kwargs: dict, batch_size: int) -> Iterator[tuple[tuple, dict]]:
-    length = _length(args, kwargs)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if not length:
-        raise ValueError("batch_size: expected a tensor of examples among the arguments, got none to cut; leave it out")
-
-    def cut(argument: Any, start: int) -> Any:
-        is_data = isinstance(argument, Tensor) and argument.dim() and argument.shape[0] == length
-        return argument[start : start + batch_size] if is_data else argument
-
-    for start in range(0, length, batch_size):
-        yield tuple(cut(a, start) for a in args), {name: cut(a, start) for name, a in kwargs.items()}
 
 
 def _join(values: list[Tensor], lengths: list[int]) -> Tensor:

@@ -1,0 +1,94 @@
+"""What the examples share: a perceptron, its Pyro model, and a training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from _data import Data
+from torch import Tensor, nn
+
+import pyro_vd as vd
+from pyro_vd.guides.base import WeightGuide
+
+Progress = Callable[[int, vd.TraceVD_ELBO], None]
+
+
+def mlp(sizes: Sequence[int], device: str = "cpu", std: float | None = None) -> nn.Sequential:
+    """Linear layers with ReLU between; weights from N(0, std**2) if given, as PyTorch starts them if not."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        if std is not None:
+            nn.init.normal_(layers[-2].weight, std=std)  # type: ignore[arg-type]
+            nn.init.zeros_(layers[-2].bias)  # type: ignore[arg-type]
+    return nn.Sequential(*layers[:-1]).to(device)
+
+
+def classifier(bnn: nn.Module, dataset_size: int) -> Callable[..., Tensor]:
+    """The Pyro model: a categorical likelihood on the logits of ``bnn``."""
+
+    def model(x: Tensor, y: Tensor | None = None) -> Tensor:
+        logits = bnn(x)
+        with vd.data_plate(dataset_size, len(x)):
+            return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    return model
+
+
+def train(
+    model: Callable,
+    guide: WeightGuide,
+    data: Data,
+    *,
+    epochs: int,
+    lr: float,
+    lr_ratio: float = 1.0,
+    decay_from: float = 0.5,
+    kl_weight: Callable[[float], float] = lambda done: 1.0,
+    estimator: str = "local",
+    batch: int = 100,
+    progress: Progress = lambda epoch, elbo: None,
+) -> vd.TraceVD_ELBO:
+    """Minimise the negative ELBO with Adam.
+
+    Args:
+        lr: learning rate of means and deterministic parameters, constant to the share ``decay_from`` of the
+            run, then linearly to 0.
+        lr_ratio: learning rate of the noise parameters over ``lr``.
+        kl_weight: from the share of the run that is done, 0..1, to the weight of the KL.
+        progress: called after every epoch.
+    """
+    size = len(data.x_train)
+    guide(data.x_train[:batch], data.y_train[:batch])  # makes its parameters
+    elbo = vd.TraceVD_ELBO(estimator=estimator)
+    loss = elbo(model, guide)
+    noise = [p for name, p in guide.named_parameters() if not name.startswith("locs.")]
+    means = [p for p in loss.parameters() if all(p is not other for other in noise)]
+    groups = [{"params": means, "lr": lr}, {"params": noise, "lr": lr * lr_ratio}]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: min(1.0, (1 - epoch / epochs) / (1 - decay_from))
+    )
+    for epoch in range(epochs):
+        for i, index in enumerate(torch.randperm(size, device=data.x_train.device).split(batch)):
+            elbo.kl_weight = kl_weight((epoch + i * batch / size) / epochs)
+            optimizer.zero_grad()
+            loss(data.x_train[index], data.y_train[index]).backward()
+            optimizer.step()
+        decay.step()
+        progress(epoch, elbo)
+    return elbo
+
+
+def warm_up(begin: float, end: float) -> Callable[[float], float]:
+    """kl_weight 0 to the share ``begin`` of the run, then linearly to 1 at the share ``end``."""
+    return lambda done: min(1.0, max(0.0, (done - begin) / (end - begin)))
+
+
+@torch.no_grad()
+def error(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Classification error in percent."""
+    return 100 * (net(x).argmax(-1) != y).float().mean().item()
