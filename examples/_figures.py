@@ -1,4 +1,4 @@
-"""Pictures of a sparse network: how it trained, what pruning costs, which weights stay."""
+"""The pictures that the examples draw."""
 
 from __future__ import annotations
 
@@ -63,6 +63,36 @@ def kept_inputs(kept: np.ndarray, path: Path) -> None:
     image = axis.imshow(kept, cmap="viridis")
     axis.set(title="weights kept per input pixel", xticks=[], yticks=[])
     figure.colorbar(image)
+    _save(figure, path)
+
+
+def variance_against_batch_size(sizes: list[int], curves: dict[str, list[float]], path: Path) -> None:
+    """Variance of the minibatch gradient against the batch size, with the line of slope -1."""
+    figure, axis = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    for (name, values), marker in zip(curves.items(), "osv^", strict=True):
+        axis.plot(sizes, values, marker=marker, label=name, alpha=0.8)
+    highest = max(values[0] for values in curves.values())
+    axis.plot(sizes, [1.5 * highest / m for m in sizes], color="gray", linestyle=":", label="1 / M")
+    axis.set(xlabel="examples in the minibatch, M", ylabel="mean variance of the gradient", xscale="log", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
+def error_against_width(
+    widths: list[int], means: dict[str, list[float]], bars: dict[str, list[float]], path: Path
+) -> None:
+    """Test error of every family against the units of a hidden layer, one standard error up and down."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for i, name in enumerate(means):
+        shifted = [width * 1.015 ** (i - len(means) / 2) for width in widths]  # so that bars do not hide each other
+        axis.errorbar(shifted, means[name], yerr=bars[name], marker="o", markersize=4, capsize=3, label=name)
+    axis.set(xlabel="units in each of 3 hidden layers", ylabel="test error (%)", xscale="log", yscale="log")
+    axis.set_xticks(widths, labels=[str(width) for width in widths])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter("{x:.3g}")
+    axis.grid(alpha=0.3)
+    axis.legend(ncols=2)
     _save(figure, path)
 
 

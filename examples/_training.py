@@ -8,10 +8,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _data import Data
+from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor, nn
 
 import pyro_vd as vd
-from pyro_vd.guides.base import WeightGuide
 
 Progress = Callable[[int, vd.TraceVD_ELBO], None]
 
@@ -40,7 +40,7 @@ def classifier(bnn: nn.Module, dataset_size: int) -> Callable[..., Tensor]:
 
 def train(
     model: Callable,
-    guide: WeightGuide,
+    guide: AutoGuide,
     data: Data,
     *,
     epochs: int,
@@ -65,7 +65,7 @@ def train(
     guide(data.x_train[:batch], data.y_train[:batch])  # makes its parameters
     elbo = vd.TraceVD_ELBO(estimator=estimator)
     loss = elbo(model, guide)
-    noise = [p for name, p in guide.named_parameters() if not name.startswith("locs.")]
+    noise = [p for name, p in guide.named_parameters() if "locs" not in name.split(".")]
     means = [p for p in loss.parameters() if all(p is not other for other in noise)]
     groups = [{"params": means, "lr": lr}, {"params": noise, "lr": lr * lr_ratio}]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)

@@ -37,6 +37,7 @@ class Recipe(NamedTuple):
     decay_from: float  # the learning rate falls linearly to 0 from here on
     warm_up: tuple[float, float]  # kl_weight rises linearly from 0 to 1 between these
     epochs: dict[str, int]
+    zero_above: float | None = THRESHOLD  # means of weights over the threshold are zeroed as training goes
 
 
 RECIPES = {
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     net = mlp([data.x_train.shape[1], 300, 100, 10], args.device, std=0.01 if args.dataset != "digits" else 0.1)
     bnn = vd.BayesianModule(net, prior=vd.ImproperLogUniform())
     model = classifier(bnn, len(data.x_train))
-    guide = AutoSparseVD(model)
+    guide = AutoSparseVD(model, zero_above=recipe.zero_above)
     history: list[dict[str, float]] = []
     bar = tqdm(total=epochs, unit="epoch", disable=args.quiet)
 

@@ -44,6 +44,9 @@ class AutoSparseVD(AdditiveGuide):
         model: a Pyro model.
         init_log_sigma2: where the log-variance starts.
         kl: a method of :func:`pyro_vd.kl.kl_log_uniform`.
+        zero_above: set the mean of a weight to 0 whenever its log_alpha is above this threshold, as training
+            goes: such a weight comes back only where a single step takes it below. It sparsifies
+            faster than the bound alone, whose last nats are slow. None leaves all means alone.
         where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
 
     Example:
@@ -64,11 +67,20 @@ class AutoSparseVD(AdditiveGuide):
         init_log_sigma2: float = -10.0,
         kl: str = "sigmoid",
         *,
+        zero_above: float | None = None,
         where: Where = None,
         init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
         create_plates: Callable | None = None,
     ):
         super().__init__(model, init_log_sigma2, kl, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        self.zero_above = zero_above
+
+    def posterior(self, site: str) -> DropoutNormal:
+        posterior = super().posterior(site)
+        if self.zero_above is not None:
+            # On .data, as a projection: it is no part of the graph.
+            posterior.loc.data.masked_fill_(posterior.log_alpha.detach() > self.zero_above, 0.0)
+        return posterior
 
 
 class AutoMeanField(AdditiveGuide):

@@ -13,7 +13,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.nn import PyroModule
@@ -49,7 +49,7 @@ class WeightGuide(AutoGuide):
     Weight sites are those of a :class:`pyro_vd.BayesianModule`, those with the improper log-uniform prior, and those
     that ``where`` names. Without ``where``, every other latent site (a noise scale, say) gets Pyro's
     ``AutoNormal``, whose KL is estimated from its draw. With ``where``, only the sites it matches are
-    covered, and several guides are combined by ``pyro.infer.autoguide.AutoGuideList``.
+    covered, and several guides are combined by :func:`mixed_guide`.
 
     Args:
         model: a Pyro model.
@@ -229,6 +229,32 @@ class WeightGuide(AutoGuide):
 
     def _read(self, quantity: str, site: str) -> Tensor:
         return operator.attrgetter(site)(getattr(self, quantity))
+
+
+def mixed_guide(model: Callable, *guides: AutoGuide) -> AutoGuideList:
+    """A guide of several families, each on the sites that its ``where`` names.
+
+    Pyro's ``AutoGuideList`` with the guides appended. Made by hand, ``AutoGuideList(model)`` would draw the weights from
+    their prior to see the model, which the improper log-uniform prior does not allow.
+
+    Args:
+        model: the Pyro model.
+        *guides: guides with ``where=``, no two on the same site, or any other automatic guide of a part.
+
+    Example:
+        >>> import pyro_vd as vd
+        >>> from pyro_vd.guides import AutoSparseVD, AutoVariationalDropout
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        >>> bnn = vd.BayesianModule(net, vd.ImproperLogUniform())
+        >>> first = AutoVariationalDropout(bnn, correlated=True, where="net.0.weight")
+        >>> guide = mixed_guide(bnn, first, AutoSparseVD(bnn, where="net.1.weight"))
+        >>> sorted(guide(torch.ones(1, 3)))
+        ['net.0.weight', 'net.1.weight']
+    """
+    mixed = AutoGuideList(InitMessenger(init_to_net_value)(model))
+    for guide in guides:
+        mixed.append(guide)
+    return mixed
 
 
 def check_units(guide: WeightGuide, site: str, message: Any) -> None:

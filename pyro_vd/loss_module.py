@@ -63,6 +63,7 @@ class LossModule(nn.Module):
 
 def _modules(fn: Callable) -> list[nn.Module]:
     """The module itself, or those a function refers to."""
+    fn = poutine.unwrap(fn)  # what handlers such as lrt are wrapped around
     if isinstance(fn, nn.Module):
         return [fn]
     function = inspect.unwrap(fn)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor, nn
 
 from pyro_vd.handlers import base_distribution
@@ -157,8 +157,10 @@ def prune(bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3
 def _posteriors(guide: Posteriors) -> Mapping[str, WeightPosterior]:
     if isinstance(guide, Mapping):
         return guide
+    if isinstance(guide, AutoGuideList):
+        return {site: q for part in guide for site, q in _posteriors(part).items()}
     try:
-        with pyro.poutine.block():
+        with poutine.block():
             return guide.posteriors()  # type: ignore[attr-defined]
     except AttributeError:
         raise TypeError(
