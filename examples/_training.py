@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pyro_vd as vd
 
-Progress = Callable[[int, vd.TraceVD_ELBO], None]
+Progress = Callable[[int, vd.TraceVD_ELBO], object]
 
 
 def mlp(sizes: Sequence[int], device: str = "cpu", std: float | None = None) -> nn.Sequential:

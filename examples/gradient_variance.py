@@ -67,7 +67,7 @@ def step_times(args: argparse.Namespace, data: _data.Data, steps: int = 20, roun
     model, guide = build(data, [300, 100])
     x, y = data.x_train[:100], data.y_train[:100]
     guide(x, y)
-    best = dict.fromkeys(ESTIMATORS, float("inf"))
+    best: dict[str, float] = dict.fromkeys(ESTIMATORS, float("inf"))
     for _ in range(rounds):
         for estimator in ESTIMATORS:
             elbo = vd.TraceVD_ELBO(estimator="local" if estimator == "none" else estimator)
@@ -75,8 +75,9 @@ def step_times(args: argparse.Namespace, data: _data.Data, steps: int = 20, roun
             parameters = [*loss.parameters(), *guide.parameters()]
             optimizer = torch.optim.Adam(dict.fromkeys(parameters), lr=0.0, fused=True)
             number = max(1, steps // 10) if estimator == "per_example" else steps
+            start = 0.0
             for i in range(number + 1):
-                if i == 1:
+                if i == 1:  # the first is a warm-up
                     start = time.perf_counter()
                 optimizer.zero_grad()
                 loss(x, y).backward()

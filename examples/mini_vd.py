@@ -18,6 +18,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.optim import ClippedAdam
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695  # arXiv:1701.05369, equation 14
 LAYERS = ("hidden", "output")
@@ -59,7 +60,7 @@ def linear(layer, x):
 
 
 def model(x, y, dataset_size, kl_weight=1.0):
-    kl = sum(kl_log_uniform(log_alpha(layer)).sum() for layer in LAYERS)
+    kl = sum((kl_log_uniform(log_alpha(layer)).sum() for layer in LAYERS), torch.tensor(0.0))
     pyro.factor("kl", -kl_weight * kl)  # outside the plate: a minibatch does not scale it
     prediction = linear(LAYERS[1], torch.tanh(linear(LAYERS[0], x))).squeeze(-1)
     with pyro.plate("data", dataset_size, subsample=torch.arange(len(x))):
@@ -96,7 +97,7 @@ def main(steps, seed=0):
     for name, value in initial_parameters().items():
         pyro.param(name, value)
     decay = 0.01 ** (1 / steps)  # of the learning rate, a step
-    optimizer = pyro.optim.ClippedAdam(
+    optimizer = ClippedAdam(
         lambda name: {"lr": 0.3 if name.endswith("log_sigma2") else 0.03, "lrd": decay, "clip_norm": torch.inf}
     )
     svi = SVI(model, guide, optimizer, TraceMeanField_ELBO())
@@ -104,7 +105,7 @@ def main(steps, seed=0):
         batch = torch.randint(len(x), (100,))
         value = svi.step(x[batch], y[batch], len(x), min(1.0, 10 * step / steps))
         if step % max(1, steps // 10) == 0 or step == steps - 1:
-            print(f"step {step:5d}  loss {value / len(x):8.3f} nats per example")
+            print(f"step {step:5d}  loss {value / len(x):8.3f} nats per example")  # type: ignore
     hidden, output = kept = [pyro.param(f"{layer}.loc").detach() * (log_alpha(layer) <= THRESHOLD) for layer in LAYERS]
     for layer, weights in zip(LAYERS, kept, strict=True):
         print(f"{layer} layer: {int(weights.count_nonzero())} of {weights.numel()} weights kept")

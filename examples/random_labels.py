@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
             lr=2e-3,
             lr_ratio=5.0,
             kl_weight=warm_up(0.0, 0.2),
-            progress=lambda epoch, elbo, bar=bar: bar.update() and None,
+            progress=lambda epoch, elbo, bar=bar: bar.update(),
         )
         bar.close()
         report = vd.sparsity_report(guide, threshold)

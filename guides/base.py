@@ -40,7 +40,7 @@ def init_to_net_value(site: Any) -> Tensor:
         shape = site["fn"].shape()
         fan_in = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
         return torch.empty(shape).uniform_(-1, 1) / math.sqrt(max(fan_in, 1))
-    return init_to_median(site)
+    return init_to_median(site)  # type: ignore[return-value]
 
 
 class WeightGuide(AutoGuide):
@@ -61,6 +61,7 @@ class WeightGuide(AutoGuide):
         ValueError: ``where`` matches no latent site of the model; a site this family cannot cover.
     """
 
+    prototype_trace: Any  # of the model, from the first call on
     # quantity -> why it cannot be trained
     never_learnable: Mapping[str, str] = {}
 
@@ -84,7 +85,8 @@ class WeightGuide(AutoGuide):
         """
         if self.prototype_trace is None:
             raise ValueError(
-                f"{type(self).__name__}: expected a guide that has seen its model once, got a new one; call guide(*args) "
+                f"{type(self).__name__}: expected a guide that has seen its model once, got a new one; call "
+                "guide(*args) "
                 "with the arguments of the model first"
             )
         return self._weight_sites
@@ -122,7 +124,7 @@ class WeightGuide(AutoGuide):
         plates = self._create_plates(*args, **kwargs)
         result = dict(self.others(*args, **kwargs)) if self.others is not None else {}
         for site in self._weight_sites:
-            message = self.prototype_trace.nodes[site]
+            message: Any = self.prototype_trace.nodes[site]  # type: ignore[union-attr]
             posterior = self.posterior(site)
             with ExitStack() as stack:
                 for frame in message["cond_indep_stack"]:
@@ -234,8 +236,8 @@ class WeightGuide(AutoGuide):
 def mixed_guide(model: Callable, *guides: AutoGuide) -> AutoGuideList:
     """A guide of several families, each on the sites that its ``where`` names.
 
-    Pyro's ``AutoGuideList`` with the guides appended. Made by hand, ``AutoGuideList(model)`` would draw the weights from
-    their prior to see the model, which the improper log-uniform prior does not allow.
+    Pyro's ``AutoGuideList`` with the guides appended. Made by hand, ``AutoGuideList(model)`` would draw the
+    weights from their prior to see the model, which the improper log-uniform prior does not allow.
 
     Args:
         model: the Pyro model.
@@ -262,7 +264,8 @@ def check_units(guide: WeightGuide, site: str, message: Any) -> None:
     shape = tuple(message["fn"].event_shape)
     if len(shape) < 2:
         raise ValueError(
-            f"site {site!r}: expected a weight of two dimensions or more for {type(guide).__name__}, whose noise is shared by "
+            f"site {site!r}: expected a weight of two dimensions or more for {type(guide).__name__}, whose noise "
+            "is shared by "
             f"the units of a layer, got shape {shape}; cover it with AutoSparseVD, AutoMeanField or "
             "AutoVariationalDropout, whose noise is per weight, or leave it out of where="
         )
@@ -271,7 +274,7 @@ def check_units(guide: WeightGuide, site: str, message: Any) -> None:
 def _matcher(where: Any) -> Callable[[str], bool]:
     """``where`` as a predicate on site names."""
     if callable(where):
-        return where
+        return where  # type: ignore[return-value]
     patterns = [where] if isinstance(where, str) else list(where)
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import Where, WeightGuide, check_units, init_to_net_value
+from pyro_vd.guides.base import WeightGuide, Where, check_units, init_to_net_value
 from pyro_vd.posteriors import (
     BernoulliDropout,
     ConcreteDropout,
@@ -17,7 +16,7 @@ from pyro_vd.posteriors import (
     DropoutNormal,
     WeightPosterior,
 )
-from pyro_vd.posteriors.units import check_dropout_rate
+from pyro_vd.posteriors.dropout import check_dropout_rate
 
 
 class AutoBernoulliDropout(WeightGuide):
@@ -36,7 +35,7 @@ class AutoBernoulliDropout(WeightGuide):
         ValueError: a rate outside [0, 1); a site without input units.
 
     Example:
-        >>> import pyro_vd as vd
+        >>> import torch, pyro_vd as vd
         >>> guide = AutoBernoulliDropout(vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform()), 0.2)
         >>> _ = guide(torch.ones(1, 3))
         >>> guide.dropout_rate("net.weight").squeeze()
@@ -93,7 +92,7 @@ class AutoConcreteDropout(WeightGuide):
         ValueError: a rate outside (0, 1); a site without input units.
 
     Example:
-        >>> import pyro_vd as vd, pyro.distributions as dist
+        >>> import torch, pyro_vd as vd, pyro.distributions as dist
         >>> guide = AutoConcreteDropout(vd.BayesianModule(torch.nn.Linear(3, 2), dist.Normal(0.0, 1.0)))
         >>> _ = guide(torch.ones(1, 3))
         >>> guide.dropout_rate("net.weight").squeeze()
@@ -154,7 +153,7 @@ class AutoGaussianDropout(WeightGuide):
         ValueError: a rate outside [0, 1); for type B, a site without input units.
 
     Example:
-        >>> import pyro_vd as vd
+        >>> import torch, pyro_vd as vd
         >>> guide = AutoGaussianDropout(vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform()), 0.5)
         >>> _ = guide(torch.ones(1, 3))
         >>> guide.log_alpha("net.weight").squeeze()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import Where, WeightGuide, check_units, init_to_net_value
+from pyro_vd.guides.base import WeightGuide, Where, check_units, init_to_net_value
 from pyro_vd.posteriors import GroupNormal
 
 

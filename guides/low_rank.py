@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import Where, WeightGuide, init_to_net_value
+from pyro_vd.guides.base import WeightGuide, Where, init_to_net_value
 from pyro_vd.posteriors import LowRankNormal
 from pyro_vd.posteriors.low_rank import check_rank
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import Where, WeightGuide, check_units, init_to_net_value
+from pyro_vd.guides.base import WeightGuide, Where, check_units, init_to_net_value
 from pyro_vd.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
 
 
@@ -35,7 +34,7 @@ class AutoVariationalDropout(WeightGuide):
             units.
 
     Example:
-        >>> import pyro_vd as vd
+        >>> import torch, pyro_vd as vd
         >>> bnn = vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform())
         >>> guide = AutoVariationalDropout(bnn, granularity="unit")
         >>> _ = guide(torch.ones(1, 3))

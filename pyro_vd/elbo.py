@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -17,15 +17,14 @@ from pyro.infer.elbo import ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe
 from pyro_vd.diagnosis import non_finite_input
-from pyro_vd.handlers import EstimatorMessenger, base_distribution
+from pyro_vd.handlers import EstimatorMessenger
 from pyro_vd.loss_module import LossModule
 from pyro_vd.weights import RandomWeight
 
@@ -107,7 +106,7 @@ class TraceVD_ELBO(ELBO):
         shared_sites: Collection[str] = (),
         reuse: str = "error",
         strict: bool = False,
-        max_plate_nesting: float = float("inf"),
+        max_plate_nesting: Any = float("inf"),
         vectorize_particles: bool = False,
         strict_enumeration_warning: bool = True,
         retain_graph: bool | None = None,
@@ -116,7 +115,7 @@ class TraceVD_ELBO(ELBO):
             raise ValueError(f"num_particles: expected a whole number >= 1, got {num_particles!r}")
         super().__init__(
             num_particles=num_particles,
-            max_plate_nesting=max_plate_nesting,  # type: ignore[arg-type]
+            max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             strict_enumeration_warning=strict_enumeration_warning,
             retain_graph=retain_graph,
@@ -185,14 +184,14 @@ class TraceVD_ELBO(ELBO):
             loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         unwrapped = poutine.unwrap(guide)
         if isinstance(unwrapped, Messenger):
             guide(*args, **kwargs)
             model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
         else:
             guide_trace = poutine.trace(self._messenger(guide)).get_trace(*args, **kwargs)
-            replayed = _GuideCovers(guide_trace)(poutine.replay(model, trace=guide_trace))
+            replayed = GuideCovers(guide_trace)(poutine.replay(model, trace=guide_trace))
             try:
                 model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
             except ValueError as error:
@@ -202,18 +201,19 @@ class TraceVD_ELBO(ELBO):
                     raise
                 raise ValueError(f"the model failed on non-finite input: {reason}") from error
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-        _check_sites(model_trace, guide_trace)
+        check_sites(model_trace, guide_trace)
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
             _check_mean_field_requirement(model_trace, guide_trace)
+            site: Any
             for site in (*model_trace.nodes.values(), *guide_trace.nodes.values()):
                 if site["type"] == "sample":
-                    shaped = {"log_prob": torch.zeros(()).expand(site["fn"].batch_shape), **site}
-                    check_site_shape(shaped, self.max_plate_nesting)
+                    shaped: Any = {"log_prob": torch.zeros(()).expand(site["fn"].batch_shape), **site}
+                    check_site_shape(shaped, cast(Any, self.max_plate_nesting))
         return model_trace, guide_trace
 
-    def _kl(self, model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+    def _kl(self, model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
         """KL of each latent site of the model, then the auxiliary sites of the guide, whose term is log q."""
         kl = {}
         for name, site in model_trace.iter_stochastic_nodes():
@@ -225,12 +225,12 @@ class TraceVD_ELBO(ELBO):
 
     def _site_kl(self, name: str, model_site: Any, guide_site: Any) -> Tensor:
         q, p = guide_site["fn"], model_site["fn"]
-        _check_scales(name, model_site["scale"], guide_site["scale"])
+        check_scales(name, model_site["scale"], guide_site["scale"])
         try:
             kl = kl_divergence(q, p)
         except NotImplementedError:
             if self.analytic_only:
-                names = " and ".join(_describe(fn) for fn in (q, p))
+                names = " and ".join(describe(fn) for fn in (q, p))
                 raise ValueError(
                     f"site {name!r}: expected a pair of distributions with a KL rule, got guide and prior {names}; "
                     "register one with torch.distributions.register_kl, or write "
@@ -242,48 +242,7 @@ class TraceVD_ELBO(ELBO):
         return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
 
 
-class _GuideCovers(Messenger):
-    """Stops the model at a latent site that the guide does not have, before its prior is drawn."""
-
-    def __init__(self, guide_trace: Trace):
-        super().__init__()
-        self.guide_trace = guide_trace
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if msg["is_observed"] or site_is_subsample(msg) or msg["name"] in self.guide_trace.nodes:
-            return
-        if msg["value"] is None:
-            raise ValueError(
-                f"site {msg['name']!r}: expected a guide that samples every latent site of the model, got one that "
-                f"samples {_latent_names(self.guide_trace)}; add pyro.sample({msg['name']!r}, ...) to the guide, or obs= "
-                "to the model"
-            )
-
-
-def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    for name, site in guide_trace.iter_stochastic_nodes():
-        if not site["fn"].has_rsample:
-            raise NotImplementedError(
-                f"site {name!r}: expected a reparameterised guide distribution, got {_describe(site['fn'])}: all "
-                "distributions in the guide must be fully reparameterized; use pyro.infer.TraceGraph_ELBO for this guide"
-            )
-        if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
-            raise ValueError(
-                f"site {name!r}: expected a guide with the sites of the model, {_latent_names(model_trace)}, got one more; "
-                'remove it, or mark it infer={"is_auxiliary": True}'
-            )
-
-
-def _check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
-    numbers = isinstance(model_scale, (int, float)) and isinstance(guide_scale, (int, float))
-    if numbers and not math.isclose(model_scale, guide_scale, rel_tol=1e-6):
-        raise ValueError(
-            f"site {name!r}: expected the same scale in model and guide, got {model_scale} and {guide_scale}: an analytic "
-            "KL has one scale, so the model's would be ignored. To anneal the KL write TraceVD_ELBO(kl_weight=...)"
-        )
-
-
-def _nll(model_trace: Trace) -> dict[str, Tensor]:
+def _nll(model_trace: Any) -> dict[str, Tensor]:
     return {name: -model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes}
 
 
@@ -292,15 +251,6 @@ def _log_prob_sum(site: Any) -> Tensor:
     value = value.scored_draw() if isinstance(value, RandomWeight) else value
     log_prob = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, scale=site["scale"], mask=site["mask"]).sum()
-
-
-def _latent_names(trace: Trace) -> list[str]:
-    return [name for name, site in trace.iter_stochastic_nodes() if not site["infer"].get("is_auxiliary")]
-
-
-def _describe(fn: Any) -> str:
-    inner = base_distribution(fn)
-    return type(inner).__name__ + (f".to_event({fn.event_dim - inner.event_dim})" if inner is not fn else "")
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:

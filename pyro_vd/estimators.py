@@ -93,7 +93,7 @@ def safe_sqrt(variance: Tensor) -> Tensor:
     Exact at 0: no floor under the root, which would add noise. Convolution algorithms can return a
     variance a little below 0; it is read as 0.
     """
-    positive = variance > 0
+    positive = ~(variance <= 0)  # NaN stays NaN
     return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
 
 
@@ -154,6 +154,17 @@ def per_example(op: LinearOp) -> Tensor:
     """
     assert op.example is not None
     number = torch.Size([op.x.shape[op.example]])
+    if op.bias is not None and _loc(op.bias).dim() >= -op.example:  # has an axis of examples itself
+        bias, axis = op.bias, op.example
+        output = (
+            per_example(replace(op, bias=None))
+            if isinstance(op.weight, WeightNoise)
+            else op.apply(op.x, op.weight, None)
+        )
+        if isinstance(bias, WeightNoise):
+            one = bias.loc.shape[axis] == 1
+            bias = bias.draw(number).transpose(0, axis).squeeze(0) if one else bias.draw(torch.Size())
+        return output + bias
     weight, weight_dim = _draws(op.weight, number)
     bias, bias_dim = _draws(op.bias, number)
     batched = torch.func.vmap(op.apply, in_dims=(op.example, weight_dim, bias_dim), out_dims=op.example)

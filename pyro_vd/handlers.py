@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from torch.distributions import Distribution, Independent
 
@@ -28,7 +27,7 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
         shared_sites: sites that are drawn once a step instead.
         reuse: "error" where a weight is used twice in one trace; "independent" to sample each use
             with noise of its own.
-        strict: raise TypeError, instead of one warning, where an operation has no rule.
+        strict: raise ValueError, instead of one warning, where an operation has no rule.
 
     Returns:
         The wrapped guide, or the handler.
@@ -70,7 +69,7 @@ def posterior_mean(fn: Callable | None = None) -> Any:
 
 
 class _MeanMessenger(Messenger):
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["value"] is None and not msg["is_observed"]:
             msg["value"] = msg["fn"].mean
 
@@ -91,7 +90,7 @@ class EstimatorMessenger(Messenger):
         self.estimator, self.shared_sites, self.reuse, self.strict = estimator, set(shared_sites), reuse, strict
         self.warned: set[tuple[str, str]] = set()
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if self.estimator == "shared" or msg["name"] in self.shared_sites:
             return
         if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pyro import poutine
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ class LossModule(nn.Module):
         ValueError: from the call, where a term of the loss is NaN or infinite, naming it.
 
     Example:
+        >>> import torch
         >>> from pyro_vd import TraceVD_ELBO
         >>> loss = TraceVD_ELBO()(torch.nn.Identity(), torch.nn.Linear(2, 3))
         >>> [tuple(p.shape) for p in loss.parameters()]
@@ -46,6 +46,7 @@ class LossModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._seen:
             return self.elbo.checked_terms(*self._callables, *args, **kwargs).loss
+        capture: Any
         with poutine.trace(param_only=True) as capture:
             loss = self.elbo.checked_terms(*self._callables, *args, **kwargs).loss
         own = {id(parameter) for parameter in self.parameters()}

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_vd.batches import number_of_examples, take_examples
@@ -53,7 +52,7 @@ class GradientVariance:
 def gradient_variance(
     model: Callable,
     guide: Callable,
-    loss: ELBO,
+    loss: Any,
     *args: Any,
     num_draws: int,
     batch_size: int | None = None,
@@ -63,7 +62,7 @@ def gradient_variance(
 
     Args:
         model, guide: Pyro model and guide.
-        loss: an ELBO of Pyro with ``differentiable_loss``, such as :class:`pyro_vd.TraceVD_ELBO`.
+        loss: a ``pyro.infer.ELBO`` with ``differentiable_loss``, such as :class:`pyro_vd.TraceVD_ELBO`.
         *args, **kwargs: arguments of model and guide.
         num_draws: number of gradients, >= 2.
         batch_size: draw a minibatch of that many examples, with replacement, for every gradient; the arguments
@@ -104,6 +103,7 @@ def gradient_variance(
         if batch_size is not None:
             index = torch.randint(number_of_examples(args, kwargs), (batch_size,))
             step_args, step_kwargs = take_examples(args, kwargs, index)
+        capture: Any
         with poutine.trace(param_only=True) as capture:
             value = loss.differentiable_loss(model, guide, *step_args, **step_kwargs)
         parameters = {name: node["value"].unconstrained() for name, node in capture.trace.nodes.items()}

@@ -89,11 +89,14 @@ class BayesianModule(nn.Module):
     def _sample(self, parameter_name: str, parameter: nn.Parameter) -> Tensor:
         site = self.site(parameter_name)
         prior = self.priors[parameter_name].expand(parameter.shape).to_event(parameter.dim())
-        value = pyro.sample(site, prior, infer={"net_parameter": parameter})
+        infer: Any = {"net_parameter": parameter}  # where a guide starts
+        value = pyro.sample(site, prior, infer=infer)
         if value.shape != parameter.shape:
             raise ValueError(
-                f"site {site!r}: expected a weight of shape {tuple(parameter.shape)}, got {tuple(value.shape)}: the net was "
-                "called inside a plate (or with vectorize_particles=True), which repeats its weights and scales its KL; "
+                f"site {site!r}: expected a weight of shape {tuple(parameter.shape)}, got {tuple(value.shape)}: the "
+                "net was "
+                "called inside a plate (or with vectorize_particles=True), which repeats its weights and scales its "
+                "KL; "
                 "call it before the plate, and put only the likelihood inside"
             )
         return value
@@ -142,7 +145,7 @@ def _chosen(net: nn.Module, parameters: Mapping[str, nn.Parameter], where: Where
     owners = {name: net.get_submodule(name.rpartition(".")[0]) for name in parameters}
     if where is None:
         where = _DEFAULT_LAYERS
-    several = list(where) if isinstance(where, (tuple, list)) else [where]
+    several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
     if several and all(isinstance(one, type) for one in several):
         types = tuple(several)
         chosen = [n for n in parameters if n.rpartition(".")[2] == "weight" and isinstance(owners[n], types)]
@@ -188,7 +191,8 @@ def _register(name: str, parameter: nn.Parameter) -> Tensor:
     if stored is not None and stored is not parameter:
         if stored.shape != parameter.shape:
             raise ValueError(
-                f"parameter {name!r}: expected shape {tuple(parameter.shape)}, got {tuple(stored.shape)} in Pyro's parameter "
+                f"parameter {name!r}: expected shape {tuple(parameter.shape)}, got {tuple(stored.shape)} in Pyro's "
+                "parameter "
                 "store, from another model of that name; write pyro.clear_param_store() or another name="
             )
         with torch.no_grad():

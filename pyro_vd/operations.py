@@ -18,16 +18,19 @@ from pyro_vd.estimators import LinearOp
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LinearOp:
-    example = -input.dim() if input.dim() > 1 else None
-    return LinearOp(F.linear, input, weight, bias, 1, 0, -1, -1, example)
+    example = -input.dim() if input.dim() > 1 and weight.dim() == 2 else None
+    return LinearOp(F.linear, input, weight, bias, weight.dim() - 1, 0, -1, -1, example)
 
 
 def _matmul(random: Callable[[Any], bool], input: Tensor, other: Tensor, bias: Tensor | None = None) -> LinearOp | None:
     """``input @ other + bias``, the weight on either side."""
+    if random(bias) and not _has_all_units(bias, input, other, left=random(input)):
+        return None
     if random(other) and not random(input):
         if other.dim() < 2:
             return None
-        example = -input.dim() if input.dim() > 1 else None
+        stacked = 2 < other.dim() <= input.dim()  # one matrix for each example: no weight is shared by the examples
+        example = -input.dim() if input.dim() > 1 and not stacked else None
         return LinearOp(_right_product, input, other, bias, other.dim() - 2, other.dim() - 1, -1, -1, example)
     if random(input) and not random(other):
         if input.dim() != 2 or other.dim() > 2:
@@ -40,6 +43,14 @@ def _matmul(random: Callable[[Any], bool], input: Tensor, other: Tensor, bias: T
         example = -input.dim() if input.dim() > 1 else None
         return LinearOp(_right_product, input, other, bias, other.dim() - 2, other.dim() - 1, -1, -1, example)
     return None
+
+
+def _has_all_units(bias: Tensor, input: Tensor, other: Tensor, left: bool) -> bool:
+    """Whether a bias has an element for every output unit; where one serves several, they share its noise."""
+    if not left:
+        return other.dim() > 1 and bias.shape[-1:] == other.shape[-1:]
+    axis = -2 if other.dim() == 2 else -1
+    return bias.dim() >= -axis and bias.shape[axis] == input.shape[0]
 
 
 def _addmm(
@@ -57,7 +68,12 @@ def _add(random: Callable[[Any], bool], input: Tensor, other: Any, *, alpha: flo
     if alpha != 1 or not isinstance(other, Tensor):
         return None
     x, bias = (input, other) if random(other) else (other, input)
-    if random(x) or bias.dim() >= x.dim() or torch.broadcast_shapes(x.shape, bias.shape) != x.shape:
+    if (
+        random(x)
+        or bias.shape[-1:] != x.shape[-1:]
+        or bias.dim() >= x.dim()
+        or torch.broadcast_shapes(x.shape, bias.shape) != x.shape
+    ):
         return None
     return LinearOp(_scale_and_shift, x, x.new_ones(()), bias, 0, 0, -1, -1, -x.dim())
 

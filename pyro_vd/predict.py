@@ -90,6 +90,7 @@ def _one_draw(
                 "posterior_predictive once for each piece of the data instead"
             )
     pieces: dict[str, list[Tensor]] = {}
+    site: Any
     for chunk_args, chunk_kwargs in chunks:
         trace = shared or poutine.trace(lrt(guide)).get_trace(*chunk_args, **chunk_kwargs)
         run = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*chunk_args, **chunk_kwargs)
@@ -101,5 +102,5 @@ def _one_draw(
 
 def _join(values: list[Tensor], lengths: list[int]) -> Tensor:
     """Put the pieces of one site together along the axis of examples; a site without it is in every piece."""
-    along = [v.dim() > 0 and v.shape[0] == n for v, n in zip(values, lengths)]
+    along = [v.dim() > 0 and v.shape[0] == n for v, n in zip(values, lengths, strict=True)]
     return torch.cat(values) if len(values) > 1 and all(along) else values[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -34,14 +35,14 @@ class ImproperLogUniform(TorchDistribution):
         Kingma et al. 2015, arXiv:1506.02557, section 4.2.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.real
+    arg_constraints: Any = {}
+    support: Any = constraints.real
     has_rsample = False
 
-    def __init__(self, batch_shape: torch.Size = torch.Size(), *, validate_args: bool | None = None):
+    def __init__(self, batch_shape: Sequence[int] = (), *, validate_args: bool | None = None):
         super().__init__(torch.Size(batch_shape), validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> ImproperLogUniform:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ImproperLogUniform:
         return ImproperLogUniform(torch.Size(batch_shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class ImproperLogUniform(TorchDistribution):
         log_prob = -value.abs().log()
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> NoReturn:
+    def sample(self, sample_shape: Sequence[int] = ()) -> NoReturn:
         raise ValueError(
             "ImproperLogUniform: expected a distribution that can be sampled, got the improper density 1 / |w|, "
             "which has no draws (no prior predictive, no MCMC start, and the guide must cover the site). Write "
@@ -57,7 +58,8 @@ class ImproperLogUniform(TorchDistribution):
             "guide such as pyro_vd.guides.AutoSparseVD(model)."
         )
 
-    rsample = sample
+    def rsample(self, sample_shape: Sequence[int] = ()) -> NoReturn:
+        self.sample(sample_shape)
 
 
 class TruncatedLogUniform(TorchDistribution):
@@ -81,7 +83,7 @@ class TruncatedLogUniform(TorchDistribution):
         Neklyudov et al. 2017 do, arXiv:1705.07283, section 3.2.
     """
 
-    arg_constraints = {"low": constraints.positive, "high": constraints.positive}
+    arg_constraints: Any = {"low": constraints.positive, "high": constraints.positive}
     has_rsample = True
 
     def __init__(self, low: Tensor | float, high: Tensor | float, *, validate_args: bool | None = None):
@@ -112,12 +114,9 @@ class TruncatedLogUniform(TorchDistribution):
     def _log_ratio(self) -> Tensor:
         return (self.high / self.low).log()
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> TruncatedLogUniform:
-        new = self._get_checked_instance(TruncatedLogUniform, _instance)
-        new.low, new.high = self.low.expand(batch_shape), self.high.expand(batch_shape)
-        super(TruncatedLogUniform, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TruncatedLogUniform:
+        low, high = self.low.expand(batch_shape), self.high.expand(batch_shape)
+        return TruncatedLogUniform(low, high, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Normalised, in nats; -inf outside ``low <= |value| <= high``."""
@@ -127,7 +126,7 @@ class TruncatedLogUniform(TorchDistribution):
         density = -safe.log() - (2 * self._log_ratio).log()
         return torch.where(inside, density, -math.inf)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         return self.icdf(torch.rand(shape, dtype=self.low.dtype, device=self.low.device))
 

@@ -145,7 +145,8 @@ def prune(bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3
     for name in bnn.weight_names:
         if bnn.site(name) not in posteriors:
             raise ValueError(
-                f"prune: expected a guide with a weight at site {bnn.site(name)!r}, got one with {list(posteriors)}; pass "
+                f"prune: expected a guide with a weight at site {bnn.site(name)!r}, got one with {list(posteriors)}; "
+                "pass "
                 "the guide that was trained with this module"
             )
         posterior = posteriors[bnn.site(name)]

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-T = Tensor
+T: Any = Tensor
 
 METADATA = {
     getattr(T, name).__get__
     for name in ("shape", "dtype", "device", "layout", "ndim", "is_cuda", "is_meta", "is_sparse",
-                 "is_quantized", "is_leaf", "requires_grad", "grad_fn", "is_nested", "is_mkldnn")  # fmt: skip
+                 "is_quantized", "is_cpu", "itemsize", "nbytes", "is_leaf", "requires_grad", "grad_fn", "is_nested",
+                 "is_mkldnn")  # fmt: skip
 } | {
     T.size, T.dim, T.numel, T.nelement, T.ndimension, T.__len__, T.is_floating_point, T.is_complex, T.element_size,
     T.stride, T.is_contiguous, T.storage_offset, T.get_device, torch.numel, torch.is_floating_point, torch.is_complex,
@@ -48,6 +49,8 @@ def is_view(function: Any, weight: Tensor, args: tuple, kwargs: dict) -> bool:
     """Whether ``function(weight, *args, **kwargs)`` is a view of the weight."""
     if any(isinstance(arg, type(weight)) for arg in (*args, *kwargs.values())):
         return False  # a random weight times another is not linear in either
+    if any(isinstance(arg, torch.dtype) and not arg.is_floating_point for arg in (*args, *kwargs.values())):
+        return False
     if function in SCALINGS:
         return not kwargs and all(_keeps_shape(arg, weight) for arg in args)
     if function is T.__getitem__:

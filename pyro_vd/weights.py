@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_vd.estimators import SAMPLERS, LinearOp, WeightNoise, independent_noise
 from pyro_vd.operations import rules
@@ -34,6 +34,7 @@ class WeightState:
         strict: raise where an operation has no rule.
         warned: (site, operation) pairs already warned of, kept over traces by the handler.
         is_scoring: whether a log_prob of the trace is being evaluated right now.
+        with_gradient: whether gradients were enabled when the weight was made.
     """
 
     site: str
@@ -43,12 +44,20 @@ class WeightState:
     strict: bool = False
     warned: set[tuple[str, str]] = field(default_factory=set)
     is_scoring: Callable[[], bool] = lambda: False
+    with_gradient: bool = field(default_factory=torch.is_grad_enabled)
     used: list[Region | None] = field(default_factory=list)
     draw: Tensor | None = None
     scored_draw: Tensor | None = None
 
     def claim(self, region: Region | None, operation: str) -> None:
         """Note a use of the elements in ``region`` with noise of its own; error where they had one already."""
+        if self.with_gradient and self.noise.loc.requires_grad and not torch.is_grad_enabled():
+            raise ValueError(
+                f"site {self.site!r}: expected a use with gradients enabled, as when the weight was made, got "
+                f"{operation} "
+                "inside torch.no_grad or a custom autograd function, where the gradient of the weight would be lost; "
+                f"write weight.materialize() before it, or shared_sites=[{self.site!r}]"
+            )
         if self.reuse == "error" and any(_overlap(region, other) for other in self.used):
             raise ValueError(
                 f"site {self.site!r}: expected one use of the weight in a trace under estimator "
@@ -65,7 +74,7 @@ class RandomWeight(Tensor):
     ``F.linear``, ``@``, ``matmul``, ``mm``, ``mv``, ``addmm``, ``+`` (as a bias) and ``conv1d/2d/3d`` return
     locally sampled outputs. Views act on the moments. Any other operation uses one coherent
     draw for the rest of the trace, with a warning that names site and operation (``strict``: a
-    TypeError). The same elements used twice raise, since their noise is one and the same.
+    ValueError). The same elements used twice raise, since their noise is one and the same.
 
     Made by :func:`pyro_vd.lrt` and :class:`pyro_vd.TraceVD_ELBO`; rarely by hand.
 
@@ -89,6 +98,8 @@ class RandomWeight(Tensor):
     site: str
     noise: WeightNoise
     state: WeightState
+    _view: Callable[[Tensor], Tensor]
+    _region: Region | None
 
     @staticmethod
     def __new__(
@@ -137,7 +148,8 @@ class RandomWeight(Tensor):
         if isinstance(loc, Tensor):
             return self._rewrap(loc, variance, view)
         return tuple(
-            self._rewrap(*parts, view=lambda tensor, i=i: view(tensor)[i]) for i, parts in enumerate(zip(loc, variance))
+            self._rewrap(*parts, view=lambda tensor, i=i: view(tensor)[i])
+            for i, parts in enumerate(zip(loc, variance, strict=True))
         )
 
     def _rewrap(self, loc: Tensor, variance: Tensor, view: Callable[[Tensor], Tensor]) -> RandomWeight:
@@ -152,18 +164,22 @@ class RandomWeight(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"RandomWeight(site={self.site!r}, shape={tuple(self.shape)}, estimator={self.state.estimator!r})"
 
+    def __format__(self, format_spec: str) -> str:
+        return format(repr(self), format_spec)
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        if func in _RULES and (op := _RULES[func](*args, **kwargs)) is not None:
+        if func in _RULES and "out" not in kwargs and (op := _RULES[func](*args, **kwargs)) is not None:
             sampled = _sample(op, _name(func))
             if sampled is not None:
                 return sampled
-        if func in COMMUTATIVE and not isinstance(args[0], RandomWeight):
-            args = args[::-1]
+        if func in COMMUTATIVE and set(kwargs) <= {"input", "other"}:
+            args, kwargs = (*args, *kwargs.values()), {}
+            args = args if isinstance(args[0], RandomWeight) else args[::-1]
         first = args[0] if args else None
         if isinstance(first, RandomWeight) and is_view(func, first, args[1:], kwargs):
             if first.noise.independent or (func in TRANSPOSES and first.dim() == 2):
@@ -172,36 +188,34 @@ class RandomWeight(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        sites = [a.site for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, RandomWeight)]
+        sites = [a.site for a in tree_leaves((args, kwargs)) if isinstance(a, RandomWeight)]
         raise TypeError(
-            f"site {sites[0]!r}: expected an operation that PyTorch dispatches on the type of its arguments, got {func} "
-            "from below that layer (a C++ extension or a custom autograd function); write weight.materialize() "
+            f"site {sites[0]!r}: expected an operation that PyTorch dispatches on the type of its arguments, got "
+            f"{func} from below that layer (a C++ extension or a custom autograd function); write weight.materialize() "
             f"before it, or shared_sites=[{sites[0]!r}]"
         )
 
 
 def _sample(op: LinearOp, operation: str) -> Tensor | None:
     """The sampled output of ``op``, or None where its noise has no local form for this operation."""
-    randoms = [w for w in (op.weight, op.bias) if isinstance(w, RandomWeight)]
-    if isinstance(op.x, RandomWeight):
+    parts = {name: w for name in ("weight", "bias") if isinstance(w := getattr(op, name), RandomWeight)}
+    # A weight that an operation without a rule has drawn before stays that draw.
+    drawn = {name: w.materialize() for name, w in parts.items() if w.state.draw is not None}
+    random = {name: w for name, w in parts.items() if name not in drawn}
+    if isinstance(op.x, RandomWeight) or not random:
         return None
-    estimator = randoms[0].state.estimator
+    estimator = next(iter(random.values())).state.estimator
     if estimator != "local" and op.example is None:
         return None
-    for weight in randoms:
-        if weight.state.draw is not None:
-            return None  # drawn before, by an operation without a rule: stay with that draw
-        if weight.noise.draw_units is not None and weight.noise.unit_dim not in (
-            op.weight_units,
-            op.weight_outs,
-        ):
+    for name, weight in random.items():
+        if weight.noise.draw_units is not None and weight.noise.unit_dim not in (op.weight_units, op.weight_outs):
             return None
-        if not weight.noise.independent and weight is op.bias:
+        if name == "bias" and not weight.noise.independent:
             return None
-    for weight in randoms:
+    for weight in random.values():
         weight.state.claim(weight._region, operation)
-    noises = {name: w.noise for name in ("weight", "bias") if isinstance(w := getattr(op, name), RandomWeight)}
-    return SAMPLERS[estimator](replace(op, **noises))
+    noises = {name: w.noise for name, w in random.items()}
+    return SAMPLERS[estimator](replace(op, **drawn, **noises))
 
 
 def _without_rule(func: Any, args: Any, kwargs: Any) -> Any:
@@ -215,7 +229,8 @@ def _without_rule(func: Any, args: Any, kwargs: Any) -> Any:
         if state.draw is None and not state.is_scoring():
             expected = f"site {arg.site!r}: expected an operation with a rule for estimator {state.estimator!r}, got "
             if state.strict:
-                raise TypeError(
+                # No TypeError: the operators of Tensor would turn it into one that names neither site nor operation.
+                raise ValueError(
                     f"{expected}{operation}; write shared_sites=[{arg.site!r}] to draw this weight once a step"
                 )
             if (arg.site, operation) not in state.warned:
@@ -246,13 +261,21 @@ def _overlap(first: Region | None, second: Region | None) -> bool:
     """Whether two views hold a common element of the weight; None is all of it."""
     if first is None or second is None:
         return True
+    (start, end), (other_start, other_end) = _bounds(first), _bounds(second)
+    if end < other_start or other_end < start:
+        return False
     return not _elements(first).isdisjoint(_elements(second))
+
+
+def _bounds(region: Region) -> tuple[int, int]:
+    size, stride, offset = region
+    return offset, offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
 
 
 def _elements(region: Region) -> set[int]:
     size, stride, offset = region
     elements = {offset}
-    for length, step in zip(size, stride):
+    for length, step in zip(size, stride, strict=True):
         elements = {element + index * step for element in elements for index in range(length)}
     return elements
 

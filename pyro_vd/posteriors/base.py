@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, constraints
+from torch.distributions import Independent
 
 from pyro_vd.estimators import ESTIMATORS, WeightNoise
 
@@ -21,7 +21,7 @@ class WeightPosterior(TorchDistribution):
     :class:`pyro_vd.TraceVD_ELBO` reports NaN and infinity by site.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: Any = {}
     has_rsample = True
     estimators: tuple[str, ...] = ESTIMATORS
     loc: Tensor

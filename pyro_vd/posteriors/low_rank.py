@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,12 +94,12 @@ class LowRankNormal(WeightPosterior):
     def noise(self) -> WeightNoise:
         return WeightNoise(self.loc, self._log_sigma2.exp(), self.rsample, factor=self.factor)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> LowRankNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LowRankNormal:
         if tuple(batch_shape):
             raise ValueError(f"LowRankNormal: expected one weight, got a batch of shape {tuple(batch_shape)}")
         return self
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         options: Any = {"dtype": self.loc.dtype, "device": self.loc.device}
         diagonal = torch.randn((*sample_shape, *self.loc.shape), **options) * (0.5 * self._log_sigma2).exp()
         z = torch.randn((*sample_shape, self.factor.shape[0]), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from pyro_vd.kl import kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters
 from pyro_vd.priors import ImproperLogUniform
 
-KL_METHODS = ("sigmoid", "cubic", "lower_bound", "exact", "ard")
+LOG_UNIFORM_METHODS = ("sigmoid", "cubic", "lower_bound", "exact")
+KL_METHODS = (*LOG_UNIFORM_METHODS, "ard")
 
 
 class DropoutNormal(WeightPosterior):
@@ -44,7 +46,7 @@ class DropoutNormal(WeightPosterior):
         Kingma et al. 2015, arXiv:1506.02557, section 3; Molchanov et al. 2017, arXiv:1701.05369, equation 12.
     """
 
-    support = constraints.real
+    support: Any = constraints.real
 
     def __init__(
         self,
@@ -59,7 +61,8 @@ class DropoutNormal(WeightPosterior):
             got = "neither" if log_alpha is None else "both"
             raise ValueError(
                 f"DropoutNormal: expected exactly one of log_alpha and log_sigma2, got {got}; write "
-                "DropoutNormal(loc, log_sigma2=...) for additive or DropoutNormal(loc, log_alpha) for multiplicative noise"
+                "DropoutNormal(loc, log_sigma2=...) for additive or DropoutNormal(loc, log_alpha) for multiplicative "
+                "noise"
             )
         if kl not in KL_METHODS:
             raise ValueError(f"DropoutNormal: expected kl to be one of {', '.join(map(repr, KL_METHODS))}, got {kl!r}")
@@ -78,8 +81,12 @@ class DropoutNormal(WeightPosterior):
 
     @property
     def _noise_ratio(self) -> Tensor:
-        """``log_alpha`` in the shape it was given: one evaluation of the KL formula serves all weights that share it."""
-        return log_alpha_additive(self.loc, self._log_sigma2) if self._log_alpha is None else self._log_alpha
+        """``log_alpha`` in the shape it was given: one evaluation of the KL formula serves all weights that "
+        "share it."""
+        if self._log_sigma2 is not None:
+            return log_alpha_additive(self.loc, self._log_sigma2)
+        assert self._log_alpha is not None
+        return self._log_alpha
 
     @property
     def log_sigma2(self) -> Tensor:
@@ -104,19 +111,22 @@ class DropoutNormal(WeightPosterior):
         return (0.5 * self._log_sigma2).exp().expand(self.loc.shape)
 
     def noise(self) -> WeightNoise:
-        return WeightNoise(self.loc, self.variance, draw=self.rsample)
+        dtype = torch.promote_types(self.loc.dtype, torch.float32)
+        if dtype == self.loc.dtype:
+            return WeightNoise(self.loc, self.variance, draw=self.rsample)
+        # A standard deviation of 1e-4 has a variance that is 0 in float16.
+        given: Any = {name: None if value is None else value.to(dtype) for name, value in self._given.items()}
+        return WeightNoise(self.loc, DropoutNormal(self.loc.to(dtype), **given).variance, draw=self.rsample)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> DropoutNormal:
-        new = self._get_checked_instance(DropoutNormal, _instance)
-        new.loc = self.loc.expand(batch_shape)
-        new._log_alpha = None if self._log_alpha is None else self._log_alpha.expand(batch_shape)
-        new._log_sigma2 = None if self._log_sigma2 is None else self._log_sigma2.expand(batch_shape)
-        new.kl = self.kl
-        super(DropoutNormal, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    @property
+    def _given(self) -> dict[str, Tensor | None]:
+        return {"log_alpha": self._log_alpha, "log_sigma2": self._log_sigma2}
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DropoutNormal:
+        noise: Any = {name: None if v is None else v.expand(batch_shape) for name, v in self._given.items()}
+        return DropoutNormal(self.loc.expand(batch_shape), **noise, kl=self.kl, validate_args=False)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         # |loc| rather than loc in the multiplicative scale: the same distribution.

@@ -1,0 +1,215 @@
+"""Dropout of units as distributions of the weight: Gaussian (type B), binary and concrete, with their KL rules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal, register_kl
+
+from pyro_vd.kl import kl_log_uniform
+from pyro_vd.posteriors.base import prior_of_weight
+from pyro_vd.posteriors.normal import LOG_UNIFORM_METHODS
+from pyro_vd.posteriors.units import UnitPosterior, unit_values
+from pyro_vd.priors import ImproperLogUniform
+
+
+class CorrelatedDropoutNormal(UnitPosterior):
+    """One Gaussian noise per unit, ``W = s * loc``, ``s_i ~ N(1, alpha_i)`` (Kingma's type B).
+
+    The KL to the log-uniform prior is that of the s_i: one term per unit. Under "local" every row of
+    the input has noise of its own, as dropout on activations.
+
+    Args:
+        loc: mean of the weight, two dimensions or more.
+        log_alpha: natural log of alpha; one number, shape ``(units,)``, or a shape that broadcasts with
+            ``loc`` with size 1 off the units.
+        unit_dim: where the units lie; 1 are the input units of Linear and ConvNd weights.
+        kl: a method of :func:`pyro_vd.kl.kl_log_uniform`.
+
+    Raises:
+        ValueError: log_alpha of another shape; no such dimension; unknown kl.
+
+    Example:
+        >>> q = CorrelatedDropoutNormal(torch.ones(2, 3), torch.zeros(3))
+        >>> (q.rsample().std(0) == 0).all()
+        tensor(True)
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, section 3.2 and appendix B.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        log_alpha: Tensor | float,
+        *,
+        unit_dim: int = 1,
+        kl: str = "sigmoid",
+        validate_args: bool | None = None,
+    ):
+        super().__init__(loc, unit_dim, validate_args)
+        if kl not in LOG_UNIFORM_METHODS:
+            raise ValueError(f"{type(self).__name__}: expected kl to be one of {LOG_UNIFORM_METHODS}, got {kl!r}")
+        self._log_alpha = unit_values(self, "log_alpha", log_alpha)
+        self.kl = kl
+
+    @property
+    def log_alpha(self) -> Tensor:
+        """Natural log of alpha, shaped to broadcast with the weight."""
+        return self.along_units(self._log_alpha)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.log_alpha.exp() * self.loc.square()
+
+    def draw_units(self, sample_shape: torch.Size) -> Tensor:
+        noise = torch.randn((*sample_shape, self.units), dtype=self.loc.dtype, device=self.loc.device)
+        return 1 + (0.5 * self._log_alpha).exp() * noise
+
+
+class BernoulliDropout(UnitPosterior):
+    """Binary dropout as a weight, ``W = loc * z / (1 - dropout_rate)``, ``z_i ~ Bernoulli(1 - dropout_rate)``.
+
+    Its KL to a Normal prior is the first-order form of Gal and Ghahramani; its KL to the log-uniform prior does not
+    depend on ``loc`` (that is what this prior is for), and its constant is dropped: 0.
+
+    Args:
+        loc: mean of the weight.
+        dropout_rate: probability of dropping a unit, in [0, 1): a number or shape ``(units,)``.
+        unit_dim: where the units lie; 1 are the input units of Linear and ConvNd weights.
+
+    Raises:
+        ValueError: a rate outside [0, 1).
+
+    Example:
+        >>> q = BernoulliDropout(torch.ones(2, 3), 0.5)
+        >>> q.variance[0]
+        tensor([1., 1., 1.])
+
+    References:
+        Srivastava et al. 2014; Gal and Ghahramani 2016, arXiv:1506.02142, section 3.
+    """
+
+    def __init__(
+        self, loc: Tensor, dropout_rate: Tensor | float, *, unit_dim: int = 1, validate_args: bool | None = None
+    ):
+        super().__init__(loc, unit_dim, validate_args)
+        if isinstance(dropout_rate, (int, float)):
+            check_dropout_rate(type(self).__name__, dropout_rate)
+        self._rate = unit_values(self, "dropout_rate", dropout_rate)
+
+    @property
+    def dropout_rate(self) -> Tensor:
+        """Probability of dropping, shaped to broadcast with the weight."""
+        return self.along_units(self._rate)
+
+    @property
+    def log_alpha(self) -> Tensor:
+        """``log(p / (1 - p))``, the noise ratio of the Gaussian with the same variance."""
+        return torch.logit(self.dropout_rate)
+
+    @property
+    def variance(self) -> Tensor:
+        rate = self.dropout_rate
+        return rate / (1 - rate) * self.loc.square()
+
+    def draw_units(self, sample_shape: torch.Size) -> Tensor:
+        uniform = torch.rand((*sample_shape, self.units), dtype=self.loc.dtype, device=self.loc.device)
+        return (uniform >= self._rate).to(self.loc.dtype) / (1 - self._rate)
+
+
+class ConcreteDropout(UnitPosterior):
+    """Binary dropout with a rate that can be learned, its noise relaxed to the concrete distribution.
+
+    ``s = sigmoid((logit(1 - p) + logit(u)) / temperature) / (1 - p)``, u uniform: 0/1 in the limit of a low
+    temperature. ``loc`` is the mean of that limit.
+
+    Args:
+        loc: mean of the weight.
+        logit_dropout_rate: ``log(p / (1 - p))``, a number or shape ``(units,)`` or size 1.
+        temperature: of the relaxation, > 0.
+        unit_dim: where the units lie.
+
+    Raises:
+        ValueError: a temperature <= 0.
+
+    Example:
+        >>> ConcreteDropout(torch.ones(2, 3), torch.zeros(1)).dropout_rate.squeeze()
+        tensor(0.5000)
+
+    References:
+        Gal, Hron, Kendall 2017, arXiv:1705.07832, equations 3 and 4.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        logit_dropout_rate: Tensor | float,
+        *,
+        temperature: float = 0.1,
+        unit_dim: int = 1,
+        validate_args: bool | None = None,
+    ):
+        super().__init__(loc, unit_dim, validate_args)
+        if not temperature > 0:
+            raise ValueError(f"ConcreteDropout: expected temperature > 0, got {temperature!r}")
+        self._logit_rate = unit_values(self, "logit_dropout_rate", logit_dropout_rate)
+        self.temperature = temperature
+
+    @property
+    def log_alpha(self) -> Tensor:
+        """``logit_dropout_rate``: the noise ratio of the Gaussian that has the variance of the binary limit."""
+        return self.along_units(self._logit_rate)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the binary limit, ``p / (1 - p) * loc**2``."""
+        return self.log_alpha.exp() * self.loc.square()
+
+    def draw_units(self, sample_shape: torch.Size) -> Tensor:
+        uniform = torch.rand((*sample_shape, self.units), dtype=self.loc.dtype, device=self.loc.device)
+        tiny = torch.finfo(uniform.dtype).eps
+        kept = torch.sigmoid((torch.logit(uniform, eps=tiny) - self._logit_rate) / self.temperature)
+        return kept / torch.sigmoid(-self._logit_rate)
+
+
+def check_dropout_rate(owner: str, rate: float) -> float:
+    """The rate, or an error that names ``owner``."""
+    if not 0 <= rate < 1:
+        raise ValueError(
+            f"{owner}: expected dropout_rate in [0, 1), the probability of dropping, got {rate!r}; a probability of "
+            "keeping is 1 - dropout_rate"
+        )
+    return float(rate)
+
+
+@register_kl(CorrelatedDropoutNormal, Independent)
+def _kl_correlated(q: CorrelatedDropoutNormal, p: Independent) -> Tensor:
+    prior_of_weight(q, p, ImproperLogUniform)
+    return kl_log_uniform(q._log_alpha, q.kl).expand(q.units).sum()
+
+
+@register_kl(BernoulliDropout, Independent)
+def _kl_bernoulli(q: BernoulliDropout, p: Independent) -> Tensor:
+    prior = prior_of_weight(q, p, ImproperLogUniform, Normal)
+    if isinstance(prior, Normal):
+        return _kl_binary(q, q._rate, prior)
+    return torch.zeros((), dtype=q.loc.dtype, device=q.loc.device)
+
+
+@register_kl(ConcreteDropout, Independent)
+def _kl_concrete(q: ConcreteDropout, p: Independent) -> Tensor:
+    return _kl_binary(q, torch.sigmoid(q._logit_rate), prior_of_weight(q, p, Normal))
+
+
+def _kl_binary(q: UnitPosterior, rate: Tensor, p: Normal) -> Tensor:
+    """``sum ((1 - p) * (loc / (1 - p) - m)**2 + p * m**2) / (2 * variance) - sum over units of H(p)``
+
+    Gal and Ghahramani 2016, appendix, and Gal, Hron, Kendall 2017, equation 4, for weights
+    ``loc * z / (1 - p)`` and a prior N(m, variance).
+    """
+    drop = q.along_units(rate)
+    kept = q.loc / (1 - drop)
+    square = (1 - drop) * (kept - p.loc).square() + drop * p.loc.square()
+    entropy = -(torch.special.xlogy(rate, rate) + torch.special.xlogy(1 - rate, 1 - rate))
+    return (square / (2 * p.scale.square())).sum() - entropy.expand(q.units).sum()
