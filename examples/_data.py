@@ -56,6 +56,9 @@ def load(name: str, data_dir: str | Path) -> Data:
         return _digits()
     folder = Path(data_dir)
     train_x, train_y, test_x, test_y = (_idx(_find(name, folder, i)) for i in range(4))
+    for x, y in ((train_x, train_y), (test_x, test_y)):
+        if len(x) != len(y):
+            raise SystemExit(f"{name}: expected as many labels as images, {len(x)}, got {len(y)}; check {folder}")
     images = [torch.from_numpy(a.reshape(len(a), -1)).float() / 255 for a in (train_x, test_x)]
     labels = [torch.from_numpy(a.astype(np.int64)) for a in (train_y, test_y)]
     return Data(images[0], labels[0], images[1], labels[1])
@@ -94,10 +97,14 @@ def _find(name: str, folder: Path, index: int) -> Path:
 def _idx(path: Path) -> np.ndarray:
     """An IDX file of unsigned bytes: magic number, sizes, values (big-endian)."""
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        _, kind, rank = struct.unpack(">HBB", file.read(4))
-        sizes = struct.unpack(f">{rank}I", file.read(4 * rank))
-        values = np.frombuffer(bytearray(file.read()), dtype=np.uint8)  # a bytearray, since torch wants to write
+    try:
+        with opened(path, "rb") as file:
+            content = bytearray(file.read())  # a bytearray, since torch wants to write
+        _, kind, rank = struct.unpack_from(">HBB", content)
+        sizes = struct.unpack_from(f">{rank}I", content, 4)
+    except (struct.error, EOFError, gzip.BadGzipFile) as error:
+        raise SystemExit(f"{path}: expected an IDX file, got one that cannot be read ({error})") from error
+    values = np.frombuffer(content, dtype=np.uint8, offset=min(4 + 4 * rank, len(content)))
     if kind != 8 or values.size != np.prod(sizes):
         raise SystemExit(f"{path}: expected an IDX file of {sizes} unsigned bytes, got {values.size} of type {kind}")
     return values.reshape(sizes)

@@ -23,8 +23,7 @@ from pyro.optim import ClippedAdam
 K1, K2, K3 = 0.63576, 1.87320, 1.48695  # arXiv:1701.05369, equation 14
 LAYERS = ("hidden", "output")
 INPUTS, HIDDEN = 20, 20
-NOISE_SCALE = 0.3
-THRESHOLD = 3.0
+NOISE_SCALE, THRESHOLD = 0.3, 3.0
 
 
 def make_data(size):
@@ -96,11 +95,11 @@ def main(steps, seed=0):
     (x, y), (x_test, y_test) = make_data(1000), make_data(1000)
     for name, value in initial_parameters().items():
         pyro.param(name, value)
-    decay = 0.01 ** (1 / steps)  # of the learning rate, a step
-    optimizer = ClippedAdam(
-        lambda name: {"lr": 0.3 if name.endswith("log_sigma2") else 0.03, "lrd": decay, "clip_norm": torch.inf}
-    )
-    svi = SVI(model, guide, optimizer, TraceMeanField_ELBO())
+
+    def settings(name):  # the learning rate falls to a hundredth
+        return {"lr": 0.3 if "sigma2" in name else 0.03, "lrd": 0.01 ** (1 / steps), "clip_norm": torch.inf}
+
+    svi = SVI(model, guide, ClippedAdam(settings), TraceMeanField_ELBO())  # type: ignore
     for step in range(steps):
         batch = torch.randint(len(x), (100,))
         value = svi.step(x[batch], y[batch], len(x), min(1.0, 10 * step / steps))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vd.handlers import base_distribution
+from pyro_vd.parameters import adopt_stored_value
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.priors import ImproperLogUniform
 
@@ -49,7 +50,8 @@ class WeightGuide(AutoGuide):
     Weight sites are those of a :class:`pyro_vd.BayesianModule`, those with the improper log-uniform prior, and those
     that ``where`` names. Without ``where``, every other latent site (a noise scale, say) gets Pyro's
     ``AutoNormal``, whose KL is estimated from its draw. With ``where``, only the sites it matches are
-    covered, and several guides are combined by :func:`mixed_guide`.
+    covered, and several guides are combined by :func:`mixed_guide`. As with any Pyro modules, two guides of one
+    class share their values in Pyro's parameter store: ``pyro.clear_param_store()`` starts afresh.
 
     Args:
         model: a Pyro model.
@@ -122,8 +124,11 @@ class WeightGuide(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
-        result = dict(self.others(*args, **kwargs)) if self.others is not None else {}
-        for site in self._weight_sites:
+        result: dict[str, Tensor] = {}
+        for site in self._order:  # that of the model: other ELBOs take another for a sign of dependence
+            if site in self._others:
+                result.update(getattr(self, self._others[site])(*args, **kwargs))
+                continue
             message: Any = self.prototype_trace.nodes[site]  # type: ignore[union-attr]
             posterior = self.posterior(site)
             with ExitStack() as stack:
@@ -134,10 +139,12 @@ class WeightGuide(AutoGuide):
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The posterior mean of every weight, and the median of every other site."""
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-        others = {} if self.others is None else self.others.median(*args, **kwargs)
-        return {**others, **{site: posterior.mean.detach() for site, posterior in self.posteriors().items()}}
+        with poutine.block():
+            self(*args, **kwargs)  # the parts for the other sites see the model at their first call
+        medians = {site: posterior.mean.detach() for site, posterior in self.posteriors().items()}
+        for part in self._others.values():
+            medians.update(getattr(self, part).median(*args, **kwargs))
+        return {site: medians[site] for site in self._order}
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -161,12 +168,15 @@ class WeightGuide(AutoGuide):
             self._check_site(site, latent[site])
             self._init_weight(site, latent[site]["value"].detach(), latent[site])
         rest = [name for name in latent if name not in weights] if self._where is None else []
-        self.others = AutoNormal(poutine.block(self.model, expose=rest)) if rest else None
+        self._order = tuple(name for name in latent if name in weights or name in rest)
+        self._others = {site: f"other_{i}" for i, site in enumerate(rest)}
+        for site, part in self._others.items():
+            setattr(self, part, AutoNormal(poutine.block(self.model, expose=[site])))
 
     def _check_site(self, site: str, message: Any) -> None:
         """Raise where this family cannot cover a site."""
         support = message["fn"].support
-        while isinstance(support, constraints.independent):
+        while hasattr(support, "base_constraint"):  # of to_event, and of a mixture
             support = support.base_constraint
         if support is not constraints.real:
             raise ValueError(
@@ -194,6 +204,8 @@ class WeightGuide(AutoGuide):
         sites = [site for site in self.weight_sites if where is None or _matcher(where)(site)]
         if quantity not in self._quantities:
             raise ValueError(f"set_learnable: expected one of {sorted(self._quantities)}, got {quantity!r}")
+        if not sites:
+            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {where!r}")
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
         for site in sites:
@@ -218,19 +230,18 @@ class WeightGuide(AutoGuide):
             if not hasattr(owner, part):
                 setattr(owner, part, PyroModule())
             owner = getattr(owner, part)
-        # Pyro's store would hand back, or go on training, what it knows under this name.
-        stored = f"{self._pyro_name}.{quantity}.{site}"
         if hasattr(owner, name):
-            delattr(owner, name)
-            if stored in pyro.get_param_store():
-                del pyro.get_param_store()[stored]
+            delattr(owner, name)  # from Pyro's store too, which would go on training it
         if learnable:
             setattr(owner, name, nn.Parameter(value))
         else:
             owner.register_buffer(name, value)
 
     def _read(self, quantity: str, site: str) -> Tensor:
-        return operator.attrgetter(site)(getattr(self, quantity))
+        value = operator.attrgetter(site)(getattr(self, quantity))
+        if isinstance(value, nn.Parameter):
+            adopt_stored_value(f"{self._pyro_name}.{quantity}.{site}", value)
+        return value
 
 
 def mixed_guide(model: Callable, *guides: AutoGuide) -> AutoGuideList:
@@ -259,9 +270,14 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> AutoGuideList:
     return mixed
 
 
-def check_units(guide: WeightGuide, site: str, message: Any) -> None:
+def check_units(guide: WeightGuide, site: str, message: Any, unit_dim: int) -> None:
     """Raise where a family with noise on units is asked for a weight without such units."""
     shape = tuple(message["fn"].event_shape)
+    if len(shape) >= 2 and not -len(shape) <= unit_dim < len(shape):
+        raise ValueError(
+            f"site {site!r}: expected a weight with dimension {unit_dim} for its units, got shape {shape}; give "
+            f"{type(guide).__name__} another unit_dim"
+        )
     if len(shape) < 2:
         raise ValueError(
             f"site {site!r}: expected a weight of two dimensions or more for {type(guide).__name__}, whose noise "

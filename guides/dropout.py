@@ -65,11 +65,11 @@ class AutoBernoulliDropout(WeightGuide):
         return BernoulliDropout(self._read("locs", site), self._read("dropout_rates", site), unit_dim=self.unit_dim)
 
     def dropout_rate(self, site: str) -> Tensor:
-        return self.posterior(self._known(site))._rate
+        return self.posterior(self._known(site)).dropout_rate
 
     def _check_site(self, site: str, message: Any) -> None:
         super()._check_site(site, message)
-        check_units(self, site, message)
+        check_units(self, site, message, self.unit_dim)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         self._store("locs", site, value)
@@ -129,7 +129,7 @@ class AutoConcreteDropout(WeightGuide):
 
     def _check_site(self, site: str, message: Any) -> None:
         super()._check_site(site, message)
-        check_units(self, site, message)
+        check_units(self, site, message, self.unit_dim)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         self._store("locs", site, value)
@@ -193,7 +193,7 @@ class AutoGaussianDropout(WeightGuide):
     def _check_site(self, site: str, message: Any) -> None:
         super()._check_site(site, message)
         if self.correlated:
-            check_units(self, site, message)
+            check_units(self, site, message, self.unit_dim)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         self._store("locs", site, value)

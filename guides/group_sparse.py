@@ -60,7 +60,7 @@ class AutoGroupSparse(WeightGuide):
 
     def _check_site(self, site: str, message: Any) -> None:
         super()._check_site(site, message)
-        check_units(self, site, message)
+        check_units(self, site, message, self.unit_dim)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         units = value.shape[self.unit_dim]

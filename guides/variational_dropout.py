@@ -93,7 +93,7 @@ class AutoVariationalDropout(WeightGuide):
     def _check_site(self, site: str, message: Any) -> None:
         super()._check_site(site, message)
         if self.correlated:
-            check_units(self, site, message)
+            check_units(self, site, message, self.unit_dim)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         self._store("locs", site, value)

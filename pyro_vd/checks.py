@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from pyro_vd.handlers import base_distribution
 
@@ -31,6 +32,7 @@ class GuideCovers(Messenger):
 
 
 def check_sites(model_trace: Any, guide_trace: Any) -> None:
+    """Raise for a site of the guide that is not reparameterised, or that the model does not have."""
     for name, site in guide_trace.iter_stochastic_nodes():
         if not site["fn"].has_rsample:
             raise NotImplementedError(
@@ -47,8 +49,12 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
 
 
 def check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
+    """Raise where model and guide scale a latent site differently."""
     numbers = isinstance(model_scale, (int, float)) and isinstance(guide_scale, (int, float))
-    if numbers and not math.isclose(model_scale, guide_scale, rel_tol=1e-6):
+    tensors = isinstance(model_scale, Tensor) and isinstance(
+        guide_scale, Tensor
+    )  # not compared: a host synchronisation
+    if not (tensors or (numbers and math.isclose(model_scale, guide_scale, rel_tol=1e-6))):
         raise ValueError(
             f"site {name!r}: expected the same scale in model and guide, got {model_scale} and {guide_scale}: an "
             "analytic "
@@ -61,5 +67,6 @@ def _latent_names(trace: Any) -> list[str]:
 
 
 def describe(fn: Any) -> str:
+    """Class name of a distribution, with its ``to_event``."""
     inner: Any = base_distribution(fn)
     return type(inner).__name__ + (f".to_event({fn.event_dim - inner.event_dim})" if inner is not fn else "")

@@ -21,6 +21,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.utils._pytree import tree_leaves
 
 from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe
 from pyro_vd.diagnosis import non_finite_input
@@ -80,7 +81,7 @@ class TraceVD_ELBO(ELBO):
         analytic_only: with False, a pair of distributions without a registered KL rule is estimated from the
             draw of the trace; with True (the default) it is an error.
         shared_sites, reuse, strict: see :func:`pyro_vd.lrt`.
-        max_plate_nesting, vectorize_particles, retain_graph: see :class:`pyro.infer.ELBO`.
+        max_plate_nesting, vectorize_particles, strict_enumeration_warning, retain_graph: see :class:`pyro.infer.ELBO`.
 
     Raises:
         ValueError: a guide that misses or adds a site, a pair without a KL rule, a model scale that differs from
@@ -162,16 +163,22 @@ class TraceVD_ELBO(ELBO):
     def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
         terms = self.terms(model, guide, *args, **kwargs)
-        if math.isfinite(float(terms.loss.detach())):
+        finite = torch.isfinite(terms.loss.detach())
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                finite = finite & torch.isfinite(leaf).all()
+        if bool(finite):
             return terms
         reason = (
             non_finite_input(guide, args, kwargs) or "no input of the step is at fault; is a learning rate too high?"
         )
         for name, group in (("negative log likelihood", terms.nll), ("KL", terms.kl)):
             for site, value in group.items():
-                if not math.isfinite(float(value)):
-                    raise ValueError(f"site {site!r}: expected a finite {name}, got {float(value)}: {reason}")
-        raise ValueError(f"expected a finite loss, got {float(terms.loss)} with kl_weight={self.kl_weight}: {reason}")
+                if not math.isfinite(float(value.detach())):
+                    raise ValueError(f"site {site!r}: expected a finite {name}, got {float(value.detach())}: {reason}")
+        raise ValueError(
+            f"expected a finite loss, got {float(terms.loss.detach())} with kl_weight={self.kl_weight}: {reason}"
+        )
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number."""
@@ -239,7 +246,8 @@ class TraceVD_ELBO(ELBO):
             return _log_prob_sum(guide_site) - _log_prob_sum(model_site)
         except ValueError as error:
             raise ValueError(f"site {name!r}: {error}") from error
-        return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()
+        kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
+        return kl.sum() if isinstance(kl, Tensor) else torch.tensor(float(kl))
 
 
 def _nll(model_trace: Any) -> dict[str, Tensor]:

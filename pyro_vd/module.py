@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
+from pyro_vd.parameters import adopt_stored_value
+
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
 Prior = (
     TorchDistributionMixin
@@ -73,13 +75,13 @@ class BayesianModule(nn.Module):
             if parameter_name in self.priors:
                 values[parameter_name] = self._sample(parameter_name, parameter)
             elif parameter.requires_grad:
-                values[parameter_name] = _register(f"{self.name}.{parameter_name}", parameter)
-        before = {name: buffer.clone() for name, buffer in self.net.named_buffers()} if self.net.training else {}
-        output = functional_call(self.net, values, args, kwargs)
-        with torch.no_grad():
-            for buffer_name, buffer in self.net.named_buffers():
-                if buffer.is_floating_point() and buffer_name in before:
-                    buffer.copy_(torch.where(torch.isfinite(buffer), buffer, before[buffer_name]))
+                full_name = f"{self.name}.{parameter_name}"
+                adopt_stored_value(full_name, parameter)
+                values[parameter_name] = pyro.param(full_name, parameter)
+        # Copies of the buffers go in: their update is judged before it is kept, and autograd may hold what went in.
+        buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()} if self.net.training else {}
+        output = functional_call(self.net, {**values, **buffers}, args, kwargs)
+        self._keep_finite(buffers)
         return output
 
     def site(self, parameter_name: str) -> str:
@@ -100,6 +102,14 @@ class BayesianModule(nn.Module):
                 "call it before the plate, and put only the likelihood inside"
             )
         return value
+
+    @torch.no_grad()
+    def _keep_finite(self, updated: dict[str, Tensor]) -> None:
+        """Take over updated buffers, all or none, without a host synchronisation."""
+        floating = [torch.isfinite(buffer).all() for buffer in updated.values() if buffer.is_floating_point()]
+        for name, buffer in self.net.named_buffers() if updated else ():
+            new = updated[name]
+            buffer.copy_(torch.where(torch.stack(floating).all(), new, buffer) if floating else new)
 
     def _check_devices(self, parameters: dict[str, nn.Parameter], args: tuple, kwargs: dict) -> None:
         devices = {parameter.device for parameter in parameters.values()}
@@ -178,24 +188,3 @@ def _prior_for(prior: Prior, name: str, parameter: nn.Parameter) -> TorchDistrib
     if not isinstance(found, TorchDistributionMixin):
         raise TypeError(f"prior: expected a Pyro distribution for parameter {name!r}, got {type(found).__name__}")
     return found
-
-
-def _register(name: str, parameter: nn.Parameter) -> Tensor:
-    """``pyro.param`` with one tensor for store and net.
-
-    Where the store has a value under this name (a loaded checkpoint), the net takes it over, so that an optimizer
-    made from ``net.parameters()`` trains what the model uses.
-    """
-    store = pyro.get_param_store()
-    stored = store._params.get(name)
-    if stored is not None and stored is not parameter:
-        if stored.shape != parameter.shape:
-            raise ValueError(
-                f"parameter {name!r}: expected shape {tuple(parameter.shape)}, got {tuple(stored.shape)} in Pyro's "
-                "parameter "
-                "store, from another model of that name; write pyro.clear_param_store() or another name="
-            )
-        with torch.no_grad():
-            parameter.copy_(stored)
-        store[name] = parameter
-    return pyro.param(name, parameter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -77,8 +78,8 @@ def _one_draw(
 ) -> dict[str, Tensor]:
     chunks, lengths = [(args, kwargs)], [0]
     if batch_size is not None:
-        starts = range(0, number_of_examples(args, kwargs), batch_size)
-        chunks = [take_examples(args, kwargs, slice(start, start + batch_size)) for start in starts]
+        bounds = _bounds(number_of_examples(args, kwargs), batch_size)
+        chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(bounds)]
         lengths = [number_of_examples(*chunk) for chunk in chunks]
     guide = posterior_mean(guide) if mode == "mean" else guide
     shared = None if mode == "local" else poutine.trace(guide).get_trace(*args, **kwargs)
@@ -98,6 +99,16 @@ def _one_draw(
             if site["type"] == "sample" and (name in sites if sites else name not in trace.nodes):
                 pieces.setdefault(name, []).append(site["value"])
     return {name: _join(values, lengths) for name, values in pieces.items()}
+
+
+def _bounds(number: int, batch_size: int) -> list[int]:
+    """Where to cut. Pieces of two lengths tell a site along the examples from one that is as long as a piece."""
+    bounds = [*range(0, number, batch_size), number]
+    if number > batch_size == 1:
+        bounds.pop(1)
+    elif number > batch_size and number % batch_size == 0:
+        bounds.insert(-1, number - 1)
+    return bounds
 
 
 def _join(values: list[Tensor], lengths: list[int]) -> Tensor:

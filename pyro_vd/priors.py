@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -50,7 +52,9 @@ class ImproperLogUniform(TorchDistribution):
         log_prob = -value.abs().log()
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> NoReturn:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        if _only_shapes_count():
+            return torch.ones((*sample_shape, *self.batch_shape))
         raise ValueError(
             "ImproperLogUniform: expected a distribution that can be sampled, got the improper density 1 / |w|, "
             "which has no draws (no prior predictive, no MCMC start, and the guide must cover the site). Write "
@@ -58,8 +62,8 @@ class ImproperLogUniform(TorchDistribution):
             "guide such as pyro_vd.guides.AutoSparseVD(model)."
         )
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> NoReturn:
-        self.sample(sample_shape)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.sample(sample_shape)
 
 
 class TruncatedLogUniform(TorchDistribution):
@@ -138,4 +142,21 @@ class TruncatedLogUniform(TorchDistribution):
     def icdf(self, value: Tensor) -> Tensor:
         """The w with P(W <= w) = value; at value = 1/2, where every w in [-low, low] is one, low."""
         folded = 2 * value - 1
-        return torch.where(folded < 0, -1.0, 1.0) * self.low * (self._log_ratio * folded.abs()).exp()
+        size = self.low * (self._log_ratio * folded.abs()).exp()
+        size = torch.minimum(torch.maximum(size, self.low), self.high)
+        return torch.where(folded < 0, -size, size)
+
+
+@effectful(type="get_init_messengers")
+def _init_messengers() -> list | None:
+    """Pyro's handlers that give sites a first value; each adds itself to the list."""
+    return None
+
+
+def _only_shapes_count() -> bool:
+    """Whether Pyro runs the model for the shapes of its sites alone.
+
+    ``pyro.infer.Predictive`` does so before it looks at the guide's draws: log_probs off, values from an
+    initialiser. A prior predictive has no initialiser, MCMC has log_probs, and for both ``sample`` raises.
+    """
+    return poutine.get_mask() is False and bool(_init_messengers())

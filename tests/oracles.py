@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-import torch
 from torch import Tensor
 
 # Chance that one statistical assertion of the suite fails though the code is right.
