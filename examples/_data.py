@@ -88,8 +88,8 @@ def _find(name: str, folder: Path, index: int) -> Path:
     except Exception as error:
         raise SystemExit(
             f"{name}: expected {file} or {file}.gz in {folder / name}, found neither, and could not download it "
-            f"({type(error).__name__}); put the four IDX files of {name} there, or give --data-dir the folder "
-            "they are in"
+            f"({type(error).__name__}); put the four IDX files of {name} there, or give --data-dir the folder they "
+            "are in"
         ) from error
     return Path(fetched)
 

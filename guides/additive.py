@@ -8,26 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide, Where, init_to_net_value
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import DropoutNormal
 
 
 class AdditiveGuide(WeightGuide):
     """Abstract: ``loc`` and ``log_sigma2`` for every weight; one alpha per weight, derived, without a cap."""
 
-    def __init__(
-        self,
-        model: Callable,
-        init_log_sigma2: float,
-        kl: str,
-        *,
-        where: Where,
-        init_loc_fn: Callable[[Any], Tensor],
-        create_plates: Callable | None,
-    ):
-        super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+    kl = "sigmoid"
+
+    def __init__(self, model: Callable, init_log_sigma2: float = -10.0, **options: Any):
+        super().__init__(model, **options)
         self.init_log_sigma2 = float(init_log_sigma2)
-        self.kl = kl
 
     def posterior(self, site: str) -> DropoutNormal:
         return DropoutNormal(self._read("locs", site), log_sigma2=self._read("log_sigma2s", site), kl=self.kl)
@@ -47,7 +39,7 @@ class AutoSparseVD(AdditiveGuide):
         zero_above: set the mean of a weight to 0 whenever its log_alpha is above this threshold, as training
             goes: such a weight comes back only where a single step takes it below. It sparsifies
             faster than the bound alone, whose last nats are slow. None leaves all means alone.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Example:
         >>> import pyro_vd as vd
@@ -68,11 +60,10 @@ class AutoSparseVD(AdditiveGuide):
         kl: str = "sigmoid",
         *,
         zero_above: float | None = None,
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
+        **options: Any,
     ):
-        super().__init__(model, init_log_sigma2, kl, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        super().__init__(model, init_log_sigma2, **options)
+        self.kl = kl
         self.zero_above = zero_above
 
     def posterior(self, site: str) -> DropoutNormal:
@@ -89,7 +80,7 @@ class AutoMeanField(AdditiveGuide):
     Args:
         model: a Pyro model.
         init_log_sigma2: where the log-variance starts.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Example:
         >>> import pyro_vd as vd, pyro.distributions as dist
@@ -101,19 +92,6 @@ class AutoMeanField(AdditiveGuide):
         Graves 2011; Blundell et al. 2015, arXiv:1505.05424; LRT form in Kingma et al. 2015, equation 6.
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        init_log_sigma2: float = -10.0,
-        *,
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
-    ):
-        super().__init__(
-            model, init_log_sigma2, "sigmoid", where=where, init_loc_fn=init_loc_fn, create_plates=create_plates
-        )
-
 
 class AutoARD(AdditiveGuide):
     """Automatic relevance determination: the variance of each weight's zero-mean Gaussian prior is fitted.
@@ -124,7 +102,7 @@ class AutoARD(AdditiveGuide):
     Args:
         model: a Pyro model with the log-uniform prior on its weights.
         init_log_sigma2: where the log-variance starts.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Example:
         >>> import pyro_vd as vd
@@ -136,15 +114,4 @@ class AutoARD(AdditiveGuide):
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596.
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        init_log_sigma2: float = -10.0,
-        *,
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
-    ):
-        super().__init__(
-            model, init_log_sigma2, "ard", where=where, init_loc_fn=init_loc_fn, create_plates=create_plates
-        )
+    kl = "ard"

@@ -88,8 +88,7 @@ class WeightGuide(AutoGuide):
         if self.prototype_trace is None:
             raise ValueError(
                 f"{type(self).__name__}: expected a guide that has seen its model once, got a new one; call "
-                "guide(*args) "
-                "with the arguments of the model first"
+                "guide(*args) with the arguments of the model first"
             )
         return self._weight_sites
 
@@ -181,8 +180,8 @@ class WeightGuide(AutoGuide):
         if support is not constraints.real:
             raise ValueError(
                 f"site {site!r}: expected a weight on the real line for {type(self).__name__}, got a prior "
-                f"{type(base_distribution(message['fn'])).__name__} with support {support}; leave it out of where= and "
-                "cover it with pyro.infer.autoguide.AutoNormal"
+                f"{type(base_distribution(message['fn'])).__name__} with support {support}; leave it out of where= "
+                "and cover it with pyro.infer.autoguide.AutoNormal"
             )
 
     def _check_prototype(self, prototype: Any) -> None:
@@ -280,9 +279,8 @@ def check_units(guide: WeightGuide, site: str, message: Any, unit_dim: int) -> N
         )
     if len(shape) < 2:
         raise ValueError(
-            f"site {site!r}: expected a weight of two dimensions or more for {type(guide).__name__}, whose noise "
-            "is shared by "
-            f"the units of a layer, got shape {shape}; cover it with AutoSparseVD, AutoMeanField or "
+            f"site {site!r}: expected a weight of two dimensions or more for {type(guide).__name__}, whose noise is "
+            f"shared by the units of a layer, got shape {shape}; cover it with AutoSparseVD, AutoMeanField or "
             "AutoVariationalDropout, whose noise is per weight, or leave it out of where="
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide, Where, check_units, init_to_net_value
+from pyro_vd.guides.base import WeightGuide, check_units
 from pyro_vd.posteriors import (
     BernoulliDropout,
     ConcreteDropout,
@@ -29,7 +29,7 @@ class AutoBernoulliDropout(WeightGuide):
         model: a Pyro model.
         dropout_rate: probability of dropping an input unit of a layer, in [0, 1).
         unit_dim: dimension of the weight where its input units lie; 1 for Linear and ConvNd.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Raises:
         ValueError: a rate outside [0, 1); a site without input units.
@@ -53,11 +53,9 @@ class AutoBernoulliDropout(WeightGuide):
         dropout_rate: float = 0.5,
         *,
         unit_dim: int = 1,
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
+        **options: Any,
     ):
-        super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        super().__init__(model, **options)
         self.init_dropout_rate = check_dropout_rate("AutoBernoulliDropout", dropout_rate)
         self.unit_dim = unit_dim
 
@@ -86,7 +84,7 @@ class AutoConcreteDropout(WeightGuide):
         init_dropout_rate: where the rate starts, in (0, 1).
         temperature: of the relaxation.
         unit_dim: dimension of the weight where its input units lie.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Raises:
         ValueError: a rate outside (0, 1); a site without input units.
@@ -109,11 +107,9 @@ class AutoConcreteDropout(WeightGuide):
         *,
         temperature: float = 0.1,
         unit_dim: int = 1,
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
+        **options: Any,
     ):
-        super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        super().__init__(model, **options)
         rate = check_dropout_rate("AutoConcreteDropout", init_dropout_rate)
         if rate == 0:
             raise ValueError(
@@ -147,7 +143,7 @@ class AutoGaussianDropout(WeightGuide):
         dropout_rate: p of the binary dropout with the same variance, in [0, 1).
         correlated: type B.
         unit_dim: for type B, the dimension of the weight where its input units lie.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Raises:
         ValueError: a rate outside [0, 1); for type B, a site without input units.
@@ -170,11 +166,9 @@ class AutoGaussianDropout(WeightGuide):
         *,
         correlated: bool = False,
         unit_dim: int = 1,
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
+        **options: Any,
     ):
-        super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        super().__init__(model, **options)
         rate = check_dropout_rate("AutoGaussianDropout", dropout_rate)
         # A rate of 0 is noise too small to change a float, with a KL that is finite.
         self.init_log_alpha = math.log(rate / (1 - rate)) if rate > 0 else -80.0

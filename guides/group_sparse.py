@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide, Where, check_units, init_to_net_value
+from pyro_vd.guides.base import WeightGuide, check_units
 from pyro_vd.posteriors import GroupNormal
 
 
@@ -20,7 +20,7 @@ class AutoGroupSparse(WeightGuide):
         unit_dim: 1 prunes input units (of Linear and ConvNd), 0 output units: rows, filters.
         init_log_sigma2: where the log-variances of z and v start.
         kl: a method of :func:`pyro_vd.kl.kl_log_uniform`, for z.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Raises:
         ValueError: a site without such units.
@@ -43,11 +43,9 @@ class AutoGroupSparse(WeightGuide):
         unit_dim: int = 1,
         init_log_sigma2: float = -10.0,
         kl: str = "sigmoid",
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
+        **options: Any,
     ):
-        super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        super().__init__(model, **options)
         self.unit_dim = unit_dim
         self.init_log_sigma2 = float(init_log_sigma2)
         self.kl = kl

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide, Where, init_to_net_value
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import LowRankNormal
 from pyro_vd.posteriors.low_rank import check_rank
 
@@ -23,13 +23,13 @@ class AutoLowRank(WeightGuide):
         init_log_sigma2: where the log-variance of the diagonal starts; the factors start at random with as much
             variance in all.
         kl: the formula of its marginals' KL to the log-uniform prior.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Raises:
         ValueError: a rank < 1 or above the number of weights of a layer.
 
     Example:
-        >>> import pyro_vd as vd, pyro.distributions as dist
+        >>> import torch, pyro_vd as vd, pyro.distributions as dist
         >>> guide = AutoLowRank(vd.BayesianModule(torch.nn.Linear(3, 2), dist.Normal(0.0, 1.0)), rank=2)
         >>> guide(torch.ones(1, 3))["net.weight"].shape
         torch.Size([2, 3])
@@ -44,14 +44,11 @@ class AutoLowRank(WeightGuide):
         rank: int = 1,
         init_log_sigma2: float = -10.0,
         kl: str = "sigmoid",
-        *,
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
+        **options: Any,
     ):
         if rank < 1:
             check_rank("AutoLowRank", rank, 1)
-        super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        super().__init__(model, **options)
         self.rank = rank
         self.init_log_sigma2 = float(init_log_sigma2)
         self.kl = kl

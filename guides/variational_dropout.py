@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide, Where, check_units, init_to_net_value
+from pyro_vd.guides.base import WeightGuide, check_units
 from pyro_vd.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
 
 
@@ -27,7 +27,7 @@ class AutoVariationalDropout(WeightGuide):
         init_log_alpha: where log_alpha starts, <= 0.
         kl: a method of :func:`pyro_vd.kl.kl_log_uniform`; "cubic" is the paper's.
         unit_dim: for type B, the dimension of the weight where its input units lie.
-        where, init_loc_fn, create_plates: see :class:`pyro_vd.guides.base.WeightGuide`.
+        **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
     Raises:
         ValueError: unknown granularity; "weight" for type B; init_log_alpha > 0; for type B, a site without input
@@ -54,9 +54,7 @@ class AutoVariationalDropout(WeightGuide):
         init_log_alpha: float = -3.0,
         kl: str = "cubic",
         unit_dim: int = 1,
-        where: Where = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
-        create_plates: Callable | None = None,
+        **options: Any,
     ):
         allowed = ("unit", "layer") if correlated else ("weight", "unit", "layer")
         granularity = allowed[0] if granularity is None else granularity
@@ -67,7 +65,7 @@ class AutoVariationalDropout(WeightGuide):
             )
         if not init_log_alpha <= 0:
             raise ValueError(f"init_log_alpha: expected a number <= 0 (alpha <= 1), got {init_log_alpha!r}")
-        super().__init__(model, where=where, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        super().__init__(model, **options)
         self.granularity = granularity
         self.correlated = correlated
         self.init_log_alpha = float(init_log_alpha)

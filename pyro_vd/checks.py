@@ -26,8 +26,7 @@ class GuideCovers(Messenger):
             raise ValueError(
                 f"site {msg['name']!r}: expected a guide that samples every latent site of the model, got one that "
                 f"samples {_latent_names(self.guide_trace)}; add pyro.sample({msg['name']!r}, ...) to the guide, or "
-                "obs= "
-                "to the model"
+                "obs= to the model"
             )
 
 
@@ -57,8 +56,8 @@ def check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
     if not (tensors or (numbers and math.isclose(model_scale, guide_scale, rel_tol=1e-6))):
         raise ValueError(
             f"site {name!r}: expected the same scale in model and guide, got {model_scale} and {guide_scale}: an "
-            "analytic "
-            "KL has one scale, so the model's would be ignored. To anneal the KL write TraceVD_ELBO(kl_weight=...)"
+            "analytic KL has one scale, so the model's would be ignored. To anneal the KL write "
+            "TraceVD_ELBO(kl_weight=...)"
         )
 
 

@@ -240,8 +240,8 @@ class TraceVD_ELBO(ELBO):
                 names = " and ".join(describe(fn) for fn in (q, p))
                 raise ValueError(
                     f"site {name!r}: expected a pair of distributions with a KL rule, got guide and prior {names}; "
-                    "register one with torch.distributions.register_kl, or write "
-                    "TraceVD_ELBO(analytic_only=False) for a Monte Carlo estimate"
+                    "register one with torch.distributions.register_kl, or write TraceVD_ELBO(analytic_only=False) "
+                    "for a Monte Carlo estimate"
                 ) from None
             return _log_prob_sum(guide_site) - _log_prob_sum(model_site)
         except ValueError as error:

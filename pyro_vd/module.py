@@ -96,10 +96,8 @@ class BayesianModule(nn.Module):
         if value.shape != parameter.shape:
             raise ValueError(
                 f"site {site!r}: expected a weight of shape {tuple(parameter.shape)}, got {tuple(value.shape)}: the "
-                "net was "
-                "called inside a plate (or with vectorize_particles=True), which repeats its weights and scales its "
-                "KL; "
-                "call it before the plate, and put only the likelihood inside"
+                "net was called inside a plate (or with vectorize_particles=True), which repeats its weights and "
+                "scales its KL; call it before the plate, and put only the likelihood inside"
             )
         return value
 

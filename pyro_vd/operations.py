@@ -24,7 +24,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Linear
 
 def _matmul(random: Callable[[Any], bool], input: Tensor, other: Tensor, bias: Tensor | None = None) -> LinearOp | None:
     """``input @ other + bias``, the weight on either side."""
-    if random(bias) and not _has_all_units(bias, input, other, left=random(input)):
+    if bias is not None and random(bias) and not _has_all_units(bias, input, other, left=random(input)):
         return None
     if random(other) and not random(input):
         if other.dim() < 2:

@@ -95,8 +95,8 @@ class TruncatedLogUniform(TorchDistribution):
         self.low, self.high = torch.broadcast_tensors(low, high)
         if not bool((0 < self.low).logical_and(self.low < self.high).all()):
             raise ValueError(
-                f"TruncatedLogUniform: expected 0 < low < high, got low={low!r}, high={high!r}; "
-                "low and high are sizes |w|, the sign is free"
+                f"TruncatedLogUniform: expected 0 < low < high, got low={low!r}, high={high!r}; low and high are "
+                "sizes |w|, the sign is free"
             )
         super().__init__(self.low.shape, validate_args=validate_args)
 

@@ -146,8 +146,7 @@ def prune(bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3
         if bnn.site(name) not in posteriors:
             raise ValueError(
                 f"prune: expected a guide with a weight at site {bnn.site(name)!r}, got one with {list(posteriors)}; "
-                "pass "
-                "the guide that was trained with this module"
+                "pass the guide that was trained with this module"
             )
         posterior = posteriors[bnn.site(name)]
         with torch.no_grad():

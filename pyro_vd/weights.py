@@ -54,15 +54,14 @@ class WeightState:
         if self.with_gradient and self.noise.loc.requires_grad and not torch.is_grad_enabled():
             raise ValueError(
                 f"site {self.site!r}: expected a use with gradients enabled, as when the weight was made, got "
-                f"{operation} "
-                "inside torch.no_grad or a custom autograd function, where the gradient of the weight would be lost; "
-                f"write weight.materialize() before it, or shared_sites=[{self.site!r}]"
+                f"{operation} inside torch.no_grad or a custom autograd function, where the gradient of the weight "
+                f"would be lost; write weight.materialize() before it, or shared_sites=[{self.site!r}]"
             )
         if self.reuse == "error" and any(_overlap(region, other) for other in self.used):
             raise ValueError(
-                f"site {self.site!r}: expected one use of the weight in a trace under estimator "
-                f"{self.estimator!r}, got a second one in {operation}: two uses of one weight share their noise, but "
-                f"each would be sampled with noise of its own. Write shared_sites=[{self.site!r}] to draw this weight "
+                f"site {self.site!r}: expected one use of the weight in a trace under estimator {self.estimator!r}, "
+                f"got a second one in {operation}: two uses of one weight share their noise, but each would be "
+                f"sampled with noise of its own. Write shared_sites=[{self.site!r}] to draw this weight "
                 'once a step, or reuse="independent" to accept independent noise'
             )
         self.used.append(region)
@@ -191,8 +190,8 @@ class RandomWeight(Tensor):
         sites = [a.site for a in tree_leaves((args, kwargs)) if isinstance(a, RandomWeight)]
         raise TypeError(
             f"site {sites[0]!r}: expected an operation that PyTorch dispatches on the type of its arguments, got "
-            f"{func} from below that layer (a C++ extension or a custom autograd function); write weight.materialize() "
-            f"before it, or shared_sites=[{sites[0]!r}]"
+            f"{func} from below that layer (a C++ extension or a custom autograd function); write "
+            f"weight.materialize() before it, or shared_sites=[{sites[0]!r}]"
         )
 
 

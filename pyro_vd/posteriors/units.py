@@ -73,16 +73,14 @@ class UnitPosterior(WeightPosterior):
         if tuple(batch_shape):
             raise ValueError(
                 f"{type(self).__name__}: expected one weight, got a batch of shape {tuple(batch_shape)}; sample it "
-                "outside "
-                "of every plate"
+                "outside of every plate"
             )
         return self
 
     def log_prob(self, value: Tensor) -> NoReturn:
         raise ValueError(
-            f"{type(self).__name__}: expected a use of its analytic KL, got a use of log_prob: the weight lies on "
-            "a surface "
-            "of fewer dimensions than it has elements and has no density; choose a prior with a KL rule "
+            f"{type(self).__name__}: expected a use of its analytic KL, got a use of log_prob: the weight lies on a "
+            "surface of fewer dimensions than it has elements and has no density; choose a prior with a KL rule "
             "(ImproperLogUniform or Normal), or DropoutNormal"
         )
 
@@ -97,6 +95,6 @@ def unit_values(posterior: UnitPosterior, name: str, value: Tensor | float) -> T
     if tuple(value.shape) == (units,) or padded == posterior._unit_shape(units):
         return value.reshape(units)
     raise ValueError(
-        f"{type(posterior).__name__}: expected {name} to be one number or of shape ({units},), one for each unit along "
-        f"dimension {posterior.unit_dim} of loc of shape {tuple(loc.shape)}, got shape {tuple(value.shape)}"
+        f"{type(posterior).__name__}: expected {name} to be one number or of shape ({units},), one for each unit "
+        f"along dimension {posterior.unit_dim} of loc of shape {tuple(loc.shape)}, got shape {tuple(value.shape)}"
     )
