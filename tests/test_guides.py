@@ -1,71 +1,36 @@
-"""Guides: where they start, which sites they cover, that they are ordinary Pyro guides, and their gradients."""
+"""Guides: where they start, which sites they cover, and that they are ordinary Pyro guides."""
 
 from __future__ import annotations
 
-import copy
-import io
 from operator import attrgetter
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from guide_cases import (
+    FAMILIES,
+    NAMES,
+    SITES,
+    X,
+    Y,
+    latent_sites,
+    make_guide,
+    make_model,
+    prior_for,
+    seeded,
+)
 from pyro import poutine
-from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
+from pyro.infer import Predictive, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule, PyroSample
-from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 
 import pyro_vd as vd
 from pyro_vd import guides
 from pyro_vd.guides import AutoMeanField, AutoSparseVD, AutoVariationalDropout
 from pyro_vd.guides.base import init_to_net_value
-
-NAMES = sorted(name for name in vars(guides) if name.startswith("Auto"))
-FAMILIES = [pytest.param(name, {}, id=name) for name in NAMES] + [
-    pytest.param("AutoVariationalDropout", {"granularity": g}, id=f"AutoVariationalDropout-{g}")
-    for g in ("unit", "layer")
-]
-NORMAL_PRIOR = {"AutoMeanField", "AutoConcreteDropout"}
-SITES = ("net.0.weight", "net.2.weight")
-X, Y = torch.randn(6, 4), torch.randn(6, 2)
-
-
-def prior_for(name):
-    return dist.Normal(0.0, 1.0) if name in NORMAL_PRIOR else vd.ImproperLogUniform()
-
-
-def make_model(prior, noise_site=None):
-    """A net of two layers; ``noise_site`` puts a random noise scale "before" or "after" the net."""
-    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
-    bnn = vd.BayesianModule(net, prior)
-
-    def model(x, y=None):
-        scale = pyro.sample("noise", dist.Gamma(2.0, 2.0)) if noise_site == "before" else 0.5
-        output = bnn(x)
-        scale = pyro.sample("noise", dist.Gamma(2.0, 2.0)) if noise_site == "after" else scale
-        with vd.data_plate(50, len(x)):
-            return pyro.sample("y", dist.Normal(output, scale).to_event(1), obs=y)
-
-    return model, net
-
-
-def make_guide(name, options=None, noise_site=None):
-    model, net = make_model(prior_for(name), noise_site)
-    guide = getattr(guides, name)(model, **(options or {}))
-    guide(X, Y)
-    return model, net, guide
-
-
-def seeded(seed, function, *args):
-    pyro.set_rng_seed(seed)
-    return function(*args)
-
-
-def latent_sites(fn, *args):
-    return [name for name, _ in prune_subsample_sites(poutine.trace(fn).get_trace(*args)).iter_stochastic_nodes()]
 
 
 @pytest.mark.parametrize("name, options", FAMILIES)
@@ -267,136 +232,3 @@ def test_log_alpha_is_projected_and_keeps_its_gradient(estimator):
         raw.grad = torch.full_like(raw, gradient)
         optimizer.step()
         assert torch.equal(guide.log_alpha(SITES[0]), torch.full((3, 4), expected))
-
-
-@pytest.mark.parametrize("name, options", [
-    ("AutoSparseVD", {"init_log_sigma2": -1.0}), ("AutoMeanField", {"init_log_sigma2": -1.0}),
-    ("AutoVariationalDropout", {"init_log_alpha": -1.0}),
-])  # fmt: skip
-def test_gradient_of_loc_carries_the_noise_under_multiplicative_noise_only(name, options):
-    """Of a linear output: d sum(y) / d loc is sum(x) + sum(x**2 * alpha * loc * noise / std) or just sum(x)."""
-    torch.set_default_dtype(torch.float64)
-    x = torch.randn(5, 4)
-    bnn = vd.BayesianModule(nn.Linear(4, 3, bias=False), prior_for(name))
-    guide = getattr(guides, name)(bnn, **options)
-    guide(x)
-    loc = attrgetter("net.weight")(guide.locs)
-    posterior = guide.posterior("net.weight")
-    for seed in range(3):
-        trace = seeded(seed, lambda: poutine.trace(vd.lrt(guide)).get_trace(x))
-        output = poutine.replay(bnn, trace=trace)(x)
-        noise = seeded(seed, torch.randn, 5, 3)
-        deviation = (x.square() @ posterior.variance.T).sqrt()
-        torch.testing.assert_close(output, x @ loc.T + deviation * noise, rtol=1e-10, atol=1e-12)
-        (gradient,) = torch.autograd.grad(output.sum(), [loc])
-        expected = x.sum(0).expand(3, 4)
-        if name == "AutoVariationalDropout":
-            ratio = noise / deviation
-            expected = expected + posterior.log_alpha.exp() * loc * (ratio.T @ x.square())
-            assert (gradient - x.sum(0)).abs().max() > 0.05
-        torch.testing.assert_close(gradient, expected.detach(), rtol=1e-10, atol=1e-12)
-
-
-def train(name, model, guide, x, y, optimiser):
-    if optimiser == "pyro":
-        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), vd.TraceVD_ELBO())
-        for _ in range(80):
-            svi.step(x, y)
-        return
-    loss = vd.TraceVD_ELBO()(model, guide)
-    loss(x, y)
-    adam = torch.optim.Adam(loss.parameters(), lr=0.02)
-    for _ in range(80):
-        adam.zero_grad()
-        loss(x, y).backward()
-        adam.step()
-
-
-@pytest.mark.parametrize("optimiser", ["pyro", "torch"])
-@pytest.mark.parametrize("name, options", FAMILIES)
-def test_training_lowers_the_loss(name, options, optimiser):
-    model, net, guide = make_guide(name, options)
-    x = torch.randn(50, 4)
-    y = torch.stack([x[:, 0] - x[:, 1], x[:, 2]], -1)
-    elbo = vd.TraceVD_ELBO(num_particles=20)
-    start = {n: p.detach().clone() for n, p in net.named_parameters() if n.endswith("bias")}
-    before = float(elbo.differentiable_loss(model, guide, x, y).detach())
-    train(name, model, guide, x, y, optimiser)
-    after = float(elbo.differentiable_loss(model, guide, x, y).detach())
-    assert after < 0.8 * before
-    assert all(not torch.equal(net.get_parameter(n), value) for n, value in start.items())
-
-
-def make_trained(name, options):
-    """A model that has run, with a guide away from its start."""
-    model, net, guide = make_guide(name, options, noise_site="before")
-    vd.TraceVD_ELBO(analytic_only=False).differentiable_loss(model, guide, X, Y)  # stores the net's parameters
-    with torch.no_grad():
-        for parameter in (*guide.parameters(), net[0].bias, net[2].bias):
-            parameter.sub_(0.1)
-    return model, net, guide
-
-
-def assert_same(guide, expected, net=None, expected_net=None):
-    draws = seeded(9, guide, X, Y)
-    for site, value in expected.items():
-        assert torch.equal(draws[site], value), site
-    if net is not None:
-        for bias in ("0.bias", "2.bias"):
-            assert torch.equal(net.get_parameter(bias), expected_net.get_parameter(bias)), bias
-
-
-@pytest.mark.parametrize("name, options", FAMILIES)
-def test_state_dict_and_deep_copy(name, options):
-    _, net, guide = make_trained(name, options)
-    expected = seeded(9, guide, X, Y)
-    twin = copy.deepcopy(guide)
-    own = {parameter.data_ptr() for parameter in guide.parameters()}
-    assert own.isdisjoint({parameter.data_ptr() for parameter in twin.parameters()})
-    pyro.clear_param_store()  # the store hands out one tensor for each name
-    assert_same(twin, expected)
-    file = io.BytesIO()
-    torch.save({"guide": guide.state_dict(), "net": net.state_dict()}, file)
-    file.seek(0)
-    pyro.clear_param_store()
-    _, other_net, other = make_guide(name, options, noise_site="before")
-    assert not torch.equal(other(X, Y)[SITES[0]], expected[SITES[0]])
-    state = torch.load(file)
-    other.load_state_dict(state["guide"])
-    other_net.load_state_dict(state["net"])
-    assert_same(other, expected, other_net, net)
-
-
-@pytest.mark.parametrize("when", ["before the first call", "after the first call"])
-@pytest.mark.parametrize("name, options", FAMILIES)
-def test_parameter_store(name, options, when, tmp_path):
-    """A saved store fills model and guide; the tensors that the guide uses are those that Pyro trains."""
-    _, net, guide = make_trained(name, options)
-    expected = seeded(9, guide, X, Y)
-    pyro.get_param_store().save(tmp_path / "store")
-    pyro.clear_param_store()
-    model, other_net = make_model(prior_for(name), "before")
-    other = getattr(guides, name)(model, **options)
-    if when == "after the first call":
-        other(X, Y)
-    pyro.get_param_store().load(tmp_path / "store")
-    elbo = vd.TraceVD_ELBO(analytic_only=False)
-    elbo.differentiable_loss(model, other, X, Y)
-    assert_same(other, expected, other_net, net)
-    start = {n: parameter.detach().clone() for n, parameter in other.named_parameters()}
-    SVI(model, other, pyro.optim.Adam({"lr": 0.01}), elbo).step(X, Y)
-    for parameter_name, parameter in other.named_parameters():
-        assert not torch.equal(parameter, start[parameter_name]), parameter_name
-
-
-@pytest.mark.parametrize("name, options", FAMILIES)
-def test_median(name, options):
-    model, net = make_model(prior_for(name), noise_site="before")
-    guide = getattr(guides, name)(model, **options)
-    median = guide.median(X, Y)  # before any call
-    assert sorted(median) == sorted(["noise", *SITES])
-    for site in SITES:
-        assert torch.equal(median[site], net.get_parameter(site.removeprefix("net.")))
-        assert not median[site].requires_grad
-    draws = torch.stack([guide(X, Y)["noise"] for _ in range(200)])
-    assert draws.min() < median["noise"] < draws.max()
