@@ -42,6 +42,11 @@ class Data(NamedTuple):
         """Height and width of an image in pixels."""
         return round(self.x_train.shape[1] ** 0.5)
 
+    def standardized(self) -> Data:
+        """Pixels with the mean and standard deviation of the training set taken out, one of each for all pixels."""
+        mean, std = self.x_train.mean(), self.x_train.std()
+        return self._replace(x_train=(self.x_train - mean) / std, x_test=(self.x_test - mean) / std)
+
     def to(self, device: str) -> Data:
         return Data(*(tensor.to(device) for tensor in self))
 

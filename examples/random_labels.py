@@ -21,11 +21,18 @@ from _training import classifier, error, mlp, train, warm_up
 from tqdm import tqdm
 
 import pyro_vd as vd
-from pyro_vd.guides import AutoBernoulliDropout, AutoSparseVD
+from pyro_vd.guides import AutoBernoulliDropout, AutoSparseVD, mixed_guide
+
+
+def hidden_dropout(model):
+    """Binary dropout with rate 0.5 on the hidden units, none on the inputs."""
+    first = AutoBernoulliDropout(model, 0.0, where="net.0.weight")
+    return mixed_guide(model, first, AutoBernoulliDropout(model, 0.5, where=lambda site: site != "net.0.weight"))
+
 
 FAMILIES = {
     "sparse VD": (AutoSparseVD, 3.0),
-    "binary dropout": (lambda model: AutoBernoulliDropout(model, 0.5), math.inf),
+    "binary dropout": (hidden_dropout, math.inf),
 }
 
 
