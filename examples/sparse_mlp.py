@@ -37,15 +37,20 @@ class Recipe(NamedTuple):
     lr_ratio: float  # learning rate of log_sigma2 over that
     decay_from: float  # the learning rates fall linearly to 0 from here on
     warm_up: tuple[float, float]  # kl_weight rises linearly from 0 to 1 between these
-    zero_from: float  # from here on, means of weights over the threshold are set to 0
+    zero_from: float  # from here on, means of weights with log_alpha over zero_above are set to 0
+    zero_above: float
     std: float | None  # weights start from N(0, std**2); None: as PyTorch starts them
 
 
 # Molchanov et al. 2017: 200 epochs, kl_weight 0 to epoch 5 and 1 from epoch 20 (their means are zeroed from the start).
-MOLCHANOV = Recipe(200, 1e-3, 1.0, 0.5, (0.025, 0.1), 0.5, 0.01)
-FAST = Recipe(60, 2e-3, 5.0, 0.5, (0.0, 0.12), 0.5, 0.01)
+MOLCHANOV = Recipe(200, 1e-3, 1.0, 0.5, (0.025, 0.1), 0.5, THRESHOLD, 0.01)
+FAST = Recipe(60, 2e-3, 5.0, 0.5, (0.0, 0.15), 0.45, 2.0, 0.01)
 RECIPES = {
-    "fast": {"digits": Recipe(300, 3e-3, 3.0, 0.5, (0.1, 0.6), 1.0, None), "mnist": FAST, "fashion-mnist": FAST},
+    "fast": {
+        "digits": Recipe(300, 3e-3, 3.0, 0.5, (0.1, 0.6), 1.0, THRESHOLD, None),
+        "mnist": FAST,
+        "fashion-mnist": FAST,
+    },
     "molchanov": dict.fromkeys(_data.NAMES, MOLCHANOV),
 }
 
@@ -60,7 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     net = mlp([data.x_train.shape[1], 300, 100, 10], args.device, recipe.std)
     bnn = vd.BayesianModule(net, prior=vd.ImproperLogUniform())
     model = classifier(bnn, len(data.x_train))
-    guide = AutoSparseVD(model, zero_above=THRESHOLD if recipe.zero_from == 0 else None)
+    guide = AutoSparseVD(model)
     history: list[dict[str, float]] = []
     bar = tqdm(total=epochs, unit="epoch", disable=args.quiet)
 
@@ -76,7 +81,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
         }
         history.append(row)
         if epoch + 1 >= recipe.zero_from * epochs:
-            guide.zero_above = THRESHOLD
+            guide.zero_above = recipe.zero_above
         bar.update()
         bar.set_postfix_str(
             f"loss {row['negative ELBO']:.3f}, KL {row['KL']:.3f} nats/example, sparsity {row['sparsity']:.2f} %, "
