@@ -41,7 +41,7 @@ def error_against_threshold(rows: list[tuple[float, float, float]], chosen: floa
     lines += right.plot(thresholds, kept, marker=".", color="tab:orange", label="weights kept")
     right.set(ylabel="weights kept (%)", yscale="log")
     lines.append(axis.axvline(chosen, color="gray", linestyle="--", label=f"threshold {chosen:g}"))
-    axis.legend(handles=lines, loc="upper center")
+    right.legend(handles=lines, loc="center right")
     _save(figure, path)
 
 
