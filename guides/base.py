@@ -64,6 +64,7 @@ class WeightGuide(AutoGuide):
     """
 
     prototype_trace: Any  # of the model, from the first call on
+    unit_dim: Any = None  # dimension where the units lie, in families whose noise is shared by units
     # quantity -> why it cannot be trained
     never_learnable: Mapping[str, str] = {}
 
@@ -183,6 +184,18 @@ class WeightGuide(AutoGuide):
                 f"{type(base_distribution(message['fn'])).__name__} with support {support}; leave it out of where= "
                 "and cover it with pyro.infer.autoguide.AutoNormal"
             )
+        shape = tuple(message["fn"].event_shape)
+        if self.unit_dim is not None and len(shape) < 2:
+            raise ValueError(
+                f"site {site!r}: expected a weight of two dimensions or more for {type(self).__name__}, whose noise is "
+                f"shared by the units of a layer, got shape {shape}; cover it with AutoSparseVD, AutoMeanField or "
+                "AutoVariationalDropout, whose noise is per weight, or leave it out of where="
+            )
+        if self.unit_dim is not None and not -len(shape) <= self.unit_dim < len(shape):
+            raise ValueError(
+                f"site {site!r}: expected a weight with dimension {self.unit_dim} for its units, got shape {shape}; "
+                f"give {type(self).__name__} another unit_dim"
+            )
 
     def _check_prototype(self, prototype: Any) -> None:
         """Called by the part for the other sites; it sees a subset of this guide's own prototype."""
@@ -267,22 +280,6 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> AutoGuideList:
     for guide in guides:
         mixed.append(guide)
     return mixed
-
-
-def check_units(guide: WeightGuide, site: str, message: Any, unit_dim: int) -> None:
-    """Raise where a family with noise on units is asked for a weight without such units."""
-    shape = tuple(message["fn"].event_shape)
-    if len(shape) >= 2 and not -len(shape) <= unit_dim < len(shape):
-        raise ValueError(
-            f"site {site!r}: expected a weight with dimension {unit_dim} for its units, got shape {shape}; give "
-            f"{type(guide).__name__} another unit_dim"
-        )
-    if len(shape) < 2:
-        raise ValueError(
-            f"site {site!r}: expected a weight of two dimensions or more for {type(guide).__name__}, whose noise is "
-            f"shared by the units of a layer, got shape {shape}; cover it with AutoSparseVD, AutoMeanField or "
-            "AutoVariationalDropout, whose noise is per weight, or leave it out of where="
-        )
 
 
 def _matcher(where: Any) -> Callable[[str], bool]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide, check_units
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import (
     BernoulliDropout,
     ConcreteDropout,
@@ -65,10 +65,6 @@ class AutoBernoulliDropout(WeightGuide):
     def dropout_rate(self, site: str) -> Tensor:
         return self.posterior(self._known(site)).dropout_rate
 
-    def _check_site(self, site: str, message: Any) -> None:
-        super()._check_site(site, message)
-        check_units(self, site, message, self.unit_dim)
-
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         self._store("locs", site, value)
         self._store("dropout_rates", site, value.new_full((1,), self.init_dropout_rate), learnable=False)
@@ -123,10 +119,6 @@ class AutoConcreteDropout(WeightGuide):
         logit = self._read("logit_dropout_rates", site)
         return ConcreteDropout(self._read("locs", site), logit, temperature=self.temperature, unit_dim=self.unit_dim)
 
-    def _check_site(self, site: str, message: Any) -> None:
-        super()._check_site(site, message)
-        check_units(self, site, message, self.unit_dim)
-
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         self._store("locs", site, value)
         self._store("logit_dropout_rates", site, value.new_full((1,), self.init_logit))
@@ -173,7 +165,7 @@ class AutoGaussianDropout(WeightGuide):
         # A rate of 0 is noise too small to change a float, with a KL that is finite.
         self.init_log_alpha = math.log(rate / (1 - rate)) if rate > 0 else -80.0
         self.correlated = correlated
-        self.unit_dim = unit_dim
+        self.unit_dim = unit_dim if correlated else None
 
     def posterior(self, site: str) -> WeightPosterior:
         loc, log_alpha = self._read("locs", site), self._read("log_alphas", site)
@@ -183,11 +175,6 @@ class AutoGaussianDropout(WeightGuide):
 
     def log_alpha(self, site: str) -> Tensor:
         return self._read("log_alphas", self._known(site))
-
-    def _check_site(self, site: str, message: Any) -> None:
-        super()._check_site(site, message)
-        if self.correlated:
-            check_units(self, site, message, self.unit_dim)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         self._store("locs", site, value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide, check_units
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import GroupNormal
 
 
@@ -55,10 +55,6 @@ class AutoGroupSparse(WeightGuide):
             self._read(quantity, site) for quantity in ("locs", "log_sigma2s", "unit_locs", "unit_log_sigma2s")
         )
         return GroupNormal(*parameters, unit_dim=self.unit_dim, kl=self.kl)
-
-    def _check_site(self, site: str, message: Any) -> None:
-        super()._check_site(site, message)
-        check_units(self, site, message, self.unit_dim)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         units = value.shape[self.unit_dim]

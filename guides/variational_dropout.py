@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide, check_units
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
 
 
@@ -70,7 +70,7 @@ class AutoVariationalDropout(WeightGuide):
         self.correlated = correlated
         self.init_log_alpha = float(init_log_alpha)
         self.kl = kl
-        self.unit_dim = unit_dim
+        self.unit_dim = unit_dim if correlated else None
 
     def posterior(self, site: str) -> WeightPosterior:
         loc, log_alpha = self._read("locs", site), self._projected(site)
@@ -87,11 +87,6 @@ class AutoVariationalDropout(WeightGuide):
         # an earlier particle saved for its backward pass (it is the same value by then).
         log_alpha.data.clamp_(max=0.0)
         return log_alpha
-
-    def _check_site(self, site: str, message: Any) -> None:
-        super()._check_site(site, message)
-        if self.correlated:
-            check_units(self, site, message, self.unit_dim)
 
     def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
         self._store("locs", site, value)

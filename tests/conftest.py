@@ -16,6 +16,7 @@ def _fresh_pyro():
     yield
     torch.set_default_dtype(dtype)
     pyro.enable_validation(True)
+    pyro.clear_param_store()  # for the doctests, which run after
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
