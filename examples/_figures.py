@@ -53,7 +53,7 @@ def log_alpha_histogram(log_alpha: dict[str, np.ndarray], threshold: float, path
     for axis, (site, values) in zip(np.atleast_1d(axes), log_alpha.items(), strict=True):
         axis.hist(np.clip(values.ravel(), bins[0], bins[-1]), bins=bins)
         axis.axvline(threshold, color="gray", linestyle="--")
-        axis.set(title=site, xlabel="log_alpha", ylabel="weights", yscale="log")
+        axis.set(title=site, xlabel=f"log_alpha (last bar: {bins[-1]:.0f} and above)", ylabel="weights", yscale="log")
     _save(figure, path)
 
 
