@@ -87,10 +87,9 @@ def error_against_width(
     for i, name in enumerate(means):
         shifted = [width * 1.015 ** (i - len(means) / 2) for width in widths]  # so that bars do not hide each other
         axis.errorbar(shifted, means[name], yerr=bars[name], marker="o", markersize=4, capsize=3, label=name)
-    axis.set(xlabel="units in each of 3 hidden layers", ylabel="test error (%)", xscale="log", yscale="log")
+    axis.set(xlabel="units in each of 3 hidden layers", ylabel="test error (%)", xscale="log", ylim=(0, None))
     axis.set_xticks(widths, labels=[str(width) for width in widths])
     axis.minorticks_off()
-    axis.yaxis.set_major_formatter("{x:.3g}")
     axis.grid(alpha=0.3)
     axis.legend(ncols=2)
     _save(figure, path)
