@@ -3,6 +3,7 @@
 from pyro_vd import kl as kl
 from pyro_vd.elbo import LossTerms as LossTerms
 from pyro_vd.elbo import TraceVD_ELBO as TraceVD_ELBO
+from pyro_vd.estimators import LinearOp as LinearOp
 from pyro_vd.handlers import flipout as flipout
 from pyro_vd.handlers import lrt as lrt
 from pyro_vd.handlers import per_example as per_example
@@ -11,6 +12,8 @@ from pyro_vd.measure import GradientVariance as GradientVariance
 from pyro_vd.measure import gradient_variance as gradient_variance
 from pyro_vd.module import BayesianModule as BayesianModule
 from pyro_vd.module import data_plate as data_plate
+from pyro_vd.operations import operations_table as operations_table
+from pyro_vd.operations import register_rule as register_rule
 from pyro_vd.posteriors import BernoulliDropout as BernoulliDropout
 from pyro_vd.posteriors import ConcreteDropout as ConcreteDropout
 from pyro_vd.posteriors import CorrelatedDropoutNormal as CorrelatedDropoutNormal

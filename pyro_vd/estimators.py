@@ -1,6 +1,6 @@
 """How the output of a linear operation on a random weight is sampled: pure functions of tensors.
 
-Every operation here is linear in its weight and in its input, ``y = apply(x, w, b)``, so its output
+Every operation here is linear in its weight, ``y = apply(x, w, b)``, most with the input as coefficients: the output
 under ``w ~ N(loc, variance)`` has ``mean = apply(x, loc, b)`` and ``variance = apply(x**2, variance, b_variance)``.
 
     local        one noise per output element (the local reparameterization trick)
@@ -55,36 +55,54 @@ def independent_noise(loc: Tensor, variance: Tensor | None) -> WeightNoise:
 
     def draw(sample_shape: torch.Size) -> Tensor:
         noise = torch.randn((*sample_shape, *loc.shape), dtype=loc.dtype, device=loc.device)
-        return loc if variance is None else loc + safe_sqrt(variance) * noise
+        return loc if variance is None else loc + (safe_sqrt(variance) * noise).to(loc.dtype)
 
     return WeightNoise(loc, variance, draw)
 
 
+def is_random(argument: Any) -> bool:
+    """Whether an argument of an operation is a random weight."""
+    return isinstance(getattr(argument, "noise", None), WeightNoise)
+
+
 @dataclass(frozen=True)
 class LinearOp:
-    """One call of an operation linear in input and weight.
+    """One call of an operation linear in its weight and in its bias: what a rule returns.
 
-    Attributes:
+    The defaults of the axes are those of ``F.linear`` on rows without a bias.
+
+    Args:
         apply: ``(x, weight, bias or None) -> output``.
-        x: the input.
-        weight, bias: noise of each; a tensor where it is not random; bias None where absent. (A rule fills in
-            the arguments as they came; ``RandomWeight`` puts their noise in their place.)
-        weight_units, weight_outs: the weight's dimension of input units (summed over), and of output units.
-        x_units, out_units: the axis of input and output that holds their units (negative).
-        example: the axis of input and output that holds the examples (negative), None without one.
+        x: the input, floating point, or whole numbers that choose rows of the weight.
+        weight, bias: the arguments of the call as they came; bias None where absent. (Where they are random,
+            an estimator finds their noise in their place.)
+        weight_units, weight_outs: the weight's dimension of input units (summed over), and of output units; None
+            where there is not just one, and noise that is shared by units has no local form.
+        x_units, out_units: the axis of input and output that holds their units (negative), None without one.
+        example: the axis of x that holds the examples, None where there is none (no "per_example", no "flipout").
+        out_example: the same axis of the output, if it is another.
         positions: number of trailing axes (of a convolution) that share the weight within an example.
+        apply_variance: ``(x, weight variance, bias variance or None) -> output variance`` where that is not
+            ``apply(x**2, weight variance, bias variance)``.
+
+    Example:
+        >>> op = LinearOp(torch.nn.functional.linear, torch.ones(5, 3), torch.ones(2, 3))
+        >>> op.apply(op.x, op.weight, op.bias).shape
+        torch.Size([5, 2])
     """
 
     apply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     x: Tensor
     weight: Any
-    bias: Any
-    weight_units: int
-    weight_outs: int
-    x_units: int
-    out_units: int
-    example: int | None
+    bias: Any = None
+    weight_units: int | None = 1
+    weight_outs: int | None = 0
+    x_units: int | None = -1
+    out_units: int | None = -1
+    example: int | None = 0
+    out_example: int | None = None
     positions: int = 0
+    apply_variance: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
 
 
 def safe_sqrt(variance: Tensor) -> Tensor:
@@ -112,12 +130,15 @@ def moments(op: LinearOp, x: Tensor | None = None) -> tuple[Tensor, Tensor | Non
     weight_variance, bias_variance = _variance(op.weight), _variance(op.bias)
     if weight_variance is None and bias_variance is None:
         return mean, None
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = torch.promote_types(x.dtype if x.is_floating_point() else mean.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         if weight_variance is None:
             weight_variance = torch.zeros_like(_loc(op.weight))
+        weight_variance = weight_variance.to(dtype)
         bias_variance = None if bias_variance is None else bias_variance.to(dtype)
-        return mean, op.apply(x.to(dtype).square(), weight_variance.to(dtype), bias_variance)
+        if op.apply_variance is not None:
+            return mean, op.apply_variance(x, weight_variance, bias_variance)
+        return mean, op.apply(x.to(dtype).square(), weight_variance, bias_variance)
 
 
 def local(op: LinearOp) -> Tensor:
@@ -134,11 +155,13 @@ def local(op: LinearOp) -> Tensor:
         return _output_units(op, noise, noise.draw_units)
     x = op.x
     if noise is not None and noise.draw_units is not None:
+        assert op.x_units is not None
         x = x * _unit_noise(op, x.shape, op.x_units, noise.draw_units)
     mean, variance = moments(op, x)
     if variance is not None:
         mean = mean + (safe_sqrt(variance) * torch.randn_like(variance)).to(mean.dtype)
     if noise is not None and noise.factor is not None:
+        assert op.out_units is not None
         outputs = torch.func.vmap(lambda factor: op.apply(x, factor, None))(noise.factor)
         shape = _ones_but(outputs.shape, range(1, outputs.dim() - op.positions), drop=op.out_units)
         rows = torch.randn((outputs.shape[0], *shape[1:]), dtype=mean.dtype, device=mean.device)
@@ -154,8 +177,9 @@ def per_example(op: LinearOp) -> Tensor:
     """
     assert op.example is not None
     number = torch.Size([op.x.shape[op.example]])
-    if op.bias is not None and _loc(op.bias).dim() >= -op.example:  # has an axis of examples itself
-        bias, axis = op.bias, op.example
+    axis = op.example - op.x.dim()
+    if op.bias is not None and _loc(op.bias).dim() >= -axis:  # has an axis of examples itself
+        bias = op.bias
         output = (
             per_example(replace(op, bias=None))
             if isinstance(op.weight, WeightNoise)
@@ -167,7 +191,12 @@ def per_example(op: LinearOp) -> Tensor:
         return output + bias
     weight, weight_dim = _draws(op.weight, number)
     bias, bias_dim = _draws(op.bias, number)
-    batched = torch.func.vmap(op.apply, in_dims=(op.example, weight_dim, bias_dim), out_dims=op.example)
+    example, out_example = op.example, _out_example(op)
+
+    def one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return op.apply(x.unsqueeze(example), weight, bias).squeeze(out_example)
+
+    batched = torch.func.vmap(one, in_dims=(example, weight_dim, bias_dim), out_dims=out_example)
     return batched(op.x, weight, bias)
 
 
@@ -182,10 +211,11 @@ def flipout(op: LinearOp) -> Tensor:
     """
     assert op.example is not None
     mean = op.apply(op.x, _loc(op.weight), _loc(op.bias))
-    signs = [_random_signs(tensor, op.example, units) for tensor, units in ((op.x, op.x_units), (mean, op.out_units))]
     weight = _perturbation(op.weight)
     bias = None if op.bias is None else _perturbation(op.bias)
-    return mean + op.apply(op.x * signs[0], weight, bias) * signs[1]
+    # An index has no sign: there the signs of the outputs alone keep the examples apart.
+    x = op.x * _random_signs(op.x, op.example, op.x_units) if op.x.is_floating_point() else op.x
+    return mean + op.apply(x, weight, bias) * _random_signs(mean, _out_example(op), op.out_units)
 
 
 SAMPLERS: dict[str, Callable[[LinearOp], Tensor]] = {"local": local, "per_example": per_example, "flipout": flipout}
@@ -202,6 +232,7 @@ def _variance(weight) -> Tensor | None:
 def _output_units(op: LinearOp, noise: WeightNoise, draw_units: DrawUnits) -> Tensor:
     """The local form of noise on output units: the output without its bias is multiplied, then the bias added."""
     output = local(replace(op, weight=independent_noise(noise.loc, noise.variance), bias=None))
+    assert op.out_units is not None
     output = output * _unit_noise(op, output.shape, op.out_units, draw_units)
     if op.bias is None:
         return output
@@ -226,8 +257,14 @@ def _ones_but(shape: torch.Size, keep: range, drop: int) -> list[int]:
     return [size if axis in keep and axis != drop else 1 for axis, size in enumerate(shape)]
 
 
-def _random_signs(tensor: Tensor, example: int, units: int) -> Tensor:
-    keep = {example % tensor.dim(), units % tensor.dim()}
+def _out_example(op: LinearOp) -> int:
+    axis = op.example if op.out_example is None else op.out_example
+    assert axis is not None
+    return axis
+
+
+def _random_signs(tensor: Tensor, example: int, units: int | None) -> Tensor:
+    keep = {example} if units is None else {example, units % tensor.dim()}
     shape = [size if axis in keep else 1 for axis, size in enumerate(tensor.shape)]
     return torch.randint(0, 2, shape, device=tensor.device).to(tensor.dtype) * 2 - 1
 

@@ -22,7 +22,13 @@ Prior = (
     | Callable[[str, nn.Parameter], TorchDistributionMixin]
 )
 
-_DEFAULT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# The matrices of layers that are linear in them, or are recurrent; no biases, no gains of normalisation layers.
+_DEFAULT_WEIGHTS: dict[tuple[type[nn.Module], ...], str] = {
+    (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag): "weight",
+    (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d): "weight",
+    (nn.MultiheadAttention,): "*_proj_weight",
+    (nn.RNNBase, nn.RNNCellBase): "weight_*",
+}
 
 
 class BayesianModule(nn.Module):
@@ -39,9 +45,12 @@ class BayesianModule(nn.Module):
             parameter name or pattern (``"0.*"``, first match) to distributions; or a callable
             ``(parameter_name, parameter) -> distribution``.
         name: prefix of the sites, ``f"{name}.{parameter_name}"``.
-        where: which parameters are random. None: ``weight`` of Linear and Conv1d/2d/3d. A module type, or
-            several: ``weight`` of those. A parameter name or pattern, or several. A callable
-            ``(parameter_name, owning_module) -> bool``.
+        where: which parameters are random. None: the weights, no biases and no gains of normalisation: ``weight`` of
+            Linear, Bilinear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding and EmbeddingBag (without ``max_norm``),
+            the projections of MultiheadAttention, ``weight_*`` of recurrent layers; of a masked
+            (``torch.nn.utils.prune``) or parametrized weight the tensor that the mask or parametrization is applied
+            to. A module type, or several: those weights of these types. A parameter name or pattern, or several. A
+            callable ``(parameter_name, owning_module) -> bool``.
 
     Attributes:
         net: the module as given.
@@ -49,7 +58,8 @@ class BayesianModule(nn.Module):
 
     Raises:
         ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior;
-            data on another device; use inside a plate; no floating point parameter.
+            data on another device; use inside a plate.
+        TypeError: a chosen parameter that is not of floating point.
 
     Example:
         >>> bnn = BayesianModule(nn.Linear(3, 2), prior=pyro.distributions.Normal(0.0, 1.0))
@@ -152,11 +162,12 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
 def _chosen(net: nn.Module, parameters: Mapping[str, nn.Parameter], where: Where) -> list[str]:
     owners = {name: net.get_submodule(name.rpartition(".")[0]) for name in parameters}
     if where is None:
-        where = _DEFAULT_LAYERS
+        chosen = [name for name in parameters if _is_weight(net, name)]
+        return _checked(chosen, parameters)
     several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
     if several and all(isinstance(one, type) for one in several):
         types = tuple(several)
-        chosen = [n for n in parameters if n.rpartition(".")[2] == "weight" and isinstance(owners[n], types)]
+        chosen = [n for n in parameters if _is_weight(net, n, types)]
     elif several and all(isinstance(one, str) for one in several):
         unmatched = [pattern for pattern in several if not fnmatch.filter(parameters, pattern)]
         if unmatched:
@@ -166,11 +177,39 @@ def _chosen(net: nn.Module, parameters: Mapping[str, nn.Parameter], where: Where
         chosen = [n for n in parameters if several[0](n, owners[n])]
     else:
         raise TypeError(f"where: expected module types, parameter names or one callable, got {where!r}")
+    return _checked(chosen, parameters)
+
+
+def _is_weight(net: nn.Module, parameter_name: str, types: tuple[type, ...] = (nn.Module,)) -> bool:
+    """Whether a parameter is the weight of a layer of the ``types``."""
+    path, _, name = parameter_name.rpartition(".")
+    parent, _, last = path.rpartition(".")
+    if parent.rpartition(".")[2] == "parametrizations" or parent == "parametrizations":
+        # torch.nn.utils.parametrize: the layer holds a list in the place of its weight. The direction that weight_norm
+        # makes of it, "original1", is divided by its norm: no linear map.
+        path, name = parent.rpartition(".")[0], last if name == "original" else name
+    name = name.removesuffix("_orig")  # torch.nn.utils.prune
+    layer = net.get_submodule(path)
+    if not isinstance(layer, types) or getattr(layer, "max_norm", None) is not None:
+        return False
+    known = [pattern for kinds, pattern in _DEFAULT_WEIGHTS.items() if isinstance(layer, kinds)]
+    if not known and types != (nn.Module,):
+        known = ["weight"]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in known)
+
+
+def _checked(chosen: list[str], parameters: Mapping[str, nn.Parameter]) -> list[str]:
     if not chosen:
         raise ValueError(
             f"where: expected at least one parameter to be random, got none of {list(parameters)}; choose with "
             "where=torch.nn.Linear, where='0.weight' or where=lambda name, module: ..."
         )
+    for name in chosen:
+        if not parameters[name].is_floating_point():
+            raise TypeError(
+                f"where: expected random parameters of floating point, got {name!r} of {parameters[name].dtype}; leave "
+                "it out of where=, or write .float()"
+            )
     return chosen
 
 

@@ -28,13 +28,14 @@ TRANSPOSES = {
     T.swapdims, torch.swapdims, T.adjoint, torch.adjoint,
 }  # fmt: skip
 
-_SHAPE_VIEWS = {
+CASTS = {T.to, T.float, T.double, T.half, T.bfloat16, T.type_as, T.cpu, T.cuda}
+
+_SHAPE_VIEWS = CASTS | {
     T.permute, torch.permute, T.movedim, torch.movedim, T.reshape, torch.reshape, T.view, T.view_as, T.reshape_as,
     T.flatten, torch.flatten, T.unflatten, torch.unflatten, T.ravel, torch.ravel, T.squeeze, torch.squeeze,
     T.unsqueeze, torch.unsqueeze, T.contiguous, T.narrow, torch.narrow, T.select, torch.select, T.chunk,
     torch.chunk, T.split, torch.split, T.tensor_split, torch.tensor_split, T.unbind, torch.unbind, T.flip,
     torch.flip, T.detach, torch.detach, T.clone, torch.clone, T.diagonal, torch.diagonal,
-    T.to, T.float, T.double, T.half, T.bfloat16, T.type_as, T.cpu, T.cuda,
 }  # fmt: skip
 
 COMMUTATIVE = {torch.mul, torch.multiply, T.mul, T.multiply, T.__mul__, T.__rmul__}
@@ -57,6 +58,14 @@ def is_view(function: Any, weight: Tensor, args: tuple, kwargs: dict) -> bool:
         index = args[0] if isinstance(args[0], tuple) else (args[0],)
         return all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in index)
     return function in TRANSPOSES or function in _SHAPE_VIEWS
+
+
+def repeats(weight: Tensor, factors: tuple) -> tuple[int, ...] | None:
+    """The shape of a factor that would repeat elements of the weight; None where none does."""
+    for factor in factors:
+        if isinstance(factor, Tensor) and not isinstance(factor, type(weight)) and not _keeps_shape(factor, weight):
+            return tuple(factor.shape)
+    return None
 
 
 def _keeps_shape(factor: Any, weight: Tensor) -> bool:

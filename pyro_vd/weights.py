@@ -1,7 +1,7 @@
 """RandomWeight: a weight that is a distribution, in the place of a tensor.
 
 A linear operation on it returns its output sampled by the estimator of the trace (``estimators.py``);
-``operations.py`` is the table of those operations. A view of it (transpose, slice, chunk, scaling by a
+``operations/`` is the table of those operations. A view of it (transpose, slice, chunk, scaling by a
 constant, ...) is again a random weight. Any other operation draws the weight once for the trace.
 """
 
@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_vd.estimators import SAMPLERS, LinearOp, WeightNoise, independent_noise
-from pyro_vd.operations import rules
-from pyro_vd.views import COMMUTATIVE, METADATA, SCALINGS, TRANSPOSES, is_view
-
-Region = tuple[tuple[int, ...], tuple[int, ...], int]  # size, stride, storage offset
+from pyro_vd.operations import TABLE
+from pyro_vd.regions import Region, overlap, region_of
+from pyro_vd.views import CASTS, COMMUTATIVE, METADATA, SCALINGS, TRANSPOSES, is_view, repeats
 
 
 @dataclass
@@ -35,6 +34,9 @@ class WeightState:
         warned: (site, operation) pairs already warned of, kept over traces by the handler.
         is_scoring: whether a log_prob of the trace is being evaluated right now.
         with_gradient: whether gradients were enabled when the weight was made.
+        used: every use of its elements with noise of their own, or of its draw: operation and region.
+        draw: the coherent draw of the trace, None while no operation has asked for one.
+        scored_draw: the draw at which its log_prob is evaluated.
     """
 
     site: str
@@ -45,7 +47,7 @@ class WeightState:
     warned: set[tuple[str, str]] = field(default_factory=set)
     is_scoring: Callable[[], bool] = lambda: False
     with_gradient: bool = field(default_factory=torch.is_grad_enabled)
-    used: list[Region | None] = field(default_factory=list)
+    used: list[tuple[str, Region | None]] = field(default_factory=list)
     draw: Tensor | None = None
     scored_draw: Tensor | None = None
 
@@ -57,23 +59,24 @@ class WeightState:
                 f"{operation} inside torch.no_grad or a custom autograd function, where the gradient of the weight "
                 f"would be lost; write weight.materialize() before it, or shared_sites=[{self.site!r}]"
             )
-        if self.reuse == "error" and any(_overlap(region, other) for other in self.used):
+        if self.reuse == "error" and any(overlap(region, other) for _, other in self.used):
             raise ValueError(
                 f"site {self.site!r}: expected one use of the weight in a trace under estimator {self.estimator!r}, "
                 f"got a second one in {operation}: two uses of one weight share their noise, but each would be "
                 f"sampled with noise of its own. Write shared_sites=[{self.site!r}] to draw this weight "
                 'once a step, or reuse="independent" to accept independent noise'
             )
-        self.used.append(region)
+        self.used.append((operation, region))
 
 
 class RandomWeight(Tensor):
     """A weight that is a distribution, usable wherever the weight tensor was.
 
-    ``F.linear``, ``@``, ``matmul``, ``mm``, ``mv``, ``addmm``, ``+`` (as a bias) and ``conv1d/2d/3d`` return
-    locally sampled outputs. Views act on the moments. Any other operation uses one coherent
-    draw for the rest of the trace, with a warning that names site and operation (``strict``: a
-    ValueError). The same elements used twice raise, since their noise is one and the same.
+    The operations of the table in README (products, convolutions, embeddings, attention, ...) return locally sampled
+    outputs; views act on the moments. Recurrent nets use one coherent draw, by their meaning. So does any operation
+    that is not in the table, with a warning that names site and operation (``strict``: a ValueError). The same elements
+    used twice raise, since their noise is one and the same; so does a product that would repeat a matrix for every
+    example.
 
     Made by :func:`pyro_vd.lrt` and :class:`pyro_vd.TraceVD_ELBO`; rarely by hand.
 
@@ -110,6 +113,10 @@ class RandomWeight(Tensor):
         region: Region | None = None,
     ) -> RandomWeight:
         loc = noise.loc
+        if not loc.is_floating_point():
+            raise TypeError(
+                f"site {state.site!r}: expected a random weight of floating point, got {loc.dtype}; write loc.float()"
+            )
         new = Tensor._make_wrapper_subclass(cls, loc.shape, dtype=loc.dtype, device=loc.device)  # type: ignore
         new.loc, new.variance, new.noise, new.state, new.site = loc, variance, noise, state, state.site
         new._view, new._region = view, region
@@ -143,7 +150,11 @@ class RandomWeight(Tensor):
             return function(tensor, *args, **kwargs)
 
         loc = view(self.loc)
-        variance = view(view(self.variance)) if function in SCALINGS else view(self.variance)
+        if function in CASTS:
+            # In half precision the square of a standard deviation of 1e-4 is 0.
+            variance = self.variance.to(loc.device, torch.promote_types(loc.dtype, torch.float32))
+        else:
+            variance = view(view(self.variance)) if function in SCALINGS else view(self.variance)
         if isinstance(loc, Tensor):
             return self._rewrap(loc, variance, view)
         return tuple(
@@ -153,11 +164,7 @@ class RandomWeight(Tensor):
 
     def _rewrap(self, loc: Tensor, variance: Tensor, view: Callable[[Tensor], Tensor]) -> RandomWeight:
         noise = independent_noise(loc, variance) if self.noise.independent else _transposed(self.noise)
-        # A view of the storage of the whole weight is known to the element; a copy is as large as its origin.
-        storages = [tensor.untyped_storage()._cdata for tensor in (loc, self.state.noise.loc)]
-        region = self._region
-        if storages[0] == storages[1]:
-            region = tuple(loc.shape), tuple(loc.stride()), int(loc.storage_offset())
+        region = region_of(loc, self.state.noise.loc, self._region)
         return RandomWeight(noise, variance, self.state, lambda weight: view(self._view(weight)), region)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -172,10 +179,17 @@ class RandomWeight(Tensor):
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        if func in _RULES and "out" not in kwargs and (op := _RULES[func](*args, **kwargs)) is not None:
-            sampled = _sample(op, _name(func))
-            if sampled is not None:
-                return sampled
+        entry = TABLE.get(func)
+        if entry is not None and entry.rule is None:
+            return _with_draws(func, args, kwargs)
+        if entry is not None:
+            call = entry(_name(func), args, kwargs)
+            if isinstance(call, LinearOp):
+                sampled = _sample(call, _name(func))
+                if sampled is not None:
+                    return sampled
+            elif call is not None:
+                return call()
         if func in COMMUTATIVE and set(kwargs) <= {"input", "other"}:
             args, kwargs = (*args, *kwargs.values()), {}
             args = args if isinstance(args[0], RandomWeight) else args[::-1]
@@ -183,6 +197,8 @@ class RandomWeight(Tensor):
         if isinstance(first, RandomWeight) and is_view(func, first, args[1:], kwargs):
             if first.noise.independent or (func in TRANSPOSES and first.dim() == 2):
                 return first._viewed(func, args[1:], kwargs)
+        if isinstance(first, RandomWeight) and func in SCALINGS:
+            _check_repeats(first, _name(func), args[1:])
         return _without_rule(func, args, kwargs)
 
     @classmethod
@@ -206,40 +222,64 @@ def _sample(op: LinearOp, operation: str) -> Tensor | None:
     estimator = next(iter(random.values())).state.estimator
     if estimator != "local" and op.example is None:
         return None
-    for name, weight in random.items():
-        if weight.noise.draw_units is not None and weight.noise.unit_dim not in (op.weight_units, op.weight_outs):
-            return None
-        if name == "bias" and not weight.noise.independent:
-            return None
+    if any(not weight.noise.independent and not _covers(op, name, weight.noise) for name, weight in random.items()):
+        return None
     for weight in random.values():
         weight.state.claim(weight._region, operation)
     noises = {name: w.noise for name, w in random.items()}
     return SAMPLERS[estimator](replace(op, **drawn, **noises))
 
 
+def _covers(op: LinearOp, name: str, noise: WeightNoise) -> bool:
+    """Whether noise that is shared by elements of a weight has a local form in ``op``."""
+    if name == "bias" or op.weight_units is None or op.weight_outs is None or op.out_units is None:
+        return False
+    if noise.draw_units is None or noise.unit_dim == op.weight_outs:
+        return True
+    return noise.unit_dim == op.weight_units and op.x_units is not None and op.x.is_floating_point()
+
+
+def _check_repeats(weight: RandomWeight, operation: str, factors: tuple) -> None:
+    """Raise for a product that repeats a matrix of weights, for every example as a rule, before any sum is taken."""
+    shape = repeats(weight, factors)
+    if shape is None or weight.state.draw is not None or weight.state.is_scoring():
+        return
+    raise ValueError(
+        f"site {weight.site!r}: expected {operation} with a factor that broadcasts to the weight of shape "
+        f"{tuple(weight.shape)}, got one of shape {shape}, which repeats the weight for every example, with noise for "
+        "each copy; write the product and the sum that follows as one operation (F.linear, @, torch.einsum), or "
+        f"shared_sites=[{weight.site!r}] to draw this weight once a step"
+    )
+
+
 def _without_rule(func: Any, args: Any, kwargs: Any) -> Any:
     """Use one draw of every random weight among the arguments, loudly."""
     operation = _name(func)
+    for weight in tree_leaves((args, kwargs)):
+        if not isinstance(weight, RandomWeight) or weight.state.draw is not None or weight.state.is_scoring():
+            continue
+        state = weight.state
+        expected = f"site {weight.site!r}: expected an operation with a rule for estimator {state.estimator!r}, got "
+        if state.strict:
+            # No TypeError: the operators of Tensor would turn it into one that names neither site nor operation.
+            raise ValueError(
+                f"{expected}{operation}; write shared_sites=[{weight.site!r}] to draw this weight once a step"
+            )
+        if (weight.site, operation) not in state.warned:
+            state.warned.add((weight.site, operation))
+            warnings.warn(
+                f"{expected}{operation}; the weight is drawn once for this trace. Write "
+                f"shared_sites=[{weight.site!r}] to ask for that, or strict=True to make it an error",
+                stacklevel=3,
+            )
+    return _with_draws(func, args, kwargs)
 
-    def drawn(arg: Any) -> Any:
-        if not isinstance(arg, RandomWeight):
-            return arg
-        state = arg.state
-        if state.draw is None and not state.is_scoring():
-            expected = f"site {arg.site!r}: expected an operation with a rule for estimator {state.estimator!r}, got "
-            if state.strict:
-                # No TypeError: the operators of Tensor would turn it into one that names neither site nor operation.
-                raise ValueError(
-                    f"{expected}{operation}; write shared_sites=[{arg.site!r}] to draw this weight once a step"
-                )
-            if (arg.site, operation) not in state.warned:
-                state.warned.add((arg.site, operation))
-                warnings.warn(
-                    f"{expected}{operation}; the weight is drawn once for this trace. Write "
-                    f"shared_sites=[{arg.site!r}] to ask for that, or strict=True to make it an error",
-                    stacklevel=4,
-                )
-        return arg._materialize(operation)
+
+def _with_draws(func: Any, args: Any, kwargs: Any) -> Any:
+    """``func`` on one draw of every random weight among its arguments."""
+
+    def drawn(argument: Any) -> Any:
+        return argument._materialize(_name(func)) if isinstance(argument, RandomWeight) else argument
 
     return func(*tree_map(drawn, args), **tree_map(drawn, kwargs))
 
@@ -256,31 +296,5 @@ def _transposed(noise: WeightNoise) -> WeightNoise:
     )
 
 
-def _overlap(first: Region | None, second: Region | None) -> bool:
-    """Whether two views hold a common element of the weight; None is all of it."""
-    if first is None or second is None:
-        return True
-    (start, end), (other_start, other_end) = _bounds(first), _bounds(second)
-    if end < other_start or other_end < start:
-        return False
-    return not _elements(first).isdisjoint(_elements(second))
-
-
-def _bounds(region: Region) -> tuple[int, int]:
-    size, stride, offset = region
-    return offset, offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-
-
-def _elements(region: Region) -> set[int]:
-    size, stride, offset = region
-    elements = {offset}
-    for length, step in zip(size, stride, strict=True):
-        elements = {element + index * step for element in elements for index in range(length)}
-    return elements
-
-
 def _name(func: Any) -> str:
     return getattr(func, "__name__", str(func)).strip("_")
-
-
-_RULES = rules(lambda argument: isinstance(argument, RandomWeight))

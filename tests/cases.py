@@ -45,12 +45,23 @@ class Case:
     scales: tuple[float, float] = (1.0, 1.0)  # of the bias and of the product
     example: int | None = 0  # the axis of x that holds the examples, None without one
     biases: tuple[str, ...] = BIASES
+    rows: int | None = None  # x chooses rows of the weight, of which there are so many
+    out_example: int | None = None  # the axis of the output that holds the examples, if it is another than of x
+
+    @property
+    def draws_axis(self) -> int:
+        """The axis of the examples in a stack of outputs."""
+        axis = self.example if self.out_example is None else self.out_example
+        assert axis is not None
+        return axis + 1
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """x (its first two examples equal), loc, variance, and mean and variance of the bias."""
         make = torch.Generator().manual_seed(len(self.name) + 17 * sum(self.x) + sum(self.weight))
         shapes = (self.x, self.weight, self.weight)
         x, loc, scale = (torch.randn(shape, generator=make, dtype=torch.float64) for shape in shapes)
+        if self.rows is not None:
+            x = torch.randint(self.rows, self.x, generator=make)
         if self.example is not None:
             x.select(self.example, 1).copy_(x.select(self.example, 0))
         if self.bias is None:
@@ -281,4 +292,4 @@ def _convs() -> Iterator[Case]:
         yield _conv(d, "module same circular", form="module", mode="circular", kernel=3, padding="same")
 
 
-CASES = {case.name: case for make in (_linears, _products, _addmms, _convs) for case in make()}
+LAYER_CASES = {case.name: case for make in (_linears, _products, _addmms, _convs) for case in make()}

@@ -210,7 +210,7 @@ def test_a_guide_of_another_shape_is_named():
     ("net", "where"),
     [
         (nn.Sequential(nn.Tanh()), None),
-        (nn.Sequential(nn.Embedding(3, 2)), None),
+        (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), None),
         (nn.Linear(2, 2), nn.Conv2d),
         (nn.Linear(2, 2), lambda name, module: False),
     ],

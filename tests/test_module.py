@@ -72,7 +72,7 @@ def test_priors_have_the_parameter_s_shape_as_event():
 @pytest.mark.parametrize(
     ("where", "chosen"),
     [
-        (None, ["0.weight", "2.weight", "3.weight", "5.weight"]),
+        (None, ["0.weight", "2.weight", "3.weight", "4.weight", "5.weight"]),
         (nn.Linear, ["5.weight"]),
         ((nn.Conv1d, nn.Embedding), ["0.weight", "4.weight"]),
         ("0.bias", ["0.bias"]),
@@ -89,7 +89,8 @@ def test_where_chooses_parameters(where, chosen):
 def test_subclasses_of_a_layer_are_chosen():
     # out_proj of the attention is a NonDynamicallyQuantizableLinear: found by type, never by name.
     bnn = BayesianModule(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), dist.Normal(0.0, 1.0))
-    assert bnn.weight_names == ("self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
+    names = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
+    assert bnn.weight_names == names
     out = bnn(torch.randn(3, 5, 8))
     assert out.shape == (3, 5, 8) and torch.isfinite(out).all()
 
@@ -105,7 +106,7 @@ def test_a_transformer_layer_trains():
             pyro.sample("y", dist.Normal(out, 1.0).to_event(2), obs=x)
 
     guide = AutoSparseVD(model)
-    loss = TraceVD_ELBO(shared_sites=["net.self_attn.out_proj.weight"])
+    loss = TraceVD_ELBO(strict=True)
     guide(x)
     loss.differentiable_loss(model, guide, x).backward()
     assert all(torch.isfinite(parameter.grad).all() and parameter.grad.any() for parameter in guide.parameters())

@@ -118,7 +118,6 @@ def test_output_of_a_view_is_sampled_locally_with_the_moments_of_the_view():
         (lambda w: w[torch.tensor([0, 0, 1])], "getitem"),
         (lambda w: w[[0, 0]], "getitem"),
         (lambda w: w.expand(4, 3, 3), "expand"),
-        (lambda w: w * torch.ones(4, 3, 3), "mul"),
         (lambda w: w * w, "mul"),
         (lambda w: torch.div(w, 2, rounding_mode="floor"), "div"),
         (lambda w: 2 / w, "r?(true)?div|reciprocal"),
@@ -145,6 +144,34 @@ def test_operation_without_a_rule_uses_one_draw_and_says_so_once(operation, name
     assert torch.equal(random.exp(), draw.exp())
     x = torch.randn(5, 3).double()
     assert torch.equal(F.linear(x, random), F.linear(x, draw)) and torch.equal(x @ random.T, x @ draw.T)
+
+
+REPEATS = {
+    "mul": lambda w, x: w * x[:, None, :],
+    "mul reflected": lambda w, x: x[:, None, :] * w,
+    "mul keyword": lambda w, x: torch.mul(input=x[:, None, :], other=w),
+    "mul rows of the weight": lambda w, x: w * torch.ones(4, 3, 3),
+    "mul view": lambda w, x: w.T[:2] * x[:, None, :],
+    "div": lambda w, x: w / x[:, None, :],
+}
+
+
+@pytest.mark.parametrize("operation", REPEATS.values(), ids=REPEATS)
+def test_product_that_repeats_a_matrix_for_every_example_is_an_error(operation):
+    random, x = weight(3, 3), torch.ones(4, 3).double()
+    message = r"site 'w': expected \w+ with a factor that broadcasts.*for every example.*F.linear.*shared_sites=\['w'\]"
+    with pytest.raises(ValueError, match=message):
+        operation(random, x)
+    assert undrawn(random)
+    draw = random.materialize()  # one of the ways out
+    torch.testing.assert_close(operation(random, x), operation(draw, x), rtol=0, atol=0)
+
+
+def test_weight_of_whole_numbers_is_an_error_that_names_the_site():
+    with pytest.raises(
+        TypeError, match=r"site 'w': expected a random weight of floating point, got torch.int64.*float"
+    ):
+        random_weight(torch.ones(3, 3, dtype=torch.int64), torch.ones(3, 3))
 
 
 def test_operation_without_a_rule_is_warned_of_once_for_all_traces_of_a_handler():

@@ -1,0 +1,212 @@
+"""The table itself: what an entry is, how a rule enters it, and how it is printed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch.overrides import get_testing_overrides, resolve_name
+
+from pyro_vd.estimators import LinearOp
+
+KINDS = ("exact", "approximate", "coherent draw")
+
+Rule = Callable[..., LinearOp | Callable[[], Any] | None]
+
+_SYMBOLS = {"__matmul__": "@", "__rmatmul__": "@", "__add__": "+", "__radd__": "+", "__mul__": "*", "__rmul__": "*"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+        operations: the functions it is for.
+        rule: see :func:`register_rule`; None for a coherent draw.
+        weights: names of the arguments that may be random.
+        kind: one of "exact", "approximate", "coherent draw".
+        drops: what "local" leaves out, in words.
+        signature: that of the rule.
+    """
+
+    operations: tuple[Callable[..., Any], ...]
+    rule: Rule | None
+    weights: tuple[str, ...]
+    kind: str
+    drops: str
+    signature: inspect.Signature | None = None
+
+    def __call__(self, operation: str, args: tuple, kwargs: dict) -> LinearOp | Callable[[], Any] | None:
+        """What the rule says of a call; None where it does not cover its arguments."""
+        assert self.rule is not None and self.signature is not None
+        if kwargs.get("out", 0) is None:
+            kwargs = {name: value for name, value in kwargs.items() if name != "out"}
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError:
+            return None
+        result = self.rule(*args, **kwargs)
+        if result is None or isinstance(result, LinearOp) or callable(result):
+            return result
+        raise TypeError(
+            f"rule {_full_name(self.rule)} for {operation}: expected a LinearOp, a function without arguments or None, "
+            f"got {type(result).__name__}; write return LinearOp(apply, x, weight, bias)"
+        )
+
+
+TABLE: dict[Callable[..., Any], Entry] = {}
+
+
+def register_rule(
+    *operations: Callable[..., Any],
+    weight: str | Collection[str] = ("weight", "bias"),
+    kind: str = "exact",
+    drops: str = "",
+) -> Callable[[Rule], Rule]:
+    """Make an operation known to random weights: a decorator for its rule.
+
+    A rule has the parameters of the operation (it may leave out optional ones: a call that gives them is not covered)
+    and is called in its place where an argument is a random weight. It returns the call as a :class:`LinearOp`; or a
+    function without arguments that computes the result by operations of the table; or None where it does not cover
+    these arguments, which then uses one coherent draw, with a warning. A rule of an operation that has one
+    replaces it.
+
+    Args:
+        *operations: functions that PyTorch dispatches on the type of their arguments: those of ``torch`` and of
+            ``torch.Tensor``, or a function of yours that calls ``torch.overrides.handle_torch_function``.
+        weight: names of the parameters that may be random.
+        kind: "exact" where each output has its exact distribution, given the input, and outputs of one row
+            of the input are independent in truth; "approximate" where the covariance of some of them is dropped.
+        drops: what is dropped, for the table in README.
+
+    Raises:
+        TypeError: a rule whose parameters are not those of the operation; an operation that is no function.
+        ValueError: no operation; unknown kind; a weight that is no parameter of the rule.
+
+    Example:
+        A layer of one's own, which computes its product in a way that no operation of PyTorch does:
+
+        >>> import pyro, torch, pyro_vd as vd
+        >>> from torch.overrides import handle_torch_function, has_torch_function
+        >>> def my_linear(input, weight):
+        ...     if has_torch_function((input, weight)):
+        ...         return handle_torch_function(my_linear, (input, weight), input, weight)
+        ...     return torch.stack([input @ row for row in weight], -1)
+        >>> @vd.register_rule(my_linear, weight="weight")
+        ... def my_linear_rule(input, weight):
+        ...     return vd.LinearOp(lambda x, w, bias: my_linear(x, w), input, weight)
+        >>> with vd.lrt():
+        ...     weight = pyro.sample("w", vd.DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
+        >>> my_linear(torch.zeros(5, 3), weight).shape  # sampled locally
+        torch.Size([5, 2])
+        >>> del vd.operations.TABLE[my_linear]
+
+    References:
+        Kingma et al. 2015, arXiv:1506.02557, section 2.3, for what a rule describes.
+    """
+    weights = (weight,) if isinstance(weight, str) else tuple(weight)
+    if not operations:
+        raise ValueError(
+            "register_rule: expected the operations the rule is for, got none; write register_rule(F.linear)"
+        )
+    if kind not in KINDS[:2]:
+        raise ValueError(f"register_rule: expected kind to be 'exact' or 'approximate', got {kind!r}")
+
+    def register(rule: Rule) -> Rule:
+        for operation in operations:
+            check_signature(rule, operation, weights)
+        return enter(*operations, weight=weights, kind=kind, drops=drops)(rule)
+
+    return register
+
+
+def enter(
+    *operations: Callable[..., Any], weight: Collection[str] = ("weight", "bias"), kind: str = "exact", drops: str = ""
+) -> Callable[[Rule], Rule]:
+    """As :func:`register_rule`, without its checks: for the rules of this package, whose tests make them."""
+
+    def register(rule: Rule) -> Rule:
+        entry = Entry(operations, rule, tuple(weight), kind, drops, inspect.signature(rule))
+        TABLE.update(dict.fromkeys(operations, entry))
+        return rule
+
+    return register
+
+
+def coherent(*operations: Callable[..., Any], weight: Collection[str], drops: str) -> None:
+    """Enter operations that use one draw of the weight for the rest of the trace, by their meaning: no warning."""
+    TABLE.update(dict.fromkeys(operations, Entry(operations, None, tuple(weight), "coherent draw", drops)))
+
+
+def operations_table() -> str:
+    """The table in Markdown: operation, weight argument, kind, what is dropped.
+
+    Returns:
+        One row for every rule, in the order of registration.
+
+    Example:
+        >>> print(operations_table().splitlines()[0])
+        | operation | weight argument | under "local" | what is dropped |
+    """
+    rows = ['| operation | weight argument | under "local" | what is dropped |', "|---|---|---|---|"]
+    shown: set[str] = set()
+    for entry in dict.fromkeys(TABLE.values()):
+        new = [name for name in dict.fromkeys(map(_short_name, entry.operations)) if name not in shown]
+        shown.update(new)
+        if not new:
+            continue  # the reflected form of an operator
+        names = ", ".join(f"`{name}`" for name in new)
+        rows.append(f"| {names} | {', '.join(f'`{w}`' for w in entry.weights)} | {entry.kind} | {entry.drops} |")
+    return "\n".join(rows)
+
+
+def check_signature(rule: Callable[..., Any], operation: Any, weights: tuple[str, ...]) -> None:
+    """Raise unless every argument of the rule is the operation's argument of the same name and place."""
+    if not callable(operation):
+        raise TypeError(f"register_rule: expected an operation to be a function, got {operation!r}")
+    own = inspect.signature(rule).parameters
+    variable = {p.kind for p in own.values()} & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    unknown = [name for name in weights if name not in own]
+    if unknown and not variable:
+        raise ValueError(
+            f"register_rule: expected weight to name parameters of {_full_name(rule)}, {list(own)}, got {unknown}"
+        )
+    theirs = _parameters(operation)
+    if theirs is None or variable:
+        return
+    names = [next(iter(own), name) if name == "self" else name for name in theirs]
+    required = [name for name, p in zip(names, theirs.values(), strict=True) if p.default is p.empty]
+    places = [name for name, p in own.items() if p.kind is not p.KEYWORD_ONLY]
+    in_place = places == names[: len(places)]
+    obliges = [name for name in places if own[name].default is inspect.Parameter.empty and name not in required]
+    if not in_place or obliges or not set(required) <= set(own):
+        raise TypeError(
+            f"register_rule: expected {_full_name(rule)} to have the parameters of {_full_name(operation)}, "
+            f"({', '.join(map(str, theirs.values()))}), got {inspect.signature(rule)}; write the same names in the same"
+            " order, with a default where the operation has one (optional ones may be left out at the end)"
+        )
+
+
+def _parameters(operation: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """The parameters of an operation, None where nobody knows them."""
+    # PyTorch keeps a stand-in with the signature of every function that it dispatches on types.
+    known = get_testing_overrides().get(operation, operation)
+    try:
+        parameters = dict(inspect.signature(known).parameters)
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()):
+        return None
+    return parameters
+
+
+def _full_name(function: Any) -> str:
+    known = resolve_name(function) if function in get_testing_overrides() else None
+    return known or getattr(function, "__qualname__", str(function))
+
+
+def _short_name(operation: Any) -> str:
+    name = getattr(operation, "__name__", str(operation))
+    return _SYMBOLS.get(name, name)
