@@ -18,6 +18,9 @@ from torch.nn.functional import softplus
 
 from pyro_vd import _constants as c
 
+# Weights of kl_additive taken at a time: 1 MiB in float32, so that what is computed in between stays in the cache.
+_PIECE = 2**18
+
 
 def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
     """KL(N(loc, alpha * loc**2) || log-uniform) of each weight.
@@ -105,6 +108,28 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
     return log_sigma2 - 2.0 * loc.abs().clamp_min(torch.finfo(loc.dtype).tiny).log()
 
 
+def kl_additive(formula: Callable[[Tensor], Tensor], loc: Tensor, log_sigma2: Tensor) -> Tensor:
+    """``formula(log_alpha_additive(loc, log_sigma2))`` with one tensor kept for the gradient, not the ten it takes.
+
+    Those of all layers together would be most of the memory of a training step. Large weights are worked through a few
+    rows at a time.
+
+    Args:
+        formula: elementwise, from log_alpha to nats, such as :func:`kl_ard`.
+        loc: posterior mean, any shape.
+        log_sigma2: natural log of the posterior variance, broadcasts with ``loc``.
+
+    Returns:
+        Nats per weight, the shape of ``loc``; nothing is summed.
+
+    Example:
+        >>> loc = torch.tensor([1.0], requires_grad=True)
+        >>> torch.autograd.grad(kl_additive(kl_ard, loc, torch.zeros(1)), loc)
+        (tensor([0.5000]),)
+    """
+    return _Additive.apply(formula, loc, log_sigma2)[0]  # type: ignore[index]
+
+
 def _sigmoid(log_alpha: Tensor) -> Tensor:
     # k1 - k1 * sigmoid(x) is written k1 * sigmoid(-x): no cancellation where the KL is small.
     return c.SIGMOID_K1 * torch.sigmoid(-c.SIGMOID_K2 - c.SIGMOID_K3 * log_alpha) + kl_ard(log_alpha)
@@ -141,6 +166,55 @@ class _Exact(torch.autograd.Function):
         # where loc's gradient multiplies it by 2 / loc.
         series = _chebyshev(c.DAWSON_SLOPE, c.SLOPE_TERMS_SINGLE, log_alpha)
         return grad_output * (-0.5 * torch.sigmoid(-log_alpha) * series)
+
+
+class _Additive(torch.autograd.Function):
+    """The value, and its derivative with respect to log_alpha."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(formula: Callable[[Tensor], Tensor], loc: Tensor, log_sigma2: Tensor) -> tuple[Tensor, Tensor | None]:
+        with_slope = loc.requires_grad or log_sigma2.requires_grad
+
+        def piece(loc: Tensor, log_sigma2: Tensor) -> tuple[Tensor, ...]:
+            log_alpha = log_alpha_additive(loc, log_sigma2)
+            if not with_slope:
+                return (formula(log_alpha),)
+            value, pull = torch.func.vjp(formula, log_alpha)
+            return value, pull(torch.ones_like(value))[0]
+
+        if loc.numel() <= _PIECE or loc.shape != log_sigma2.shape:
+            value, *slope = piece(loc, log_sigma2)
+        else:
+            value, *slope = (torch.empty_like(loc) for _ in range(1 + with_slope))
+            rows = max(1, _PIECE // loc.shape[1:].numel())
+            cut = zip(*(tensor.split(rows) for tensor in (loc, log_sigma2, value, *slope)), strict=True)
+            for loc_piece, log_sigma2_piece, *targets in cut:
+                for target, result in zip(targets, piece(loc_piece, log_sigma2_piece), strict=True):
+                    target.copy_(result)
+        return value, *(slope or [None])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        ctx.formula = inputs[0]
+        if output[1] is not None:
+            ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[1:], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[None, Tensor, Tensor]:
+        loc, log_sigma2, slope = ctx.saved_tensors
+        if slope is None or torch.is_grad_enabled():  # for a derivative of the derivative
+
+            def whole(loc: Tensor, log_sigma2: Tensor) -> Tensor:
+                return ctx.formula(log_alpha_additive(loc, log_sigma2))
+
+            return None, *torch.func.vjp(whole, loc, log_sigma2)[1](grad_output)
+        slope = slope * grad_output
+        known = loc.abs() >= torch.finfo(loc.dtype).tiny
+        grad_loc = torch.where(known, slope / loc, 0.0).mul_(-2.0)
+        return None, grad_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape)
 
 
 def _chebyshev(coefficients: Sequence[float], terms_single: int, log_alpha: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, constraints, register_kl
 
 from pyro_vd.estimators import WeightNoise
-from pyro_vd.kl import kl_ard, kl_log_uniform, log_alpha_additive
+from pyro_vd.kl import kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters
 from pyro_vd.priors import ImproperLogUniform
 
@@ -150,7 +150,10 @@ class DropoutNormal(WeightPosterior):
 
 @register_kl(DropoutNormal, ImproperLogUniform)
 def _kl_dropout_normal_log_uniform(q: DropoutNormal, p: ImproperLogUniform) -> Tensor:
-    kl = kl_ard(q._noise_ratio) if q.kl == "ard" else kl_log_uniform(q._noise_ratio, q.kl)
+    def formula(log_alpha: Tensor) -> Tensor:
+        return kl_ard(log_alpha) if q.kl == "ard" else kl_log_uniform(log_alpha, q.kl)
+
+    kl = formula(q._noise_ratio) if q._log_sigma2 is None else kl_additive(formula, q.loc, q._log_sigma2)
     return kl.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
 
 
