@@ -136,6 +136,17 @@ def _batched_products() -> Iterator[Case]:
                **NONE)  # fmt: skip
 
 
+def _biases() -> Iterator[Case]:
+    """A bias that a plus sign adds to the rows of a product."""
+    forms: dict[str, Callable[..., Tensor]] = {
+        "bias +": lambda x, w, b: x @ w + b,
+        "bias + reflected": lambda x, w, b: b + x @ w,
+        "bias torch.add": lambda x, w, b: torch.add(x @ w, other=b),
+    }
+    for name, call in forms.items():
+        yield Case(name, call, contraction_terms("bi,io->bo"), (3, 3), (3, 2), (2,), biases=("only random",))
+
+
 def torch_bmm(x: Any, w: Any, b: Any) -> Tensor:
     return torch.bmm(x, w)
 
@@ -275,5 +286,5 @@ def _bags() -> Iterator[Case]:
                _bag_terms("sum", None, None, None), (3, 4), **shape)  # fmt: skip
 
 
-_MAKERS = (_contractions, _batched_products, _bilinears, _transposed_convs, _embeddings, _bags)
+_MAKERS = (_contractions, _batched_products, _biases, _bilinears, _transposed_convs, _embeddings, _bags)
 CASES = {**LAYER_CASES, **{case.name: case for make in _MAKERS for case in make()}}

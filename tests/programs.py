@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 import pyro_vd as vd
@@ -91,3 +92,20 @@ class Program(nn.Module):
 def normal_nll(mean: Tensor, y: Tensor, variance: Tensor | float = 0.0) -> Tensor:
     """E[-log N(y; z, 1)] for z ~ N(mean, variance), elementwise."""
     return 0.5 * math.log(2 * math.pi) + 0.5 * ((y - mean).square() + variance)
+
+
+def run_locally(net: nn.Module, *args, where="*", log_sigma2: float = -2.0, handler=vd.lrt, **kwargs):
+    """The output of a net whose chosen parameters are random, and the states of their weights by parameter name."""
+    pyro.clear_param_store()
+    bnn = vd.BayesianModule(net, dist.Normal(0.0, 1.0), where=where)
+    parameters = dict(net.named_parameters())
+
+    def guide(*args, **kwargs):
+        for name in bnn.weight_names:
+            loc = parameters[name]
+            pyro.sample(bnn.site(name), vd.DropoutNormal(loc, log_sigma2=log_sigma2).to_event(loc.dim()))
+
+    trace = poutine.trace(handler(guide)).get_trace(*args, **kwargs)
+    output = poutine.replay(bnn, trace)(*args, **kwargs)
+    values = {name: trace.nodes[bnn.site(name)]["value"] for name in bnn.weight_names}
+    return output, {name: value.state for name, value in values.items() if isinstance(value, vd.RandomWeight)}

@@ -62,6 +62,13 @@ def check_random_labels(output: str, out: Path) -> None:
         assert re.search(rf"^{name} .* %", output, re.MULTILINE), name
 
 
+def check_any_network(output: str, out: Path) -> None:
+    assert re.search(r"^net.up.weight +16x8x2x2 +512 +local +conv_transpose2d$", output, re.MULTILINE)
+    assert "100.0% of the weights are sampled locally\n0 warnings\n" in output
+    first, last = map(float, re.findall(r"(\d+\.\d+) in the", output))
+    assert last < first
+
+
 def leaves(tree: object) -> list:
     """The values of nested dicts and lists."""
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
@@ -71,6 +78,7 @@ def leaves(tree: object) -> list:
 # file name: (arguments, "{out}" stands for an empty folder; check of standard output and that folder)
 QUIET = ["--quiet", "--out", "{out}"]
 TABLE = {
+    "any_network.py": (["--net", "unet", "--steps", "20"], check_any_network),
     "dropout_families.py": (["--epochs", "1", "--seeds", "1", "--widths", "8", *QUIET], check_dropout_families),
     "gradient_variance.py": (
         ["--epochs", "1", "--batch", "10", "--draws", "4", "--largest-batch", "20", *QUIET],

@@ -61,7 +61,7 @@ TABLE: dict[Callable[..., Any], Entry] = {}
 
 def register_rule(
     *operations: Callable[..., Any],
-    weight: str | Collection[str] = ("weight", "bias"),
+    weight: str | Collection[str] | None = None,
     kind: str = "exact",
     drops: str = "",
 ) -> Callable[[Rule], Rule]:
@@ -71,12 +71,13 @@ def register_rule(
     and is called in its place where an argument is a random weight. It returns the call as a :class:`LinearOp`; or a
     function without arguments that computes the result by operations of the table; or None where it does not cover
     these arguments, which then uses one coherent draw, with a warning. A rule of an operation that has one
-    replaces it.
+    replaces it. What the operation multiplies the weight by must be in the ``x`` of the LinearOp, whose square makes
+    the variance; otherwise give its ``apply_variance``.
 
     Args:
         *operations: functions that PyTorch dispatches on the type of their arguments: those of ``torch`` and of
             ``torch.Tensor``, or a function of yours that calls ``torch.overrides.handle_torch_function``.
-        weight: names of the parameters that may be random.
+        weight: names of the parameters that may be random; None: those of "weight" and "bias" that the rule has.
         kind: "exact" where each output has its exact distribution, given the input, and outputs of one row
             of the input are independent in truth; "approximate" where the covariance of some of them is dropped.
         drops: what is dropped, for the table in README.
@@ -94,7 +95,7 @@ def register_rule(
         ...     if has_torch_function((input, weight)):
         ...         return handle_torch_function(my_linear, (input, weight), input, weight)
         ...     return torch.stack([input @ row for row in weight], -1)
-        >>> @vd.register_rule(my_linear, weight="weight")
+        >>> @vd.register_rule(my_linear)
         ... def my_linear_rule(input, weight):
         ...     return vd.LinearOp(lambda x, w, bias: my_linear(x, w), input, weight)
         >>> with vd.lrt():
@@ -106,7 +107,6 @@ def register_rule(
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3, for what a rule describes.
     """
-    weights = (weight,) if isinstance(weight, str) else tuple(weight)
     if not operations:
         raise ValueError(
             "register_rule: expected the operations the rule is for, got none; write register_rule(F.linear)"
@@ -115,8 +115,11 @@ def register_rule(
         raise ValueError(f"register_rule: expected kind to be 'exact' or 'approximate', got {kind!r}")
 
     def register(rule: Rule) -> Rule:
+        weights = (weight,) if isinstance(weight, str) else weight
+        if weights is None:
+            weights = [name for name in ("weight", "bias") if name in inspect.signature(rule).parameters]
         for operation in operations:
-            check_signature(rule, operation, weights)
+            check_signature(rule, operation, tuple(weights))
         return enter(*operations, weight=weights, kind=kind, drops=drops)(rule)
 
     return register

@@ -1,0 +1,96 @@
+"""Five small networks in plain PyTorch, as one finds them; none of them knows of random weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Residual(nn.Module):
+    """Two convolutions with BatchNorm around a skip connection."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(hidden)) + self.skip(x))
+
+
+class ResNet(nn.Module):
+    """Images (batch, 1, 8, 8) to logits of 10 classes."""
+
+    def __init__(self, channels: int = 16):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        self.blocks = nn.Sequential(Residual(channels, channels, 1), Residual(channels, 2 * channels, 2))
+        self.head = nn.Linear(2 * channels, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class ViT(nn.Module):
+    """Images (batch, 1, 8, 8), cut into patches of 2 x 2, to logits of 10 classes."""
+
+    def __init__(self, units: int = 32):
+        super().__init__()
+        self.patches = nn.Conv2d(1, units, 2, stride=2)
+        self.position = nn.Parameter(0.02 * torch.randn(1, 17, units))
+        self.token = nn.Parameter(torch.zeros(1, 1, units))
+        layer = nn.TransformerEncoderLayer(units, 4, 2 * units, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(units, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).mT
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.position
+        return self.head(self.encoder(tokens)[:, 0])
+
+
+class LSTMClassifier(nn.Module):
+    """Sequences (batch, 8, 8), the rows of an image, to logits of 10 classes."""
+
+    def __init__(self, units: int = 32):
+        super().__init__()
+        self.lstm = nn.LSTM(8, units, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[1][0][-1])
+
+
+class UNet(nn.Module):
+    """Images (batch, 1, 8, 8) to the logit of every pixel, over two scales joined by a skip connection."""
+
+    def __init__(self, channels: int = 8):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.ReLU())
+        self.middle = nn.Sequential(nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1), nn.ReLU())
+        self.up = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
+        self.out = nn.Conv2d(2 * channels, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.down(x)
+        return self.out(torch.cat([fine, F.relu(self.up(self.middle(fine)))], 1))
+
+
+class BagOfWords(nn.Module):
+    """Texts (batch, words), padded with word 0, to logits of 4 topics."""
+
+    def __init__(self, words: int = 200, units: int = 16):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(words, units, mode="mean", padding_idx=0)
+        self.head = nn.Linear(units, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bag(x))
+
+
+NETWORKS = {"resnet": ResNet, "vit": ViT, "lstm": LSTMClassifier, "unet": UNet, "embedding_bag": BagOfWords}

@@ -1,0 +1,104 @@
+"""What a model does with its random weights: which operations use them, and which share is sampled locally."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+
+from pyro_vd.handlers import base_distribution, lrt
+from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.weights import RandomWeight
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """One site: its number of weights, the operations that used them, in order, and how they were sampled.
+
+    ``how`` is "local", "one draw", or "not used".
+    """
+
+    site: str
+    shape: tuple[int, ...]
+    weights: int
+    operations: tuple[str, ...]
+    how: str
+
+
+@dataclass(frozen=True)
+class LRTReport:
+    """What :func:`lrt_report` returns: ``rows``, one for each site. Prints as a table."""
+
+    rows: tuple[WeightUse, ...]
+
+    @property
+    def share(self) -> float:
+        """Weights sampled locally / all random weights, in 0..1."""
+        return sum(row.weights for row in self.rows if row.how == "local") / sum(row.weights for row in self.rows)
+
+    def __str__(self) -> str:
+        width = max(len(row.site) for row in self.rows)
+        lines = [f"{'site':<{width}}  {'shape':>14}  {'weights':>9}  {'sampled':<8}  operations"]
+        for row in self.rows:
+            shape = "x".join(map(str, row.shape))
+            operations = ", ".join(dict.fromkeys(row.operations))
+            lines.append(f"{row.site:<{width}}  {shape:>14}  {row.weights:>9,}  {row.how:<8}  {operations}")
+        return "\n".join([*lines, f"{self.share:.1%} of the weights are sampled locally"])
+
+
+@torch.no_grad()
+def lrt_report(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    shared_sites: Collection[str] = (),
+    reuse: str = "error",
+    **kwargs: Any,
+) -> LRTReport:
+    """Run guide and model once under local reparameterization, and say what became of every random weight.
+
+    Args:
+        model, guide: Pyro model and guide.
+        *args, **kwargs: their arguments.
+        shared_sites, reuse: see :func:`pyro_vd.lrt`.
+
+    Returns:
+        A row for every weight of the guide. Operations without a rule warn, as in training; the running statistics of
+        a net in training mode are updated.
+
+    Raises:
+        ValueError: a guide without random weights; a weight used twice.
+
+    Example:
+        >>> import pyro, pyro_vd as vd
+        >>> from pyro_vd.guides import AutoSparseVD
+        >>> bnn = vd.BayesianModule(torch.nn.LSTM(3, 2), vd.ImproperLogUniform())
+        >>> print(vd.lrt_report(bnn, AutoSparseVD(bnn), torch.ones(5, 3)))
+        site                       shape    weights  sampled   operations
+        net.weight_ih_l0             8x3         24  one draw  lstm
+        net.weight_hh_l0             8x2         16  one draw  lstm
+        0.0% of the weights are sampled locally
+    """
+    with poutine.block():
+        guide_trace = poutine.trace(lrt(guide, shared_sites=shared_sites, reuse=reuse)).get_trace(*args, **kwargs)
+        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
+    rows = []
+    for name, site in guide_trace.iter_stochastic_nodes():
+        if not isinstance(base_distribution(site["fn"]), WeightPosterior):
+            continue
+        value: Any = site["value"]
+        operations, how = (), "one draw"
+        if isinstance(value, RandomWeight):
+            state = value.state
+            operations = tuple(operation for operation, _ in state.used)
+            how = "one draw" if state.draw is not None else "local" if operations else "not used"
+        rows.append(WeightUse(name, tuple(value.shape), value.numel(), operations, how))
+    if not rows:
+        raise ValueError(
+            f"lrt_report: expected a guide that samples random weights, got the sites "
+            f"{[name for name, _ in guide_trace.iter_stochastic_nodes()]}; use a guide of pyro_vd.guides"
+        )
+    return LRTReport(tuple(rows))
