@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -41,7 +41,7 @@ def peak(name: str, device: str = "cpu") -> Peak:
             step()
         with record_function("measured step"):
             step()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     begin = next(event.start_ns() for event in events if event.name() == "measured step")
     live = top = largest = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda event: event.start_ns()):

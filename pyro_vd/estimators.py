@@ -193,10 +193,10 @@ def per_example(op: LinearOp) -> Tensor:
     bias, bias_dim = _draws(op.bias, number)
     example, out_example = op.example, _out_example(op)
 
-    def one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def apply_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return op.apply(x.unsqueeze(example), weight, bias).squeeze(out_example)
 
-    batched = torch.func.vmap(one, in_dims=(example, weight_dim, bias_dim), out_dims=out_example)
+    batched = torch.func.vmap(apply_to_one, in_dims=(example, weight_dim, bias_dim), out_dims=out_example)
     return batched(op.x, weight, bias)
 
 
@@ -245,7 +245,8 @@ def _output_units(op: LinearOp, noise: WeightNoise, draw_units: DrawUnits) -> Te
 def _unit_noise(op: LinearOp, shape: torch.Size, units: int, draw_units: DrawUnits) -> Tensor:
     """Unit noise for a tensor of ``shape``: independent per row, shared by the positions of an example."""
     rows = _ones_but(shape, range(len(shape) - op.positions), drop=units)
-    noise = draw_units(torch.Size(rows)).transpose(units - 1, -1).squeeze(-1).to(op.x.dtype)
+    noise = draw_units(torch.Size(rows)).transpose(units - 1, -1).squeeze(-1)
+    noise = noise.to(op.x.dtype if op.x.is_floating_point() else _loc(op.weight).dtype)
     # Grouped convolution: the input units of every group carry the same noise, as in weight space.
     repeats = shape[units] // noise.shape[units]
     return torch.cat([noise] * repeats, dim=units) if repeats > 1 else noise

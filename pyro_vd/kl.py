@@ -108,26 +108,31 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
     return log_sigma2 - 2.0 * loc.abs().clamp_min(torch.finfo(loc.dtype).tiny).log()
 
 
-def kl_additive(formula: Callable[[Tensor], Tensor], loc: Tensor, log_sigma2: Tensor) -> Tensor:
-    """``formula(log_alpha_additive(loc, log_sigma2))`` with one tensor kept for the gradient, not the ten it takes.
+def kl_additive(loc: Tensor, log_sigma2: Tensor, method: str = "sigmoid") -> Tensor:
+    """The KL of an additive weight ``N(loc, exp(log_sigma2))``, with one tensor kept for its gradient, not ten.
 
-    Those of all layers together would be most of the memory of a training step. Large weights are worked through a few
-    rows at a time.
+    ``kl_log_uniform(log_alpha_additive(loc, log_sigma2), method)``, or ``kl_ard`` of it. What autograd keeps for all
+    layers together would be most of the memory of a training step. Large weights are taken a few rows at a time.
 
     Args:
-        formula: elementwise, from log_alpha to nats, such as :func:`kl_ard`.
         loc: posterior mean, any shape.
         log_sigma2: natural log of the posterior variance, broadcasts with ``loc``.
+        method: a method of :func:`kl_log_uniform`, or "ard".
 
     Returns:
-        Nats per weight, the shape of ``loc``; nothing is summed.
+        Nats per weight, the broadcast shape; nothing is summed.
+
+    Raises:
+        ValueError: unknown method.
 
     Example:
         >>> loc = torch.tensor([1.0], requires_grad=True)
-        >>> torch.autograd.grad(kl_additive(kl_ard, loc, torch.zeros(1)), loc)
+        >>> torch.autograd.grad(kl_additive(loc, torch.zeros(1), "ard"), loc)
         (tensor([0.5000]),)
     """
-    return _Additive.apply(formula, loc, log_sigma2)[0]  # type: ignore[index]
+    if method not in _SLOPES:
+        raise ValueError(f"kl_additive: expected method to be one of {', '.join(map(repr, _SLOPES))}, got {method!r}")
+    return _Additive.apply(loc, log_sigma2, method)[0]  # type: ignore[index]
 
 
 def _sigmoid(log_alpha: Tensor) -> Tensor:
@@ -162,10 +167,7 @@ class _Exact(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         (log_alpha,) = ctx.saved_tensors
-        # u / (1 + 2 * u) = 0.5 * sigmoid(-log_alpha): the factor that keeps relative accuracy as alpha grows,
-        # where loc's gradient multiplies it by 2 / loc.
-        series = _chebyshev(c.DAWSON_SLOPE, c.SLOPE_TERMS_SINGLE, log_alpha)
-        return grad_output * (-0.5 * torch.sigmoid(-log_alpha) * series)
+        return grad_output * _exact_slope(log_alpha)
 
 
 class _Additive(torch.autograd.Function):
@@ -174,47 +176,59 @@ class _Additive(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(formula: Callable[[Tensor], Tensor], loc: Tensor, log_sigma2: Tensor) -> tuple[Tensor, Tensor | None]:
-        with_slope = loc.requires_grad or log_sigma2.requires_grad
-
-        def piece(loc: Tensor, log_sigma2: Tensor) -> tuple[Tensor, ...]:
+    def forward(loc: Tensor, log_sigma2: Tensor, method: str) -> tuple[Tensor, Tensor]:
+        def piece(loc: Tensor, log_sigma2: Tensor) -> tuple[Tensor, Tensor]:
             log_alpha = log_alpha_additive(loc, log_sigma2)
-            if not with_slope:
-                return (formula(log_alpha),)
-            value, pull = torch.func.vjp(formula, log_alpha)
-            return value, pull(torch.ones_like(value))[0]
+            return _VALUES[method](log_alpha), _SLOPES[method](log_alpha)
 
         if loc.numel() <= _PIECE or loc.shape != log_sigma2.shape:
-            value, *slope = piece(loc, log_sigma2)
-        else:
-            value, *slope = (torch.empty_like(loc) for _ in range(1 + with_slope))
-            rows = max(1, _PIECE // loc.shape[1:].numel())
-            cut = zip(*(tensor.split(rows) for tensor in (loc, log_sigma2, value, *slope)), strict=True)
-            for loc_piece, log_sigma2_piece, *targets in cut:
-                for target, result in zip(targets, piece(loc_piece, log_sigma2_piece), strict=True):
-                    target.copy_(result)
-        return value, *(slope or [None])
+            return piece(loc, log_sigma2)
+        value, slope = torch.empty_like(loc), torch.empty_like(loc)
+        rows = max(1, _PIECE // loc.shape[1:].numel())
+        for i, inputs in enumerate(zip(loc.split(rows), log_sigma2.split(rows), strict=True)):
+            value[i * rows : (i + 1) * rows], slope[i * rows : (i + 1) * rows] = piece(*inputs)
+        return value, slope
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        ctx.formula = inputs[0]
-        if output[1] is not None:
-            ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs[1:], output[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
+        loc, log_sigma2, ctx.method = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(loc, log_sigma2, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[None, Tensor, Tensor]:
+    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor, Tensor, None]:
         loc, log_sigma2, slope = ctx.saved_tensors
-        if slope is None or torch.is_grad_enabled():  # for a derivative of the derivative
-
-            def whole(loc: Tensor, log_sigma2: Tensor) -> Tensor:
-                return ctx.formula(log_alpha_additive(loc, log_sigma2))
-
-            return None, *torch.func.vjp(whole, loc, log_sigma2)[1](grad_output)
+        if torch.is_grad_enabled():  # for a derivative of the derivative
+            slope = _SLOPES[ctx.method](log_alpha_additive(loc, log_sigma2))
         slope = slope * grad_output
         known = loc.abs() >= torch.finfo(loc.dtype).tiny
-        grad_loc = torch.where(known, slope / loc, 0.0).mul_(-2.0)
-        return None, grad_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape)
+        grad_loc = torch.where(known, slope / torch.where(known, loc, 1.0), 0.0) * -2.0
+        return grad_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape), None
+
+
+def _ard_slope(log_alpha: Tensor) -> Tensor:
+    return -0.5 * torch.sigmoid(-log_alpha)
+
+
+def _sigmoid_slope(log_alpha: Tensor) -> Tensor:
+    step = torch.sigmoid(-c.SIGMOID_K2 - c.SIGMOID_K3 * log_alpha)
+    return _ard_slope(log_alpha) - c.SIGMOID_K1 * c.SIGMOID_K3 * step * (1.0 - step)
+
+
+def _cubic_slope(log_alpha: Tensor) -> Tensor:
+    alpha = log_alpha.clamp(max=0.0).exp()
+    slope = -0.5 - alpha * (c.CUBIC_C1 + alpha * (2.0 * c.CUBIC_C2 + 3.0 * c.CUBIC_C3 * alpha))
+    return torch.where(log_alpha <= 0.0, slope, 0.0)
+
+
+def _lower_bound_slope(log_alpha: Tensor) -> Tensor:
+    return -0.5 * (log_alpha <= 0.0).to(log_alpha.dtype)
+
+
+def _exact_slope(log_alpha: Tensor) -> Tensor:
+    # u / (1 + 2 * u) = 0.5 * sigmoid(-log_alpha): the factor that keeps relative accuracy as alpha grows,
+    # where loc's gradient multiplies it by 2 / loc.
+    return _ard_slope(log_alpha) * _chebyshev(c.DAWSON_SLOPE, c.SLOPE_TERMS_SINGLE, log_alpha)
 
 
 def _chebyshev(coefficients: Sequence[float], terms_single: int, log_alpha: Tensor) -> Tensor:
@@ -238,4 +252,12 @@ _METHODS: dict[str, Callable[[Tensor], Tensor]] = {
     "cubic": _cubic,
     "lower_bound": _lower_bound,
     "exact": _Exact.apply,
+}
+_VALUES: dict[str, Callable[[Tensor], Tensor]] = {**_METHODS, "ard": kl_ard}
+_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": _sigmoid_slope,
+    "cubic": _cubic_slope,
+    "lower_bound": _lower_bound_slope,
+    "exact": _exact_slope,
+    "ard": _ard_slope,
 }

@@ -51,9 +51,10 @@ def _visible(function: Any, **names: Any) -> Any:
     return copy
 
 
+_functional: Any = F  # its private functions too
 _attention = _visible(
     F.multi_head_attention_forward,
     linear=_linear,
-    _in_projection_packed=_visible(F._in_projection_packed, linear=_linear),
-    _in_projection=_visible(F._in_projection, linear=_linear),
+    _in_projection_packed=_visible(_functional._in_projection_packed, linear=_linear),
+    _in_projection=_visible(_functional._in_projection, linear=_linear),
 )

@@ -1,4 +1,4 @@
-"""The rule of einsum, and of what is written as one: tensordot, inner, dot, outer."""
+"""The rule of einsum, and of what is written as one: tensordot and inner."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> LinearOp | None:
         second[other] = first[axis]
         summed.add(first[axis])
     out = [label for label in (*first, *second) if label not in summed]
-    return einsum(f"{''.join(first)},{''.join(second)}->{''.join(out)}", a, b)  # type: ignore[return-value]
+    return einsum(f"{''.join(first)},{''.join(second)}->{''.join(out)}", a, b)
 
 
 @enter(torch.inner, T.inner, weight=("input", "other"))
@@ -81,7 +81,7 @@ def inner(input: Tensor, other: Tensor) -> LinearOp | None:
     """``input @ other.mT`` over all but the last axes: exact for each row."""
     if input.dim() == 0 or other.dim() == 0:
         return None
-    return tensordot(input, other, dims=([-1 % input.dim()], [-1 % other.dim()]))  # type: ignore[return-value]
+    return tensordot(input, other, dims=([-1 % input.dim()], [-1 % other.dim()]))
 
 
 def _only(labels: Sequence[str]) -> str | None:

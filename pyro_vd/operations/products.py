@@ -51,7 +51,7 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: 
 @enter(torch.baddbmm, T.baddbmm, weight=("input", "batch1", "batch2"))
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> LinearOp | None:
     """``beta * input + alpha * (batch1 @ batch2)``, entry by entry: exact."""
-    return addmm(input, batch1, batch2, beta=beta, alpha=alpha)  # type: ignore[return-value]
+    return addmm(input, batch1, batch2, beta=beta, alpha=alpha)
 
 
 @enter(torch.add, T.add, T.__add__, T.__radd__, weight=("input", "other"))

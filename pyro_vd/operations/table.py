@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.overrides import get_testing_overrides, resolve_name
 
@@ -14,6 +14,7 @@ from pyro_vd.estimators import LinearOp
 KINDS = ("exact", "approximate", "coherent draw")
 
 Rule = Callable[..., LinearOp | Callable[[], Any] | None]
+R = TypeVar("R", bound=Rule)
 
 _SYMBOLS = {"__matmul__": "@", "__rmatmul__": "@", "__add__": "+", "__radd__": "+", "__mul__": "*", "__rmul__": "*"}
 
@@ -64,7 +65,7 @@ def register_rule(
     weight: str | Collection[str] | None = None,
     kind: str = "exact",
     drops: str = "",
-) -> Callable[[Rule], Rule]:
+) -> Callable[[R], R]:
     """Make an operation known to random weights: a decorator for its rule.
 
     A rule has the parameters of the operation (it may leave out optional ones: a call that gives them is not covered)
@@ -114,7 +115,7 @@ def register_rule(
     if kind not in KINDS[:2]:
         raise ValueError(f"register_rule: expected kind to be 'exact' or 'approximate', got {kind!r}")
 
-    def register(rule: Rule) -> Rule:
+    def register(rule: R) -> R:
         weights = (weight,) if isinstance(weight, str) else weight
         if weights is None:
             weights = [name for name in ("weight", "bias") if name in inspect.signature(rule).parameters]
@@ -127,10 +128,10 @@ def register_rule(
 
 def enter(
     *operations: Callable[..., Any], weight: Collection[str] = ("weight", "bias"), kind: str = "exact", drops: str = ""
-) -> Callable[[Rule], Rule]:
+) -> Callable[[R], R]:
     """As :func:`register_rule`, without its checks: for the rules of this package, whose tests make them."""
 
-    def register(rule: Rule) -> Rule:
+    def register(rule: R) -> R:
         entry = Entry(operations, rule, tuple(weight), kind, drops, inspect.signature(rule))
         TABLE.update(dict.fromkeys(operations, entry))
         return rule

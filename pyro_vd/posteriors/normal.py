@@ -150,10 +150,10 @@ class DropoutNormal(WeightPosterior):
 
 @register_kl(DropoutNormal, ImproperLogUniform)
 def _kl_dropout_normal_log_uniform(q: DropoutNormal, p: ImproperLogUniform) -> Tensor:
-    def formula(log_alpha: Tensor) -> Tensor:
-        return kl_ard(log_alpha) if q.kl == "ard" else kl_log_uniform(log_alpha, q.kl)
-
-    kl = formula(q._noise_ratio) if q._log_sigma2 is None else kl_additive(formula, q.loc, q._log_sigma2)
+    if q._log_sigma2 is not None:
+        kl = kl_additive(q.loc, q._log_sigma2, q.kl)
+    else:
+        kl = kl_ard(q._noise_ratio) if q.kl == "ard" else kl_log_uniform(q._noise_ratio, q.kl)
     return kl.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
 
 
