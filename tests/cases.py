@@ -292,4 +292,4 @@ def _convs() -> Iterator[Case]:
         yield _conv(d, "module same circular", form="module", mode="circular", kernel=3, padding="same")
 
 
-LAYER_CASES = {case.name: case for make in (_linears, _products, _addmms, _convs) for case in make()}
+CASES = {case.name: case for make in (_linears, _products, _addmms, _convs) for case in make()}

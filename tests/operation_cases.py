@@ -11,7 +11,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from cases import BIASES, LAYER_CASES, Case, Index, Terms
+from cases import BIASES, Case, Index, Terms
+from cases import CASES as LAYER_CASES
 from torch import Tensor, nn
 
 import pyro_vd as vd

@@ -168,15 +168,15 @@ def test_bags_cut_by_offsets_can_be_traced_with_offsets_of_another_cut():
         weight = random_weight(loc, variance)
         return F.embedding_bag(index, weight, offsets, mode="sum", per_sample_weights=weights)
 
-    def moments_of(run, offsets: list[int]) -> Tensor:
+    def output_of(run, offsets: list[int]) -> Tensor:
         torch.manual_seed(1)
         return run(index, torch.tensor(offsets), weights, loc, variance)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = make_fx(step, tracing_mode="fake")(index, torch.tensor([0, 3]), weights, loc, variance)
-    for offsets in ([0, 3], [0, 1], [4, 6]):
-        torch.testing.assert_close(moments_of(graph, offsets), moments_of(step, offsets), rtol=1e-12, atol=1e-12)
+    for offsets in ([0, 3], [0, 1], [0, 0]):
+        torch.testing.assert_close(output_of(graph, offsets), output_of(step, offsets), rtol=1e-12, atol=1e-12)
 
 
 def unit_weight(loc: Tensor, alpha: Tensor, unit_dim: int) -> vd.RandomWeight:
