@@ -23,4 +23,5 @@ from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
 from pyro_vd.sparsity import prune as prune
 from pyro_vd.sparsity import sparsity_report as sparsity_report
 from pyro_vd.sparsity import weight_posteriors as weight_posteriors
+from pyro_vd.svi import CompiledSVI as CompiledSVI
 from pyro_vd.weights import RandomWeight as RandomWeight

@@ -40,7 +40,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.elbo = elbo
         self._callables = (model, guide)
-        self.referenced = nn.ModuleList(module for fn in (model, guide) for module in _modules(fn))
+        self.referenced = nn.ModuleList(module for fn in (model, guide) for module in referenced_modules(fn))
         self._seen = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -62,7 +62,7 @@ class LossModule(nn.Module):
         return loss
 
 
-def _modules(fn: Callable) -> list[nn.Module]:
+def referenced_modules(fn: Callable) -> list[nn.Module]:
     """The module itself, or those a function refers to."""
     fn = poutine.unwrap(fn)  # what handlers such as lrt are wrapped around
     if isinstance(fn, nn.Module):
