@@ -14,7 +14,7 @@ from pyro_vd.recording import Program, record
 # ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones. Without the
 # pattern matcher: it would turn a gradient of two terms, a product and that of the KL, into a product added in place,
 # which needs the second term in memory first.
-_OPTIONS = {"fallback_random": True, "pattern_matcher": False}
+_OPTIONS = {"fallback_random": True, "pattern_matcher": False, "layout_optimization": False}
 
 
 class CompiledProgram:

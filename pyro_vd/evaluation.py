@@ -120,17 +120,24 @@ class Evaluation:
 
     def gradients(
         self, copies: list[Tensor], number: int, standing: Standing, args: tuple, kwargs: dict, inputs: list[Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss and its gradient to the first ``number`` of ``copies``, recorded, with ``inputs`` for the tensors given."""
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The loss, its data term, and its gradient to the first ``number`` of ``copies``, recorded.
+
+        ``inputs`` are put in the place of the tensors among the arguments. An ELBO without terms of its own has its loss for a
+        data term.
+        """
         given = iter(inputs)
         args, kwargs = tree_map_only(Tensor, lambda _: next(given), (args, kwargs))
         leaves = [copy.detach().requires_grad_() for copy in copies[:number]]
         with standing([*leaves, *copies[number:]]), self.recorded():
-            loss = self.unchecked(args, kwargs)
+            if isinstance(self.loss, TraceVD_ELBO):
+                terms = self.loss.terms(self.model, self.guide, *args, **kwargs)
+                loss, data_term = terms.loss, terms.data
+            else:
+                loss = data_term = self.unchecked(args, kwargs)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        return loss.detach(), tuple(
-            torch.zeros_like(leaf) if gradient is None else gradient
-            for leaf, gradient in zip(leaves, gradients, strict=True)
+        return loss.detach(), data_term.detach(), tuple(
+            torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, gradients, strict=True)
         )
 
     def modules(self) -> Iterator[nn.Module]:
@@ -156,8 +163,9 @@ def same_noise(tensors: Iterable[Tensor]) -> Any:
 
 def all_finite(values: Iterable[Tensor]) -> Tensor:
     """Whether every element of every floating point tensor is finite; 0-dim, no host synchronisation."""
-    # A sum of zeros unless one is not: arithmetic that vectorises, other than a reduction of truth values.
-    zeros = torch.stack([(value * 0).sum().float() for value in values if value.is_floating_point()])
+    # A sum of zeros unless one is not: arithmetic that vectorises, which a reduction of truth values does not. (Compilers
+    # know that a product with 0 is 0, and are wrong.)
+    zeros = torch.stack([(value - value).sum().float() for value in values if value.is_floating_point()])
     return zeros.sum() == 0
 
 

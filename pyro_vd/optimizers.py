@@ -64,6 +64,15 @@ class StepOptimizer:
         """All tensors that a step updates besides the parameters."""
         return [v for o in self.optimizers for state in o.state.values() for v in state.values() if _is_tensor(v)]
 
+    def owners(self, parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+        """For each parameter, itself and the tensors of its shape in the state: what its gradient changes by element."""
+        owned = []
+        for parameter in parameters:
+            states = [optimizer.state[parameter] for optimizer in self.optimizers if parameter in optimizer.state]
+            values = [value for state in states for value in state.values() if _is_tensor(value)]
+            owned.append([parameter, *(value for value in values if value.shape == parameter.shape)])
+        return owned
+
     def counts(self) -> list[Tensor]:
         """Those of :meth:`state` that count steps."""
         return [state["step"] for o in self.optimizers for state in o.state.values() if _is_tensor(state.get("step"))]

@@ -211,6 +211,8 @@ class CompiledSVI:
         is_rate = [any(tensor is rate for rate in rates) for tensor in own]
         is_count = [any(tensor is count for count in counts) for tensor in own]
         number = len(self._parameters)
+        owner = self._optimizer.owners(list(self._parameters.values()))
+        owner = {i: p for i, t in enumerate(own) for p, tensors in enumerate(owner) if any(t is other for other in tensors)}
 
         def program(recorded: list[Tensor], inputs: list[Tensor], standing: Standing) -> list[Tensor]:
             # On copies: what a copy has become is written back at the end, where the step is finite.
@@ -220,14 +222,15 @@ class CompiledSVI:
                     copies[i].requires_grad_()  # for optimizers that would read the number in it otherwise
                 if is_count[i]:
                     copies[i] = copies[i].double()  # bias corrections in the precision of Python numbers
-            loss, gradients = self._evaluation.gradients(copies, number, standing, args, kwargs, inputs)
-            finite = all_finite([loss, *gradients, *inputs]) & (recorded[last] == 0)
+            loss, data_term, gradients = self._evaluation.gradients(copies, number, standing, args, kwargs, inputs)
+            good = all_finite([data_term, *inputs]) & (recorded[last] == 0)
             with torch.no_grad():
                 self._apply(copies, gradients, standing, update)
                 for i, (tensor, copy) in enumerate(zip(recorded, copies, strict=True)):
                     if (i < last and not copy.requires_grad) or copy._version > 0:
-                        tensor.copy_(torch.where(finite, copy.to(tensor.dtype), tensor))
-                recorded[last].add_((~finite).to(torch.int32))
+                        mask = good & torch.isfinite(gradients[owner[i]]) if i in owner else good
+                        tensor.copy_(torch.where(mask, copy.to(tensor.dtype), tensor))
+                recorded[last].add_((~(good & all_finite([loss, *gradients]))).to(torch.int32))
             return [loss]
 
         return program
