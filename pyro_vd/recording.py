@@ -15,7 +15,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from pyro_vd.weights import RandomWeight
+
 aten = torch.ops.aten
+_ROUNDS = 3
 Standing = Callable[[Sequence[Tensor]], TorchFunctionMode]
 Program = Callable[[list[Tensor], list[Tensor], Standing], list[Tensor]]
 
@@ -33,11 +36,16 @@ class _Standing(TorchFunctionMode):
         self._unknown = unknown
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*tree_map(self._in_place_of, args), **tree_map(self._in_place_of, kwargs or {}))
+        args, kwargs = tree_map(self._in_place_of, args), tree_map(self._in_place_of, kwargs or {})
+        if RandomWeight in types and torch._C._is_torch_function_enabled():
+            with self:  # a random weight calls torch functions in its turn
+                return RandomWeight.__torch_function__(func, types, args, kwargs)
+        return func(*args, **kwargs)
 
     def _in_place_of(self, argument: Any) -> Any:
-        outside = type(argument) in (Tensor, torch.nn.Parameter) and not is_functorch_wrapped_tensor(argument)
-        if not outside or isinstance(argument, FakeTensor):
+        if type(argument) not in (Tensor, torch.nn.Parameter) or argument.is_meta:
+            return argument  # of a type with rules of its own; or what a fake tensor is made of
+        if isinstance(argument, FakeTensor) or is_functorch_wrapped_tensor(argument):
             return argument
         if argument not in self._standing:
             if all(argument is not other for other in self._unknown):
@@ -65,10 +73,14 @@ def record(
         were found on the way. Its inputs are these, then the arguments.
     """
     tensors = list(tensors)
-    graph, unknown = _recorded_once(program, tensors, arguments)
-    while unknown:
-        tensors += unknown
+    for _ in range(_ROUNDS):
         graph, unknown = _recorded_once(program, tensors, arguments)
+        if not unknown:
+            break
+        tensors += unknown
+    else:
+        shapes = [tuple(tensor.shape) for tensor in unknown]
+        raise ValueError(f"a tensor with values of its own is made anew in every run, of shape {shapes}")
     for node in reversed(graph.graph.nodes):
         if "record_function" in str(node.target):  # marks for the profiler, which compilers do not know
             graph.graph.erase_node(node)
