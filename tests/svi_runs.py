@@ -19,7 +19,7 @@ logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # pytest would kee
 
 
 def without_compiler(monkeypatch) -> list:
-    """Put the recorded graph itself in the place of what Inductor would make of it; returns the graphs, as they come."""
+    """Let a recorded graph run as it is, where Inductor would compile it; returns the graphs, as they come."""
     graphs: list = []
 
     def keep(graph, example, **options):
