@@ -34,9 +34,10 @@ class StepOptimizer:
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm: expected a number > 0 or None, got {clip_norm!r}")
         if clip_norm is not None and isinstance(optim, PyroOptim):
+            name = optim.pt_optim_constructor.__name__
             raise ValueError(
-                f"clip_norm: expected None with {type(optim).__name__} of pyro.optim, which clips by itself, got "
-                f"{clip_norm}; write pyro.optim.{type(optim).__name__}(..., clip_args={{'clip_norm': {clip_norm}}})"
+                f"clip_norm: expected None with {name} of pyro.optim, which clips by itself, got {clip_norm}; write "
+                f"pyro.optim.{name}(..., clip_args={{'clip_norm': {clip_norm}}})"
             )
         self._optim, self._clip_norm = optim, clip_norm
         self._made: Optimizer | None = None

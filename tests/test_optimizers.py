@@ -10,7 +10,6 @@ import torch
 
 from pyro_vd.optimizers import StepOptimizer
 
-
 ADAM = functools.partial(torch.optim.Adam, lr=0.1, foreach=True)
 
 
