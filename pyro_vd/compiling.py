@@ -11,9 +11,12 @@ from torch import Tensor
 
 from pyro_vd.recording import Program, record
 
-# ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones. Without the
-# pattern matcher: it would turn a gradient of two terms, a product and that of the KL, into a product added in place,
-# which needs the second term in memory first.
+# More than these shapes and modes, and something is changing that should be a tensor.
+MAX_PROGRAMS = 8
+# ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones.
+# Without the pattern matcher: it would turn a gradient of two terms, a product and that of the KL, into a product added
+# in place, which needs the second term in memory first. In the layouts of the eager step: random numbers fill a
+# tensor as it lies.
 _OPTIONS = {"fallback_random": True, "pattern_matcher": False, "layout_optimization": False}
 
 
@@ -66,5 +69,5 @@ def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequ
     graph, read = record(program, tensors, arguments)
     example = [tensor.detach() for tensor in (*read, *arguments)]
     with torch.no_grad():
-        run = torch._inductor.compile(graph, example, options=_OPTIONS)
+        run = torch._inductor.compile(graph, example, options=_OPTIONS)  # type: ignore[arg-type]
     return CompiledProgram(run, read)  # type: ignore[arg-type]

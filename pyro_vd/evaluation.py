@@ -35,7 +35,8 @@ class Evaluation:
     def __init__(self, model: Callable, guide: Callable, loss: ELBO):
         if not hasattr(loss, "differentiable_loss"):
             raise TypeError(
-                f"loss: expected an ELBO with differentiable_loss, such as pyro_vd.TraceVD_ELBO(), got {type(loss).__name__}"
+                "loss: expected an ELBO with differentiable_loss, such as pyro_vd.TraceVD_ELBO(), got "
+                f"{type(loss).__name__}"
             )
         self.model, self.guide, self.loss = model, guide, loss
         self.parameters: dict[str, Tensor] = {}
@@ -94,8 +95,8 @@ class Evaluation:
     def signature(self, args: tuple, kwargs: dict) -> tuple[list[Tensor], Any]:
         """The tensors among the arguments, and all that a recording takes as it is.
 
-        That is shapes, strides, dtypes and devices, the other arguments, the training mode and every plain attribute of the
-        modules of model and guide, and autocast.
+        That is shapes, strides, dtypes and devices, the other arguments, the training mode and every plain attribute of
+        the modules of model and guide, and autocast.
 
         Raises:
             TypeError: an argument that is neither a tensor nor hashable.
@@ -120,11 +121,11 @@ class Evaluation:
 
     def gradients(
         self, copies: list[Tensor], number: int, standing: Standing, args: tuple, kwargs: dict, inputs: list[Tensor]
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         """The loss, its data term, and its gradient to the first ``number`` of ``copies``, recorded.
 
-        ``inputs`` are put in the place of the tensors among the arguments. An ELBO without terms of its own has its loss for a
-        data term.
+        ``inputs`` are put in the place of the tensors among the arguments. An ELBO without terms has its loss for
+        a data term.
         """
         given = iter(inputs)
         args, kwargs = tree_map_only(Tensor, lambda _: next(given), (args, kwargs))
@@ -135,10 +136,7 @@ class Evaluation:
                 loss, data_term = terms.loss, terms.data
             else:
                 loss = data_term = self.unchecked(args, kwargs)
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        return loss.detach(), data_term.detach(), tuple(
-            torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, gradients, strict=True)
-        )
+        return loss.detach(), data_term.detach(), torch.autograd.grad(loss, leaves, allow_unused=True)
 
     def modules(self) -> Iterator[nn.Module]:
         """Every module that model and guide refer to."""
@@ -163,8 +161,8 @@ def same_noise(tensors: Iterable[Tensor]) -> Any:
 
 def all_finite(values: Iterable[Tensor]) -> Tensor:
     """Whether every element of every floating point tensor is finite; 0-dim, no host synchronisation."""
-    # A sum of zeros unless one is not: arithmetic that vectorises, which a reduction of truth values does not. (Compilers
-    # know that a product with 0 is 0, and are wrong.)
+    # A sum of zeros unless one is not: arithmetic that vectorises, which a reduction of truth values does not.
+    # (Compilers know that a product with 0 is 0, and are wrong.)
     zeros = torch.stack([(value - value).sum().float() for value in values if value.is_floating_point()])
     return zeros.sum() == 0
 

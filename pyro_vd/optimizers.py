@@ -28,13 +28,13 @@ class StepOptimizer:
     def __init__(self, optim: PyroOptim | Callable[[list[Tensor]], Optimizer], clip_norm: float | None = None):
         if isinstance(optim, Optimizer) or not (isinstance(optim, PyroOptim) or callable(optim)):
             raise TypeError(
-                "optim: expected a pyro.optim optimizer or a callable from parameters to a torch.optim.Optimizer, such as "
-                f"functools.partial(torch.optim.Adam, lr=1e-3), got {type(optim).__name__}"
+                "optim: expected a pyro.optim optimizer or a callable from parameters to a torch.optim.Optimizer, such "
+                f"as functools.partial(torch.optim.Adam, lr=1e-3), got {type(optim).__name__}"
             )
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm: expected a number > 0 or None, got {clip_norm!r}")
         if clip_norm is not None and isinstance(optim, PyroOptim):
-            name = optim.pt_optim_constructor.__name__
+            name: str = getattr(optim.pt_optim_constructor, "__name__", "PyroOptim")
             raise ValueError(
                 f"clip_norm: expected None with {name} of pyro.optim, which clips by itself, got {clip_norm}; write "
                 f"pyro.optim.{name}(..., clip_args={{'clip_norm': {clip_norm}}})"
@@ -66,7 +66,7 @@ class StepOptimizer:
         return [v for o in self.optimizers for state in o.state.values() for v in state.values() if _is_tensor(v)]
 
     def owners(self, parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-        """For each parameter, itself and the tensors of its shape in the state: what its gradient changes by element."""
+        """For each parameter, itself and the tensors of its shape in the state: what its gradient changes."""
         owned = []
         for parameter in parameters:
             states = [optimizer.state[parameter] for optimizer in self.optimizers if parameter in optimizer.state]
@@ -160,7 +160,7 @@ def _checked(optimizer: Any) -> Optimizer:
     closure = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(
-            f"optim: expected an optimizer that steps from gradients, got {type(optimizer).__name__}, which evaluates the "
-            "loss itself several times a step; use torch.optim.Adam, AdamW or SGD"
+            f"optim: expected an optimizer that steps from gradients, got {type(optimizer).__name__}, which evaluates "
+            "the loss itself several times a step; use torch.optim.Adam, AdamW or SGD"
         )
     return optimizer

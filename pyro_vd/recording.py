@@ -73,12 +73,13 @@ def record(
         were found on the way. Its inputs are these, then the arguments.
     """
     tensors = list(tensors)
+    graph, unknown = _recorded_once(program, tensors, arguments)
     for _ in range(_ROUNDS):
-        graph, unknown = _recorded_once(program, tensors, arguments)
         if not unknown:
             break
         tensors += unknown
-    else:
+        graph, unknown = _recorded_once(program, tensors, arguments)
+    if unknown:
         shapes = [tuple(tensor.shape) for tensor in unknown]
         raise ValueError(f"a tensor with values of its own is made anew in every run, of shape {shapes}")
     for node in reversed(graph.graph.nodes):

@@ -7,7 +7,7 @@ tensors. That graph is compiled, and is all that later steps run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +16,12 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vd.compiling import CompiledProgram, compile_program
-from pyro_vd.evaluation import Evaluation, agree, all_finite, handlers_are_active, same_noise
+from pyro_vd.compiling import MAX_PROGRAMS, CompiledProgram, compile_program
+from pyro_vd.evaluation import Evaluation, agree, handlers_are_active, same_noise
 from pyro_vd.optimizers import StepOptimizer
-from pyro_vd.recording import Program, Standing
+from pyro_vd.recording import Program
+from pyro_vd.step_program import UnrecordableOptimizer, step_program
 
-MAX_PROGRAMS = 8  # more than these shapes and modes, and something is changing that should be a tensor
 CHECK_EVERY = 100  # steps between looks at the flag of a step that was not finite, where a look waits for the device
 
 
@@ -38,8 +38,8 @@ class CompiledSVI:
     raised: in that step on a CPU, within 100 steps on a GPU, where nothing waits for the device otherwise.
 
     Where the program cannot be recorded or compiled, or does not agree with the eager step, a warning says why and
-    steps stay eager. It is compared with the eager loss again in steps 4, 8, 16, ..., since the values of Python numbers
-    that the model reads from elsewhere are part of the program.
+    steps stay eager. It is compared with the eager loss again in steps 4, 8, 16, ..., since the values of Python
+    numbers that the model reads from elsewhere are part of the program.
 
     Args:
         model, guide: Pyro model and guide.
@@ -151,8 +151,8 @@ class CompiledSVI:
         if key not in self._programs:
             if len(self._programs) == MAX_PROGRAMS:
                 reason = (
-                    f"it has been compiled {MAX_PROGRAMS} times, and shapes, arguments that are no tensors, options of the "
-                    "optimizer or attributes of the modules are new again"
+                    f"it has been compiled {MAX_PROGRAMS} times, and shapes, arguments that are no tensors, options of "
+                    "the optimizer or attributes of the modules are new again"
                 )
                 return self._give_up(reason, args, kwargs, update)
             return self._first_step(key, tensors, args, kwargs, update)
@@ -161,8 +161,8 @@ class CompiledSVI:
         (loss,) = self._programs[key](tensors)
         if expected is not None and not agree(loss, expected):
             self._give_up(
-                f"the compiled loss is {loss:.6g}, the eager one {expected:.6g} with the same noise; the model reads a Python "
-                "number that has changed, or draws random numbers from elsewhere than PyTorch"
+                f"the compiled loss is {loss:.6g}, the eager one {expected:.6g} with the same noise; the model reads a "
+                "Python number that has changed, or draws random numbers from elsewhere than PyTorch"
             )
         self._check_finite(loss, args, kwargs)
         return loss
@@ -170,8 +170,8 @@ class CompiledSVI:
     def _first_step(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict, update: bool) -> Tensor:
         """Compile a program, run it on copies, and take the step eagerly; keep the program if both agree."""
         try:
-            program = compile_program(self._step_program(args, kwargs, update), self._read(), tensors)
-        except _UnrecordableOptimizer as error:
+            program = compile_program(self._program(args, kwargs, update), self._read(), tensors)
+        except UnrecordableOptimizer as error:
             raise ValueError(str(error)) from error.__cause__
         except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
             return self._give_up(f"{type(error).__name__}: {error}", args, kwargs, update)
@@ -203,62 +203,14 @@ class CompiledSVI:
         self._programs.clear()
         return self._eager_step(*step) if step else None
 
-    def _step_program(self, args: tuple, kwargs: dict, update: bool) -> Program:
-        """The step on the tensors of :meth:`_read`, others that it meets, and the tensors among the arguments."""
-        own = self._read()
-        last = len(own) - 1
-        rates, counts = self._optimizer.rates(), self._optimizer.counts()
-        is_rate = [any(tensor is rate for rate in rates) for tensor in own]
-        is_count = [any(tensor is count for count in counts) for tensor in own]
-        number = len(self._parameters)
-        owner = self._optimizer.owners(list(self._parameters.values()))
-        owner = {i: p for i, t in enumerate(own) for p, tensors in enumerate(owner) if any(t is other for other in tensors)}
-
-        def program(recorded: list[Tensor], inputs: list[Tensor], standing: Standing) -> list[Tensor]:
-            # On copies: what a copy has become is written back at the end, where the step is finite.
-            copies = [tensor.detach().clone() for tensor in recorded]
-            for i in range(last):
-                if is_rate[i]:
-                    copies[i].requires_grad_()  # for optimizers that would read the number in it otherwise
-                if is_count[i]:
-                    copies[i] = copies[i].double()  # bias corrections in the precision of Python numbers
-            loss, data_term, gradients = self._evaluation.gradients(copies, number, standing, args, kwargs, inputs)
-            good = all_finite([data_term, *inputs]) & (recorded[last] == 0)
-            with torch.no_grad():
-                self._apply(copies, gradients, standing, update)
-                for i, (tensor, copy) in enumerate(zip(recorded, copies, strict=True)):
-                    if (i < last and not copy.requires_grad) or copy._version > 0:
-                        mask = good & torch.isfinite(gradients[owner[i]]) if i in owner else good
-                        tensor.copy_(torch.where(mask, copy.to(tensor.dtype), tensor))
-                recorded[last].add_((~(good & all_finite([loss, *gradients]))).to(torch.int32))
-            return [loss]
-
-        return program
-
-    def _apply(self, copies: list[Tensor], gradients: Sequence[Tensor], standing: Standing, update: bool) -> None:
-        """Add the gradients to their sums, or update the parameters with them."""
-        number = len(self._parameters)
-        if self.accumulate > 1:
-            sums = copies[number : 2 * number]
-            gradients = [total + gradient / self.accumulate for total, gradient in zip(sums, gradients, strict=True)]
-            for total, gradient in zip(sums, gradients, strict=True):
-                total.copy_(torch.zeros_like(total) if update else gradient)
-        if not update:
-            return
-        for copy, gradient in zip(copies, gradients, strict=False):
-            copy.grad = gradient
-        try:
-            with standing(copies), self._optimizer.recorded():
-                self._optimizer.update(list(self._parameters.values()))
-        except Exception as error:
-            names = ", ".join(sorted({type(one).__name__ for one in self._optimizer.optimizers}))
-            raise _UnrecordableOptimizer(
-                f"optim: expected an optimizer whose step is arithmetic on tensors, got {names}, which cannot be recorded "
-                f"({error}); use torch.optim.Adam, AdamW or SGD, or step with pyro.infer.SVI"
-            ) from error
+    def _program(self, args: tuple, kwargs: dict, update: bool) -> Program:
+        parameters = list(self._parameters.values())
+        return step_program(
+            self._evaluation, self._optimizer, parameters, self._read(), args, kwargs, self.accumulate, update
+        )
 
     def _read(self) -> list[Tensor]:
-        """What every program reads: parameters, sums of gradients, state of the optimizer, rates, kl_weight, failures."""
+        """What every program reads; the count of failures last."""
         parameters = list(self._parameters.values())
         sums = [p.grad for p in parameters if p.grad is not None] if self.accumulate > 1 else []
         inputs = self._evaluation.inputs(parameters[0])
@@ -283,13 +235,13 @@ class CompiledSVI:
         return tensors, [(p.dtype, p.device, p.data_ptr()) for p in self._parameters.values()]
 
     def _follow_changes(self) -> None:
-        """Raise where the parameters are not those of the first step; forget all programs where another tensor is not."""
+        """Raise where the parameters are not those of the first step; forget all programs where another is not."""
         (tensors, places), (known, known_places) = held, _ = self._held(), self._known
-        for (name, p), now, then in zip(self._parameters.items(), places, known_places, strict=True):
+        for name, now, then in zip(self._parameters, places, known_places, strict=True):
             if now[:2] != then[:2]:
                 raise ValueError(
-                    f"parameter {name!r}: expected {then[0]} on {then[1]} as in the first step, got {now[0]} on {now[1]}; "
-                    "make a new CompiledSVI after .to(...)"
+                    f"parameter {name!r}: expected {then[0]} on {then[1]} as in the first step, got {now[0]} on "
+                    f"{now[1]}; make a new CompiledSVI after .to(...)"
                 )
         if (
             len(tensors) == len(known)
@@ -300,8 +252,8 @@ class CompiledSVI:
         new = [t for t in tensors if isinstance(t, torch.nn.Parameter) and all(t is not other for other in known)]
         if new:
             raise ValueError(
-                f"expected the parameters of the first step, got new ones of shapes {[tuple(p.shape) for p in new]} in the "
-                "modules of model or guide; make a new CompiledSVI after changing them"
+                f"expected the parameters of the first step, got new ones of shapes {[tuple(p.shape) for p in new]} in "
+                "the modules of model or guide; make a new CompiledSVI after changing them"
             )
         self._known = held
         self._programs.clear()
@@ -311,8 +263,8 @@ class CompiledSVI:
         gone = [name for name in self._parameters if name not in met]
         if added or gone:
             raise ValueError(
-                f"expected the parameters of the first step, got new ones {added}, and without {gone}; make a new CompiledSVI "
-                "after changing them, or step with pyro.infer.SVI where they come and go"
+                f"expected the parameters of the first step, got new ones {added}, and without {gone}; make a new "
+                "CompiledSVI after changing them, or step with pyro.infer.SVI where they come and go"
             )
 
     def _check_finite(self, loss: Tensor, args: tuple, kwargs: dict) -> None:
@@ -326,9 +278,6 @@ class CompiledSVI:
         self._evaluation(args, kwargs)  # names what is at fault, if it is so in this step
         raise ValueError(
             f"step {self._steps + 2 - failed}: expected a finite loss and gradient, got one that is not (a loss of "
-            f"{float(loss)} in step {self._steps + 1}); the parameters are those before it. Is a learning rate too high?"
+            f"{float(loss)} in step {self._steps + 1}); the parameters are those before it. Is a learning rate too "
+            "high?"
         )
-
-
-class _UnrecordableOptimizer(Exception):
-    """An optimizer whose step cannot be part of a program."""
