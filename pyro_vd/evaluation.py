@@ -64,17 +64,22 @@ class Evaluation:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Within it the loss can be recorded: nothing is validated, and ``kl_weight`` is a tensor."""
-        with pyro.validation_enabled(False):
-            if self._kl_weight is None:
+        loss: Any = self.loss
+        store = pyro.get_param_store()
+        tables = store._params, store._param_to_name, store._constraints
+        entries = [dict(table) for table in tables]  # a parameter that is made now would be none
+        kl_weight = getattr(loss, "kl_weight", None)
+        try:
+            if self._kl_weight is not None:
+                loss.kl_weight = self._kl_weight
+            with pyro.validation_enabled(False):
                 yield
-                return
-            loss: Any = self.loss
-            before = loss.kl_weight
-            loss.kl_weight = self._kl_weight
-            try:
-                yield
-            finally:
-                loss.kl_weight = before
+        finally:
+            if self._kl_weight is not None:
+                loss.kl_weight = kl_weight
+            for table, before in zip(tables, entries, strict=True):
+                table.clear()
+                table.update(before)
 
     def inputs(self, like: Tensor) -> list[Tensor]:
         """What the loss reads besides parameters and data, with the value it has now: ``kl_weight``, if it has one."""

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from pyro_vd.views import METADATA
 from pyro_vd.weights import RandomWeight
 
 aten = torch.ops.aten
@@ -36,6 +37,8 @@ class _Standing(TorchFunctionMode):
         self._unknown = unknown
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in METADATA:
+            return func(*args, **kwargs or {})
         args, kwargs = tree_map(self._in_place_of, args), tree_map(self._in_place_of, kwargs or {})
         if RandomWeight in types and torch._C._is_torch_function_enabled():
             with self:  # a random weight calls torch functions in its turn

@@ -28,8 +28,8 @@ def step_program(
 ) -> Program:
     """The step of :class:`pyro_vd.CompiledSVI`, to be recorded.
 
-    A step whose data term is not finite, or that comes after one that is not, writes nothing. Where an element of a
-    gradient is not finite, that element of its parameter and of the optimizer's state stays as it is.
+    A step whose data term or learning rate is not finite, or that comes after one that is not, writes nothing. Where an
+    element of a gradient is not finite, that element of its parameter and of the optimizer's state stays as it is.
 
     Args:
         evaluation, optimizer: of what the step is made.
@@ -59,7 +59,7 @@ def step_program(
             copies[i] = copies[i].double()  # bias corrections in the precision of Python numbers
         loss, data_term, maybe = evaluation.gradients(copies, number, standing, args, kwargs, inputs)
         gradients = [torch.zeros_like(c) if g is None else g for c, g in zip(copies, maybe, strict=False)]
-        good = all_finite([data_term, *inputs]) & (recorded[last] == 0)
+        good = all_finite([data_term, *inputs, *(copies[i].detach() for i in rates)]) & (recorded[last] == 0)
         with torch.no_grad():
             totals = _accumulated(copies, gradients, accumulate, update)
             if update:

@@ -6,10 +6,12 @@ tensors. That graph is compiled, and is all that later steps run.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vd.compiling import MAX_PROGRAMS, CompiledProgram, compile_program
-from pyro_vd.evaluation import Evaluation, agree, handlers_are_active, same_noise
+from pyro_vd.evaluation import Evaluation, agree, all_finite, handlers_are_active, same_noise
 from pyro_vd.optimizers import StepOptimizer
 from pyro_vd.recording import Program
 from pyro_vd.step_program import UnrecordableOptimizer, step_program
@@ -34,8 +36,9 @@ class CompiledSVI:
     last batch is compiled once more. ``kl_weight`` and learning rates are inputs of it and may change in every step.
     It has the random numbers of the eager step.
 
-    A step whose loss or gradient is not finite changes nothing, and none after it does until the error is
-    raised: in that step on a CPU, within 100 steps on a GPU, where nothing waits for the device otherwise.
+    A step whose data term is not finite changes nothing; where only an element of the gradient is not, that element of
+    its parameter stays. No step after it changes anything until the error is raised: in that step on a CPU, within 100
+    steps on a GPU, where nothing waits for the device otherwise.
 
     Where the program cannot be recorded or compiled, or does not agree with the eager step, a warning says why and
     steps stay eager. It is compared with the eager loss again in steps 4, 8, 16, ..., since the values of Python
@@ -125,9 +128,14 @@ class CompiledSVI:
         self._check_names(met)
         parameters = list(self._parameters.values())
         if loss.requires_grad:
-            (loss / self.accumulate).backward()
+            self._add_gradients(loss, parameters)
         if update:
-            self._optimizer.update(parameters)
+            try:
+                self._optimizer.update(parameters)
+            except Exception:
+                for parameter in parameters:
+                    parameter.grad = None  # nothing of this step stays for another optimizer
+                raise
             for parameter in parameters:
                 if self.accumulate == 1:
                     parameter.grad = None
@@ -139,8 +147,21 @@ class CompiledSVI:
                 self._known = self._held()
         return loss.detach()
 
+    def _add_gradients(self, loss: Tensor, parameters: list[Tensor]) -> None:
+        gradients = torch.autograd.grad(loss / self.accumulate, parameters, allow_unused=True)
+        known = [gradient for gradient in gradients if gradient is not None]
+        if not bool(all_finite([loss.detach(), *known])):
+            raise ValueError(
+                f"step {self._steps + 1}: expected a finite gradient, got one that is not, of a loss of "
+                f"{float(loss):.6g}; the parameters are those before it"
+            )
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
     def _compiled_step(self, args: tuple, kwargs: dict, update: bool) -> Tensor:
-        self._follow_changes()
+        if self._follow_changes():
+            return self._eager_step(args, kwargs, update)
         if handlers_are_active():
             return self._give_up("the step runs under effect handlers of the caller", args, kwargs, update)
         try:
@@ -156,16 +177,32 @@ class CompiledSVI:
                 )
                 return self._give_up(reason, args, kwargs, update)
             return self._first_step(key, tensors, args, kwargs, update)
+        program = self._programs[key]
         self._read()  # puts kl_weight and learning rates where the program reads them
-        expected = self._expected_loss(args, kwargs) if self._steps & (self._steps - 1) == 0 else None
-        (loss,) = self._programs[key](tensors)
-        if expected is not None and not agree(loss, expected):
-            self._give_up(
-                f"the compiled loss is {loss:.6g}, the eager one {expected:.6g} with the same noise; the model reads a "
-                "Python number that has changed, or draws random numbers from elsewhere than PyTorch"
-            )
+        if self._steps & (self._steps - 1):
+            (loss,) = program(tensors)
+        elif (loss := self._compared_step(program, tensors, args, kwargs)) is None:
+            return self._eager_step(args, kwargs, update)
         self._check_finite(loss, args, kwargs)
         return loss
+
+    def _compared_step(self, program: CompiledProgram, tensors: list[Tensor], args: tuple, kwargs: dict) -> Any:
+        """A compiled step; None, and no step, where its loss is not the eager one with the same noise."""
+        expected = self._expected_loss(args, kwargs)
+        before = [tensor.detach().clone() for tensor in program.tensors]
+        noise = torch.get_rng_state()
+        (loss,) = program(tensors)
+        if not math.isfinite(loss) or agree(loss, expected):
+            return loss
+        with torch.no_grad():
+            for tensor, value in zip(program.tensors, before, strict=True):
+                tensor.copy_(value)
+        torch.set_rng_state(noise)
+        self._give_up(
+            f"the compiled loss is {loss:.6g}, the eager one {expected:.6g} with the same noise; the model reads a "
+            "Python number that has changed, or draws random numbers from elsewhere than PyTorch"
+        )
+        return None
 
     def _first_step(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict, update: bool) -> Tensor:
         """Compile a program, run it on copies, and take the step eagerly; keep the program if both agree."""
@@ -234,8 +271,11 @@ class CompiledSVI:
         tensors = [*self._evaluation.held(), *self._optimizer.state()]
         return tensors, [(p.dtype, p.device, p.data_ptr()) for p in self._parameters.values()]
 
-    def _follow_changes(self) -> None:
-        """Raise where the parameters are not those of the first step; forget all programs where another is not."""
+    def _follow_changes(self) -> bool:
+        """Raise where the parameters are not those of the first step; forget all programs where another is not.
+
+        Whether Pyro's store holds other tensors than before, loaded or cleared, which an eager step takes in.
+        """
         (tensors, places), (known, known_places) = held, _ = self._held(), self._known
         for name, now, then in zip(self._parameters, places, known_places, strict=True):
             if now[:2] != then[:2]:
@@ -243,12 +283,11 @@ class CompiledSVI:
                     f"parameter {name!r}: expected {then[0]} on {then[1]} as in the first step, got {now[0]} on "
                     f"{now[1]}; make a new CompiledSVI after .to(...)"
                 )
-        if (
-            len(tensors) == len(known)
-            and all(a is b for a, b in zip(tensors, known, strict=True))
-            and places == known_places
-        ):
-            return
+        store = pyro.get_param_store()
+        loaded = any(store._params.get(name) is not parameter for name, parameter in self._parameters.items())
+        same = len(tensors) == len(known) and all(a is b for a, b in zip(tensors, known, strict=True))
+        if same and places == known_places and not loaded:
+            return False
         new = [t for t in tensors if isinstance(t, torch.nn.Parameter) and all(t is not other for other in known)]
         if new:
             raise ValueError(
@@ -257,6 +296,7 @@ class CompiledSVI:
             )
         self._known = held
         self._programs.clear()
+        return loaded
 
     def _check_names(self, met: dict[str, Tensor]) -> None:
         added = [name for name, parameter in met.items() if self._parameters.get(name) is not parameter]
