@@ -95,6 +95,27 @@ def error_against_width(
     _save(figure, path)
 
 
+def time_against_size(curves: dict[str, dict[str, tuple[list[float], list[float]]]], path: Path) -> None:
+    """A panel for each of ``{what varies: {program: (sizes, ms)}}``; floors dotted."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves) + 2.5, 4.5), layout="constrained", sharey=True)
+    names = list(dict.fromkeys(name for programs in curves.values() for name in programs))
+    colors = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
+    for axis, (varied, programs) in zip(np.atleast_1d(axes), curves.items(), strict=True):
+        for name, (sizes, ms) in programs.items():
+            style = (
+                {"linestyle": ":", "color": "black" if name.endswith("LRT") else "gray"}
+                if name.startswith("floor")
+                else {"marker": "o", "color": colors[name]}
+            )
+            axis.plot(sizes, ms, markersize=4, label=name, **style)
+        axis.set(xlabel=varied, xscale="log", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    np.atleast_1d(axes)[0].set_ylabel("time of a training step (ms)")
+    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -1,6 +1,6 @@
 """Sparse variational dropout on LeNet-300-100: train, prune, predict.
 
-    python examples/sparse_mlp.py                                    # digits, under a minute
+    python examples/sparse_mlp.py                                    # digits, about a minute
     python examples/sparse_mlp.py --dataset mnist --data-dir DIR     # downloads MNIST into DIR if absent
 
 Reports held-out error before and after pruning, the sparsity of each layer and the held-out negative
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,8 +88,10 @@ def main(args: argparse.Namespace) -> dict[str, float]:
         )
 
     schedule = {"lr": recipe.lr, "lr_ratio": recipe.lr_ratio, "kl_weight": warm_up(*recipe.warm_up)}
-    train(model, guide, data, epochs=epochs, progress=progress, **schedule)
+    start = time.perf_counter()
+    train(model, guide, data, epochs=epochs, progress=progress, compiled=not args.eager, **schedule)
     bar.close()
+    print(f"training took {time.perf_counter() - start:.0f} s")
     return report(args, bnn, guide, data, history)
 
 
@@ -135,6 +138,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--recipe", choices=RECIPES, default="fast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--eager", action="store_true", help="no compiled steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="out/sparse_mlp")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -1,6 +1,7 @@
 """Variational dropout as Pyro models: random weights, their KL, and local reparameterization."""
 
 from pyro_vd import kl as kl
+from pyro_vd.compiled_loss import compile_loss as compile_loss
 from pyro_vd.elbo import LossTerms as LossTerms
 from pyro_vd.elbo import TraceVD_ELBO as TraceVD_ELBO
 from pyro_vd.estimators import LinearOp as LinearOp
@@ -26,6 +27,7 @@ from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
 from pyro_vd.sparsity import prune as prune
 from pyro_vd.sparsity import sparsity_report as sparsity_report
 from pyro_vd.sparsity import weight_posteriors as weight_posteriors
+from pyro_vd.svi import CompiledSVI as CompiledSVI
 from pyro_vd.uses import LRTReport as LRTReport
 from pyro_vd.uses import lrt_report as lrt_report
 from pyro_vd.weights import RandomWeight as RandomWeight

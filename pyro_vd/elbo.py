@@ -163,12 +163,13 @@ class TraceVD_ELBO(ELBO):
     def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
         terms = self.terms(model, guide, *args, **kwargs)
-        finite = torch.isfinite(terms.loss.detach())
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                finite = finite & torch.isfinite(leaf).all()
-        if bool(finite):
-            return terms
+        data = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        with torch.no_grad():
+            # A sum is finite only if its terms are; where it is not, they are looked at, since it may overflow.
+            if bool(torch.isfinite(sum([leaf.sum() for leaf in data], terms.loss))):
+                return terms
+            if bool(torch.isfinite(terms.loss)) and all(bool(torch.isfinite(leaf).all()) for leaf in data):
+                return terms
         reason = (
             non_finite_input(guide, args, kwargs) or "no input of the step is at fault; is a learning rate too high?"
         )

@@ -105,14 +105,30 @@ class LinearOp:
     apply_variance: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
 
 
+class _SafeSqrt(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(variance: Tensor) -> Tensor:
+        return variance.clamp(min=0.0).sqrt_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return (0.5 * grad_output / root).masked_fill(root == 0, 0.0)
+
+
 def safe_sqrt(variance: Tensor) -> Tensor:
     """``sqrt(max(variance, 0))`` with gradient 0 where the variance is not positive.
 
     Exact at 0: no floor under the root, which would add noise. Convolution algorithms can return a
     variance a little below 0; it is read as 0.
     """
-    positive = ~(variance <= 0)  # NaN stays NaN
-    return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
+    return _SafeSqrt.apply(variance.view_as(variance))  # type: ignore[return-value]
 
 
 def moments(op: LinearOp, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

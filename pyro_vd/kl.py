@@ -18,9 +18,6 @@ from torch.nn.functional import softplus
 
 from pyro_vd import _constants as c
 
-# Weights of kl_additive taken at a time: 1 MiB in float32, so that what is computed in between stays in the cache.
-_PIECE = 2**18
-
 
 def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
     """KL(N(loc, alpha * loc**2) || log-uniform) of each weight.
@@ -57,13 +54,12 @@ def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
         Kingma et al. 2015, arXiv:1506.02557, appendix C. "exact": the integral of Dawson's function
         that the moments of a folded Gaussian give.
     """
-    try:
-        formula = _METHODS[method]
-    except KeyError:
+    if method not in LOG_UNIFORM_METHODS:
         raise ValueError(
-            f"kl_log_uniform: expected method to be one of {', '.join(map(repr, _METHODS))}, got {method!r}"
-        ) from None
-    return formula(log_alpha)
+            f"kl_log_uniform: expected method to be one of {', '.join(map(repr, LOG_UNIFORM_METHODS))}, got {method!r}"
+        )
+    # A view: autograd.Function looks at the tensor itself, which torch function modes have not met.
+    return _Elementwise.apply(log_alpha.view_as(log_alpha), method)  # type: ignore[return-value]
 
 
 def kl_ard(log_alpha: Tensor) -> Tensor:
@@ -85,7 +81,32 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596, equation 12.
     """
-    return 0.5 * _softplus(-log_alpha)
+    return _Elementwise.apply(log_alpha.view_as(log_alpha), "ard")  # type: ignore[return-value]
+
+
+def kl_additive(loc: Tensor, log_sigma2: Tensor, method: str = "sigmoid") -> Tensor:
+    """KL of each weight ``N(loc, exp(log_sigma2))``: that of :func:`log_alpha_additive`, as one operation.
+
+    Of the tensors in between, one is kept for the gradient.
+
+    Args:
+        loc: posterior mean, any shape.
+        log_sigma2: natural log of the posterior variance, broadcasts with ``loc``.
+        method: one of :func:`kl_log_uniform`, or "ard" for :func:`kl_ard`.
+
+    Returns:
+        Nats per weight, the broadcast shape; nothing is summed.
+
+    Raises:
+        ValueError: unknown method.
+
+    Example:
+        >>> kl_additive(torch.tensor([1.0, 1e-3]), torch.tensor(-10.0), "exact")
+        tensor([5.6352, 0.0110])
+    """
+    if method not in _METHODS:
+        raise ValueError(f"kl_additive: expected method to be one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    return _Additive.apply(loc.view_as(loc), log_sigma2.view_as(log_sigma2), method)[0]  # type: ignore[index]
 
 
 def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -108,36 +129,62 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
     return log_sigma2 - 2.0 * loc.abs().clamp_min(torch.finfo(loc.dtype).tiny).log()
 
 
-def kl_additive(loc: Tensor, log_sigma2: Tensor, method: str = "sigmoid") -> Tensor:
-    """The KL of an additive weight ``N(loc, exp(log_sigma2))``, with one tensor kept for its gradient, not ten.
+class _Elementwise(torch.autograd.Function):
+    """A value and its slope, each a function of log_alpha alone."""
 
-    ``kl_log_uniform(log_alpha_additive(loc, log_sigma2), method)``, or ``kl_ard`` of it. What autograd keeps for all
-    layers together would be most of the memory of a training step. Large weights are taken a few rows at a time.
+    generate_vmap_rule = True
 
-    Args:
-        loc: posterior mean, any shape.
-        log_sigma2: natural log of the posterior variance, broadcasts with ``loc``.
-        method: a method of :func:`kl_log_uniform`, or "ard".
+    @staticmethod
+    def forward(log_alpha: Tensor, method: str) -> Tensor:
+        return _METHODS[method][0](log_alpha)
 
-    Returns:
-        Nats per weight, the broadcast shape; nothing is summed.
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.method = inputs[1]
 
-    Raises:
-        ValueError: unknown method.
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        (log_alpha,) = ctx.saved_tensors
+        return grad_output * _METHODS[ctx.method][1](log_alpha), None
 
-    Example:
-        >>> loc = torch.tensor([1.0], requires_grad=True)
-        >>> torch.autograd.grad(kl_additive(loc, torch.zeros(1), "ard"), loc)
-        (tensor([0.5000]),)
-    """
-    if method not in _SLOPES:
-        raise ValueError(f"kl_additive: expected method to be one of {', '.join(map(repr, _SLOPES))}, got {method!r}")
-    return _Additive.apply(loc, log_sigma2, method)[0]  # type: ignore[index]
+
+class _Additive(torch.autograd.Function):
+    """The same of ``log_sigma2 - 2 * log |loc|``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(loc: Tensor, log_sigma2: Tensor, method: str) -> tuple[Tensor, Tensor]:
+        log_alpha = log_alpha_additive(loc, log_sigma2)
+        return _METHODS[method][0](log_alpha), log_alpha
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[:2], output[1])
+        ctx.method = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor, Tensor, None]:
+        loc, log_sigma2, log_alpha = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a derivative of the derivative
+            log_alpha = log_alpha_additive(loc, log_sigma2)
+        slope = grad_output * _METHODS[ctx.method][1](log_alpha)
+        known = loc.abs() >= torch.finfo(loc.dtype).tiny
+        by_loc = torch.where(known, slope / torch.where(known, loc, 1.0), 0.0) * -2.0
+        return by_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape), None
 
 
 def _sigmoid(log_alpha: Tensor) -> Tensor:
     # k1 - k1 * sigmoid(x) is written k1 * sigmoid(-x): no cancellation where the KL is small.
-    return c.SIGMOID_K1 * torch.sigmoid(-c.SIGMOID_K2 - c.SIGMOID_K3 * log_alpha) + kl_ard(log_alpha)
+    s = torch.mul(log_alpha, -c.SIGMOID_K3).sub_(c.SIGMOID_K2).sigmoid_()
+    return _ard(log_alpha).add_(s, alpha=c.SIGMOID_K1)
+
+
+def _sigmoid_slope(log_alpha: Tensor) -> Tensor:
+    s = torch.mul(log_alpha, -c.SIGMOID_K3).sub_(c.SIGMOID_K2).sigmoid_()
+    return _ard_slope(log_alpha) - (c.SIGMOID_K1 * c.SIGMOID_K3) * (s * (1.0 - s))
 
 
 def _cubic(log_alpha: Tensor) -> Tensor:
@@ -146,89 +193,38 @@ def _cubic(log_alpha: Tensor) -> Tensor:
     return c.KL_CONSTANT - 0.5 * log_alpha - alpha * (c.CUBIC_C1 + alpha * (c.CUBIC_C2 + alpha * c.CUBIC_C3))
 
 
+def _cubic_slope(log_alpha: Tensor) -> Tensor:
+    alpha = log_alpha.clamp(max=0.0).exp()
+    slope = -0.5 - alpha * (c.CUBIC_C1 + alpha * (2 * c.CUBIC_C2 + alpha * (3 * c.CUBIC_C3)))
+    return torch.where(log_alpha <= 0, slope, 0.0)
+
+
 def _lower_bound(log_alpha: Tensor) -> Tensor:
     return c.KL_CONSTANT - 0.5 * log_alpha.clamp(max=0.0)
 
 
-class _Exact(torch.autograd.Function):
-    """Value and gradient by two Chebyshev series in tanh of log_alpha (see ``_constants``)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(log_alpha: Tensor) -> Tensor:
-        value = _chebyshev(c.DAWSON_VALUE, c.VALUE_TERMS_SINGLE, log_alpha)
-        return 0.5 * _softplus(-log_alpha) + value
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        (log_alpha,) = ctx.saved_tensors
-        return grad_output * _exact_slope(log_alpha)
-
-
-class _Additive(torch.autograd.Function):
-    """The value, and its derivative with respect to log_alpha."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(loc: Tensor, log_sigma2: Tensor, method: str) -> tuple[Tensor, Tensor]:
-        def piece(loc: Tensor, log_sigma2: Tensor) -> tuple[Tensor, Tensor]:
-            log_alpha = log_alpha_additive(loc, log_sigma2)
-            return _VALUES[method](log_alpha), _SLOPES[method](log_alpha)
-
-        if loc.numel() <= _PIECE or loc.shape != log_sigma2.shape:
-            return piece(loc, log_sigma2)
-        value, slope = torch.empty_like(loc), torch.empty_like(loc)
-        rows = max(1, _PIECE // loc.shape[1:].numel())
-        for i, inputs in enumerate(zip(loc.split(rows), log_sigma2.split(rows), strict=True)):
-            value[i * rows : (i + 1) * rows], slope[i * rows : (i + 1) * rows] = piece(*inputs)
-        return value, slope
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
-        loc, log_sigma2, ctx.method = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(loc, log_sigma2, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor, Tensor, None]:
-        loc, log_sigma2, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a derivative of the derivative
-            slope = _SLOPES[ctx.method](log_alpha_additive(loc, log_sigma2))
-        slope = slope * grad_output
-        known = loc.abs() >= torch.finfo(loc.dtype).tiny
-        grad_loc = torch.where(known, slope / torch.where(known, loc, 1.0), 0.0) * -2.0
-        return grad_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape), None
-
-
-def _ard_slope(log_alpha: Tensor) -> Tensor:
-    return -0.5 * torch.sigmoid(-log_alpha)
-
-
-def _sigmoid_slope(log_alpha: Tensor) -> Tensor:
-    step = torch.sigmoid(-c.SIGMOID_K2 - c.SIGMOID_K3 * log_alpha)
-    return _ard_slope(log_alpha) - c.SIGMOID_K1 * c.SIGMOID_K3 * step * (1.0 - step)
-
-
-def _cubic_slope(log_alpha: Tensor) -> Tensor:
-    alpha = log_alpha.clamp(max=0.0).exp()
-    slope = -0.5 - alpha * (c.CUBIC_C1 + alpha * (2.0 * c.CUBIC_C2 + 3.0 * c.CUBIC_C3 * alpha))
-    return torch.where(log_alpha <= 0.0, slope, 0.0)
-
-
 def _lower_bound_slope(log_alpha: Tensor) -> Tensor:
-    return -0.5 * (log_alpha <= 0.0).to(log_alpha.dtype)
+    return -0.5 * (log_alpha <= 0).to(log_alpha.dtype)
+
+
+def _exact(log_alpha: Tensor) -> Tensor:
+    """By two Chebyshev series in tanh of log_alpha (see ``_constants``)."""
+    return _ard(log_alpha) + _chebyshev(c.DAWSON_VALUE, c.VALUE_TERMS_SINGLE, log_alpha)
 
 
 def _exact_slope(log_alpha: Tensor) -> Tensor:
     # u / (1 + 2 * u) = 0.5 * sigmoid(-log_alpha): the factor that keeps relative accuracy as alpha grows,
     # where loc's gradient multiplies it by 2 / loc.
     return _ard_slope(log_alpha) * _chebyshev(c.DAWSON_SLOPE, c.SLOPE_TERMS_SINGLE, log_alpha)
+
+
+def _ard(log_alpha: Tensor) -> Tensor:
+    # PyTorch's default threshold of 20 would cost 1e-9 in float64.
+    return softplus(-log_alpha, threshold=40.0).mul_(0.5)
+
+
+def _ard_slope(log_alpha: Tensor) -> Tensor:
+    return -0.5 * torch.sigmoid(-log_alpha)
 
 
 def _chebyshev(coefficients: Sequence[float], terms_single: int, log_alpha: Tensor) -> Tensor:
@@ -242,22 +238,11 @@ def _chebyshev(coefficients: Sequence[float], terms_single: int, log_alpha: Tens
     return t * b1 - b2 + coefficients[0]
 
 
-def _softplus(x: Tensor) -> Tensor:
-    # PyTorch's default threshold of 20 would cost 1e-9 in float64.
-    return softplus(x, threshold=40.0)
-
-
-_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": _sigmoid,
-    "cubic": _cubic,
-    "lower_bound": _lower_bound,
-    "exact": _Exact.apply,
-}
-_VALUES: dict[str, Callable[[Tensor], Tensor]] = {**_METHODS, "ard": kl_ard}
-_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": _sigmoid_slope,
-    "cubic": _cubic_slope,
-    "lower_bound": _lower_bound_slope,
-    "exact": _exact_slope,
-    "ard": _ard_slope,
+LOG_UNIFORM_METHODS = ("sigmoid", "cubic", "lower_bound", "exact")
+_METHODS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "sigmoid": (_sigmoid, _sigmoid_slope),
+    "cubic": (_cubic, _cubic_slope),
+    "lower_bound": (_lower_bound, _lower_bound_slope),
+    "exact": (_exact, _exact_slope),
+    "ard": (_ard, _ard_slope),
 }

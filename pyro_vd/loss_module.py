@@ -39,16 +39,16 @@ class LossModule(nn.Module):
     def __init__(self, model: Callable, guide: Callable, elbo: TraceVD_ELBO):
         super().__init__()
         self.elbo = elbo
-        self._callables = (model, guide)
-        self.referenced = nn.ModuleList(module for fn in (model, guide) for module in _modules(fn))
+        self.callables = (model, guide)
+        self.referenced = nn.ModuleList(module for fn in (model, guide) for module in referenced_modules(fn))
         self._seen = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._seen:
-            return self.elbo.checked_terms(*self._callables, *args, **kwargs).loss
+            return self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
         capture: Any
         with poutine.trace(param_only=True) as capture:
-            loss = self.elbo.checked_terms(*self._callables, *args, **kwargs).loss
+            loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
         own = {id(parameter) for parameter in self.parameters()}
         others = [name for name, site in capture.trace.nodes.items() if id(site["value"].unconstrained()) not in own]
         if others:
@@ -62,7 +62,7 @@ class LossModule(nn.Module):
         return loss
 
 
-def _modules(fn: Callable) -> list[nn.Module]:
+def referenced_modules(fn: Callable) -> list[nn.Module]:
     """The module itself, or those a function refers to."""
     fn = poutine.unwrap(fn)  # what handlers such as lrt are wrapped around
     if isinstance(fn, nn.Module):

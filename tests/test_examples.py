@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -69,6 +70,18 @@ def check_any_network(output: str, out: Path) -> None:
     assert last < first
 
 
+def check_benchmark(output: str, out: Path) -> None:
+    with (out / "benchmark.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["width"], row["program"]) for row in rows] == [(w, name) for w in ("8", "16") for name in BENCHMARKED]
+    for row in rows:
+        assert float(row["ms"]) >= float(row["fastest_ms"]) > 0 and float(row["floor_ms"]) > 0
+        assert float(row["peak_MB"] or "1") > 0 and float(row["first_s"]) > 0
+        assert re.search(rf"^{row['program']} +{float(row['ms']):.3f} ", output, re.MULTILINE), row["program"]
+    assert (out / "benchmark.png").read_bytes().startswith(PNG)
+    assert re.search(r"^time ~ weights \*\* exponent: over 6,352 to 12,704", output, re.MULTILINE)
+
+
 def leaves(tree: object) -> list:
     """The values of nested dicts and lists."""
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
@@ -77,8 +90,21 @@ def leaves(tree: object) -> list:
 
 # file name: (arguments, "{out}" stands for an empty folder; check of standard output and that folder)
 QUIET = ["--quiet", "--out", "{out}"]
+BENCHMARKED = [
+    "deterministic",
+    "lrt",
+    "svi-weight-draws",
+    "svi-lrt",
+    "svi-vd",
+    "vd-loss",
+]
+SMALL = ["--width", "8", "--depth", "1", "--batch", "32", "--threads", "1", "--blocks", "2", "--out", "{out}"]
 TABLE = {
     "any_network.py": (["--net", "unet", "--steps", "20"], check_any_network),
+    "benchmark.py": (
+        ["--net", "mlp", "--widths", "8", "16", "--depths", "--batches", "--programs", *BENCHMARKED, *SMALL],
+        check_benchmark,
+    ),
     "dropout_families.py": (["--epochs", "1", "--seeds", "1", "--widths", "8", *QUIET], check_dropout_families),
     "gradient_variance.py": (
         ["--epochs", "1", "--batch", "10", "--draws", "4", "--largest-batch", "20", *QUIET],

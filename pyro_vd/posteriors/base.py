@@ -62,6 +62,8 @@ def broadcast_parameters(owner: str, loc: Tensor, name: str, value: Any) -> tupl
         value = torch.as_tensor(value, dtype=loc.dtype, device=loc.device)
     if not value.is_floating_point():
         raise TypeError(f"{owner}: expected {name} to be floating point, got {value.dtype}; write {name}.float()")
+    if loc.shape == value.shape:
+        return loc, value
     try:
         shape = torch.broadcast_shapes(loc.shape, value.shape)
     except RuntimeError:

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.distributions import Normal, constraints, register_kl
 
 from pyro_vd.estimators import WeightNoise
-from pyro_vd.kl import kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
+from pyro_vd.kl import LOG_UNIFORM_METHODS, kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters
 from pyro_vd.priors import ImproperLogUniform
 
-LOG_UNIFORM_METHODS = ("sigmoid", "cubic", "lower_bound", "exact")
 KL_METHODS = (*LOG_UNIFORM_METHODS, "ard")
 
 
@@ -154,7 +153,7 @@ def _kl_dropout_normal_log_uniform(q: DropoutNormal, p: ImproperLogUniform) -> T
         kl = kl_additive(q.loc, q._log_sigma2, q.kl)
     else:
         kl = kl_ard(q._noise_ratio) if q.kl == "ard" else kl_log_uniform(q._noise_ratio, q.kl)
-    return kl.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    return kl if kl.shape == p.batch_shape else kl.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
 
 
 @register_kl(Normal, ImproperLogUniform)

@@ -1,0 +1,147 @@
+"""compile_loss: the loss and its gradient as one compiled program, for those who own their training loop."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pyro_vd.compiling import MAX_PROGRAMS, CompiledProgram, compile_program
+from pyro_vd.evaluation import Evaluation, agree, all_finite, handlers_are_active, same_noise
+from pyro_vd.loss_module import LossModule
+from pyro_vd.recording import Program, Standing
+
+
+def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
+    """A compiled, differentiable loss, for DistributedDataParallel, Lightning or any loop of one's own.
+
+    Its call gives the loss, and ``backward`` the gradient, as those of ``loss`` with the same random numbers. Both come
+    from one program, compiled for each shape and mode of the arguments as in :class:`pyro_vd.CompiledSVI`, and
+    compared with the eager ones before it is used. CompiledSVI, which has the optimizer in the program too, is faster.
+
+    Args:
+        loss: what ``TraceVD_ELBO(...)(model, guide)`` returns. Automatic guides must have been called once.
+        strict: raise, instead of a warning and the eager loss, where it cannot be compiled.
+
+    Returns:
+        A module with the parameters of ``loss``. A loss that is not finite raises on a CPU, and is returned as it is on
+        a GPU.
+
+    Raises:
+        TypeError: another kind of loss.
+
+    Example:
+        >>> import pyro, pyro_vd as vd
+        >>> from pyro_vd.guides import AutoSparseVD
+        >>> bnn = vd.BayesianModule(nn.Linear(3, 2), vd.ImproperLogUniform())
+        >>> def model(x):
+        ...     with vd.data_plate(len(x), len(x)):
+        ...         return pyro.sample("y", pyro.distributions.Categorical(logits=bnn(x)), obs=torch.zeros(len(x)))
+        >>> guide = AutoSparseVD(model)
+        >>> _ = guide(torch.ones(5, 3))
+        >>> loss = compile_loss(vd.TraceVD_ELBO()(model, guide))
+        >>> len(list(loss.parameters()))
+        5
+    """
+    if not isinstance(loss, LossModule):
+        raise TypeError(
+            f"loss: expected the module that TraceVD_ELBO()(model, guide) returns, got {type(loss).__name__}"
+        )
+    return CompiledLoss(loss, strict)
+
+
+class CompiledLoss(nn.Module):
+    """What :func:`compile_loss` returns."""
+
+    def __init__(self, loss: LossModule, strict: bool):
+        super().__init__()
+        self.loss, self.strict = loss, strict
+        self._evaluation = Evaluation(*loss.callables, loss.elbo)
+        self._programs: dict[Any, tuple[CompiledProgram, list[Tensor]]] = {}
+        self._eager = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._eager or not torch.is_grad_enabled() or handlers_are_active():
+            return self.loss(*args, **kwargs)
+        try:
+            tensors, key = self._evaluation.signature(args, kwargs)
+        except TypeError as error:
+            return self._give_up(f"an argument is neither a tensor nor hashable: {error}", args, kwargs)
+        key = key, *((held.dtype, held.device, held.data_ptr()) for held in self._evaluation.held())
+        if key not in self._programs:
+            if len(self._programs) == MAX_PROGRAMS:
+                return self._give_up(f"it has been compiled {MAX_PROGRAMS} times already", args, kwargs)
+            return self._first_call(key, tensors, args, kwargs)
+        program, used = self._programs[key]
+        self._evaluation.inputs(used[0])
+        loss = _Loss.apply(program, tensors, *used)
+        if not loss.is_cuda and not math.isfinite(loss.detach()):
+            self.loss(*args, **kwargs)  # names what is at fault
+        return loss
+
+    def _first_call(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> Tensor:
+        """Compile a program, run it on copies, and return the eager loss; keep the program if both agree."""
+        parameters = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
+        used: list[Tensor] = []
+        read = [*parameters, *self._evaluation.inputs(parameters[0])]
+        try:
+            program = compile_program(self._program(args, kwargs, parameters, used), read, tensors)
+        except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
+            return self._give_up(f"{type(error).__name__}: {error}", args, kwargs)
+        with same_noise([*parameters, *tensors]):
+            loss, *gradients = program.on([tensor.detach().clone() for tensor in program.tensors], tensors)
+        eager = self.loss(*args, **kwargs)
+        expected = torch.autograd.grad(eager, used, retain_graph=True)
+        if not agree(loss, eager.detach()) or not all(map(agree, gradients, expected, [0.02] * len(used))):
+            self._give_up("the compiled loss or gradient is not the eager one with the same noise")
+        else:
+            self._programs[key] = program, used
+        return eager
+
+    def _program(self, args: tuple, kwargs: dict, parameters: Sequence[Tensor], used: list[Tensor]) -> Program:
+        """Loss and gradients; puts the parameters that they depend on in ``used``."""
+
+        def program(recorded: list[Tensor], inputs: list[Tensor], standing: Standing) -> list[Tensor]:
+            copies = [tensor.detach().clone() for tensor in recorded]
+            loss, data_term, gradients = self._evaluation.gradients(
+                copies, len(parameters), standing, args, kwargs, inputs
+            )
+            good = all_finite([data_term, *inputs])
+            with torch.no_grad():
+                for tensor, copy in zip(recorded, copies, strict=True):
+                    if copy._version > 0:  # a buffer such as those of BatchNorm
+                        tensor.copy_(torch.where(good, copy, tensor))
+            used[:] = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+            return [loss, *(gradient for gradient in gradients if gradient is not None)]
+
+        return program
+
+    def _give_up(self, reason: str, *call: Any) -> Any:
+        """From now on evaluate the loss eagerly; do it for the arguments given."""
+        message = f"expected a loss that can be compiled, got one that cannot: {reason}"
+        if self.strict:
+            raise ValueError(f"{message}; use the loss as it is, or write strict=False")
+        warnings.warn(f"{message}. It is evaluated eagerly from here on", stacklevel=4)
+        self._eager = True
+        self._programs.clear()
+        return self.loss(*call[0], **call[1]) if call else None
+
+
+class _Loss(torch.autograd.Function):
+    """The loss of a program, with the gradients that came with it."""
+
+    @staticmethod
+    def forward(ctx: Any, program: CompiledProgram, tensors: list[Tensor], *used: Tensor) -> Tensor:
+        loss, *gradients = program(tensors)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        return None, None, *(grad_output * gradient for gradient in ctx.saved_tensors)

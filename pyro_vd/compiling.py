@@ -1,0 +1,73 @@
+"""A recorded program, compiled by Inductor; on a GPU, replayed as a CUDA graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+import torch._inductor
+from torch import Tensor
+
+from pyro_vd.recording import Program, record
+
+# More than these shapes and modes, and something is changing that should be a tensor.
+MAX_PROGRAMS = 8
+# ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones.
+# Without the pattern matcher: it would turn a gradient of two terms, a product and that of the KL, into a product added
+# in place, which needs the second term in memory first. In the layouts of the eager step: random numbers fill a
+# tensor as it lies.
+_OPTIONS = {"fallback_random": True, "pattern_matcher": False, "layout_optimization": False}
+
+
+class CompiledProgram:
+    """A compiled program and the tensors that it reads and writes besides its arguments.
+
+    Attributes:
+        tensors: those tensors; the program holds their storage.
+    """
+
+    def __init__(self, run: Callable[..., Sequence[Tensor]], tensors: list[Tensor]):
+        self.tensors = tensors
+        self._run = run
+        self._inputs = [tensor.detach() for tensor in tensors]
+        self._replay: Callable[[list[Tensor]], list[Tensor]] | None = None
+
+    def __call__(self, arguments: list[Tensor]) -> Sequence[Tensor]:
+        if self._replay is not None:
+            return self._replay(arguments)
+        return self.on(self._inputs, arguments)
+
+    @torch.no_grad()
+    def on(self, tensors: list[Tensor], arguments: list[Tensor]) -> Sequence[Tensor]:
+        """Run with other tensors in the place of its own."""
+        return self._run(*tensors, *arguments)
+
+    @torch.no_grad()
+    def capture(self, arguments: list[Tensor]) -> None:
+        """From now on replay the program as one CUDA graph. It is warm already; capturing runs nothing."""
+        held = [argument.clone() for argument in arguments]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                outputs = self._run(*self._inputs, *held)
+        except RuntimeError as error:
+            warnings.warn(f"expected a step that a CUDA graph can hold, got one that it cannot: {error}", stacklevel=2)
+            return
+
+        def replay(arguments: list[Tensor]) -> list[Tensor]:
+            for own, given in zip(held, arguments, strict=True):
+                own.copy_(given)
+            graph.replay()
+            return [output.clone() for output in outputs]
+
+        self._replay = replay
+
+
+def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequence[Tensor]) -> CompiledProgram:
+    """Record ``program`` (see :func:`pyro_vd.recording.record`) and compile it."""
+    graph, read = record(program, tensors, arguments)
+    example = [tensor.detach() for tensor in (*read, *arguments)]
+    with torch.no_grad():
+        run = torch._inductor.compile(graph, example, options=_OPTIONS)  # type: ignore[arg-type]
+    return CompiledProgram(run, read)  # type: ignore[arg-type]

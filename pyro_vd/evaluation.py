@@ -1,0 +1,180 @@
+"""A loss as something to record: how it is evaluated, and on what besides its tensors a recording of it rests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from pyro_vd.elbo import TraceVD_ELBO
+from pyro_vd.loss_module import referenced_modules
+from pyro_vd.recording import Standing
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+
+
+class Evaluation:
+    """The loss of a model and a guide.
+
+    Args:
+        model, guide: Pyro model and guide.
+        loss: an ELBO with ``differentiable_loss``.
+
+    Raises:
+        TypeError: loss has none.
+    """
+
+    def __init__(self, model: Callable, guide: Callable, loss: ELBO):
+        if not hasattr(loss, "differentiable_loss"):
+            raise TypeError(
+                "loss: expected an ELBO with differentiable_loss, such as pyro_vd.TraceVD_ELBO(), got "
+                f"{type(loss).__name__}"
+            )
+        self.model, self.guide, self.loss = model, guide, loss
+        self.parameters: dict[str, Tensor] = {}
+        self._kl_weight: Tensor | None = None
+        self._roots = [module for fn in (model, guide) for module in referenced_modules(fn)]
+
+    def __call__(self, args: tuple, kwargs: dict) -> Tensor:
+        """The loss, differentiable; where the loss checks its terms, an error names one that is not finite."""
+        if isinstance(self.loss, TraceVD_ELBO):
+            return self.loss.checked_terms(self.model, self.guide, *args, **kwargs).loss
+        return self.unchecked(args, kwargs)
+
+    def unchecked(self, args: tuple, kwargs: dict) -> Tensor:
+        """The loss without a host synchronisation."""
+        return self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def with_parameters(self, args: tuple, kwargs: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and the unconstrained parameters that it met, by name."""
+        capture: Any
+        with poutine.trace(param_only=True) as capture:
+            loss = self(args, kwargs)
+        met = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+        return loss, {name: value for name, value in met.items() if value.requires_grad}
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Within it the loss can be recorded: nothing is validated, and ``kl_weight`` is a tensor."""
+        loss: Any = self.loss
+        store = pyro.get_param_store()
+        tables = store._params, store._param_to_name, store._constraints
+        entries = [dict(table) for table in tables]  # a parameter that is made now would be none
+        kl_weight = getattr(loss, "kl_weight", None)
+        try:
+            if self._kl_weight is not None:
+                loss.kl_weight = self._kl_weight
+            with pyro.validation_enabled(False):
+                yield
+        finally:
+            if self._kl_weight is not None:
+                loss.kl_weight = kl_weight
+            for table, before in zip(tables, entries, strict=True):
+                table.clear()
+                table.update(before)
+
+    def inputs(self, like: Tensor) -> list[Tensor]:
+        """What the loss reads besides parameters and data, with the value it has now: ``kl_weight``, if it has one."""
+        value = getattr(self.loss, "kl_weight", None)
+        if value is None:
+            return []
+        if self._kl_weight is None:
+            self._kl_weight = torch.ones((), dtype=like.dtype, device=like.device)
+            self._value: Any = None
+        if isinstance(value, Tensor):
+            self._kl_weight.copy_(value)
+            self._value = None
+        elif value != self._value:
+            self._kl_weight.fill_(value)
+            self._value = value
+        return [self._kl_weight]
+
+    def signature(self, args: tuple, kwargs: dict) -> tuple[list[Tensor], Any]:
+        """The tensors among the arguments, and all that a recording takes as it is.
+
+        That is shapes, strides, dtypes and devices, the other arguments, the training mode and every plain attribute of
+        the modules of model and guide, and autocast.
+
+        Raises:
+            TypeError: an argument that is neither a tensor nor hashable.
+        """
+        leaves, structure = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        described = tuple(
+            (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        )
+        plain = tuple(
+            value
+            for owner in (self.loss, *self.modules())
+            for name, value in vars(owner).items()
+            if type(value) in _PLAIN and name != "_kl_weight"
+        )
+        kinds = {tensor.device.type for tensor in tensors}
+        autocast = tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))
+        key = (structure, described, plain, autocast, torch.get_default_dtype())
+        hash(key)
+        return tensors, key
+
+    def gradients(
+        self, copies: list[Tensor], number: int, standing: Standing, args: tuple, kwargs: dict, inputs: list[Tensor]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        """The loss, its data term, and its gradient to the first ``number`` of ``copies``, recorded.
+
+        ``inputs`` are put in the place of the tensors among the arguments. An ELBO without terms has its loss for
+        a data term.
+        """
+        given = iter(inputs)
+        args, kwargs = tree_map_only(Tensor, lambda _: next(given), (args, kwargs))
+        leaves = [copy.detach().requires_grad_() for copy in copies[:number]]
+        with standing([*leaves, *copies[number:]]), self.recorded():
+            if isinstance(self.loss, TraceVD_ELBO):
+                terms = self.loss.terms(self.model, self.guide, *args, **kwargs)
+                loss, data_term = terms.loss, terms.data
+            else:
+                loss = data_term = self.unchecked(args, kwargs)
+        return loss.detach(), data_term.detach(), torch.autograd.grad(loss, leaves, allow_unused=True)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module that model and guide refer to."""
+        for root in self._roots:
+            yield from root.modules()
+
+    def held(self) -> list[Tensor]:
+        """Every parameter and buffer of those modules, as it is now."""
+        return [t for m in self.modules() for own in (m._parameters, m._buffers) for t in own.values() if t is not None]
+
+
+def handlers_are_active() -> bool:
+    """Whether the caller runs under effect handlers of its own, which no recording would know of."""
+    return bool(_PYRO_STACK)
+
+
+def same_noise(tensors: Iterable[Tensor]) -> Any:
+    """A context that leaves the random numbers of PyTorch, on the devices of ``tensors``, as they were before it."""
+    devices = {tensor.device.index for tensor in tensors if tensor.is_cuda}
+    return torch.random.fork_rng(devices=list(devices))
+
+
+def all_finite(values: Iterable[Tensor]) -> Tensor:
+    """Whether every element of every floating point tensor is finite; 0-dim, no host synchronisation."""
+    # A sum of zeros unless one is not: arithmetic that vectorises, which a reduction of truth values does not.
+    # (Compilers know that a product with 0 is 0, and are wrong.)
+    zeros = torch.stack([(value - value).sum().float() for value in values if value.is_floating_point()])
+    return zeros.sum() == 0
+
+
+def agree(value: Tensor, expected: Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether two tensors are the same up to rounding: by their norms, relative, in the precision that they have."""
+    if value.dtype in (torch.float16, torch.bfloat16):
+        tolerance = max(tolerance, 0.3)
+    error = torch.linalg.vector_norm((value - expected).double())
+    return bool(error <= tolerance * torch.linalg.vector_norm(expected.double()) + 1e-12)

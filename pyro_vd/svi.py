@@ -1,0 +1,323 @@
+"""CompiledSVI: a step of stochastic variational inference as one compiled program.
+
+Model, guide, loss, gradient and optimizer run once under Pyro's handlers while ``recording.py`` notes what they do to
+tensors. That graph is compiled, and is all that later steps run.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_vd.compiling import MAX_PROGRAMS, CompiledProgram, compile_program
+from pyro_vd.evaluation import Evaluation, agree, all_finite, handlers_are_active, same_noise
+from pyro_vd.optimizers import StepOptimizer
+from pyro_vd.recording import Program
+from pyro_vd.step_program import UnrecordableOptimizer, step_program
+
+CHECK_EVERY = 100  # steps between looks at the flag of a step that was not finite, where a look waits for the device
+
+
+class CompiledSVI:
+    """``pyro.infer.SVI`` with a compiled step.
+
+    The first step runs as ``SVI`` runs it, and makes the state of the optimizer. The second does too, and is compiled
+    beside it: the compiled program is used from the third on if both agree on the same noise. The program is cached
+    for each shape, dtype and device of the arguments, training mode and plain attribute of the modules; a smaller
+    last batch is compiled once more. ``kl_weight`` and learning rates are inputs of it and may change in every step.
+    It has the random numbers of the eager step.
+
+    A step whose data term is not finite changes nothing; where only an element of the gradient is not, that element of
+    its parameter stays. No step after it changes anything until the error is raised: in that step on a CPU, within 100
+    steps on a GPU, where nothing waits for the device otherwise.
+
+    Where the program cannot be recorded or compiled, or does not agree with the eager step, a warning says why and
+    steps stay eager. It is compared with the eager loss again in steps 4, 8, 16, ..., since the values of Python
+    numbers that the model reads from elsewhere are part of the program.
+
+    Args:
+        model, guide: Pyro model and guide.
+        optim: a ``pyro.optim`` optimizer, or a callable from a list of parameters to a ``torch.optim.Optimizer``,
+            such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
+        loss: an ELBO, such as :class:`pyro_vd.TraceVD_ELBO`.
+        clip_norm: largest norm of the gradient of all parameters; for ``torch.optim`` only, ``pyro.optim`` has
+            ``clip_args``.
+        accumulate: average the gradients of that many steps before the parameters change.
+        strict: raise, instead of a warning and eager steps, where there is no compiled program.
+
+    Raises:
+        TypeError: optim or loss of another kind.
+        ValueError: an optimizer that cannot be recorded; parameters that are not those of the first step; a loss or
+            gradient that is not finite; with ``strict``, no compiled program.
+
+    Example:
+        >>> import functools, pyro, pyro_vd as vd
+        >>> from pyro_vd.guides import AutoSparseVD
+        >>> bnn = vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform())
+        >>> def model(x, y=None):
+        ...     logits = bnn(x)
+        ...     with vd.data_plate(len(x), len(x)):
+        ...         return pyro.sample("y", pyro.distributions.Categorical(logits=logits), obs=y)
+        >>> adam = functools.partial(torch.optim.Adam, lr=1e-3)
+        >>> svi = CompiledSVI(model, AutoSparseVD(model), adam, vd.TraceVD_ELBO())
+        >>> svi.step(torch.ones(5, 3), torch.zeros(5)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        optim: PyroOptim | Callable[[list[Tensor]], Optimizer],
+        loss: ELBO,
+        *,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        strict: bool = False,
+    ):
+        if not isinstance(accumulate, int) or accumulate < 1:
+            raise ValueError(f"accumulate: expected a whole number >= 1, got {accumulate!r}")
+        self.model, self.guide, self.optim, self.loss = model, guide, optim, loss
+        self.accumulate, self.strict = accumulate, strict
+        self._evaluation = Evaluation(model, guide, loss)
+        self._optimizer = StepOptimizer(optim, clip_norm)
+        self._parameters: dict[str, Tensor] = {}
+        self._failed: Tensor | None = None  # how many steps in a row were not finite; made by the first update
+        self._programs: dict[Any, CompiledProgram] = {}
+        self._known: tuple[list[Tensor], list[Any]] = ([], [])
+        self._steps = 0
+        self._eager = False
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What ``optim`` returned, for a scheduler of its learning rate; from the first step on."""
+        if isinstance(self.optim, PyroOptim) or not self._optimizer.optimizers:
+            raise AttributeError(
+                "optimizer: expected a callable optim that has been called, by the first update of the parameters"
+            )
+        return self._optimizer.optimizers[0]
+
+    def step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take a step; returns the loss it was taken from, 0-dim, nats, without waiting for the device."""
+        update = (self._steps + 1) % self.accumulate == 0
+        if self._failed is None or self._eager:
+            loss = self._eager_step(args, kwargs, update)
+        else:
+            loss = self._compiled_step(args, kwargs, update)
+        self._steps += 1
+        return loss
+
+    @torch.no_grad()
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, 0-dim, nats; nothing is changed."""
+        return self._evaluation.unchecked(args, kwargs)
+
+    def _eager_step(self, args: tuple, kwargs: dict, update: bool) -> Tensor:
+        loss, met = self._evaluation.with_parameters(args, kwargs)
+        if not self._parameters:
+            self._parameters = met
+        self._check_names(met)
+        parameters = list(self._parameters.values())
+        if loss.requires_grad:
+            self._add_gradients(loss, parameters)
+        if update:
+            try:
+                self._optimizer.update(parameters)
+            except Exception:
+                for parameter in parameters:
+                    parameter.grad = None  # nothing of this step stays for another optimizer
+                raise
+            for parameter in parameters:
+                if self.accumulate == 1:
+                    parameter.grad = None
+                elif parameter.grad is not None:
+                    parameter.grad.zero_()  # the same tensor, which programs write to
+            if self._failed is None:
+                self._failed = torch.zeros((), dtype=torch.int32, device=loss.device)
+                self._optimizer.move_counts(loss.device)
+                self._known = self._held()
+        return loss.detach()
+
+    def _add_gradients(self, loss: Tensor, parameters: list[Tensor]) -> None:
+        gradients = torch.autograd.grad(loss / self.accumulate, parameters, allow_unused=True)
+        known = [gradient for gradient in gradients if gradient is not None]
+        if not bool(all_finite([loss.detach(), *known])):
+            raise ValueError(
+                f"step {self._steps + 1}: expected a finite gradient, got one that is not, of a loss of "
+                f"{float(loss):.6g}; the parameters are those before it"
+            )
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def _compiled_step(self, args: tuple, kwargs: dict, update: bool) -> Tensor:
+        if self._follow_changes():
+            return self._eager_step(args, kwargs, update)
+        if handlers_are_active():
+            return self._give_up("the step runs under effect handlers of the caller", args, kwargs, update)
+        try:
+            tensors, key = self._evaluation.signature(args, kwargs)
+        except TypeError as error:
+            return self._give_up(f"an argument is neither a tensor nor hashable: {error}", args, kwargs, update)
+        key = key, update, self._optimizer.constants()
+        if key not in self._programs:
+            if len(self._programs) == MAX_PROGRAMS:
+                reason = (
+                    f"it has been compiled {MAX_PROGRAMS} times, and shapes, arguments that are no tensors, options of "
+                    "the optimizer or attributes of the modules are new again"
+                )
+                return self._give_up(reason, args, kwargs, update)
+            return self._first_step(key, tensors, args, kwargs, update)
+        program = self._programs[key]
+        self._read()  # puts kl_weight and learning rates where the program reads them
+        if self._steps & (self._steps - 1):
+            (loss,) = program(tensors)
+        elif (loss := self._compared_step(program, tensors, args, kwargs)) is None:
+            return self._eager_step(args, kwargs, update)
+        self._check_finite(loss, args, kwargs)
+        return loss
+
+    def _compared_step(self, program: CompiledProgram, tensors: list[Tensor], args: tuple, kwargs: dict) -> Any:
+        """A compiled step; None, and no step, where its loss is not the eager one with the same noise."""
+        expected = self._expected_loss(args, kwargs)
+        before = [tensor.detach().clone() for tensor in program.tensors]
+        noise = torch.get_rng_state()
+        (loss,) = program(tensors)
+        if not math.isfinite(loss) or agree(loss, expected):
+            return loss
+        with torch.no_grad():
+            for tensor, value in zip(program.tensors, before, strict=True):
+                tensor.copy_(value)
+        torch.set_rng_state(noise)
+        self._give_up(
+            f"the compiled loss is {loss:.6g}, the eager one {expected:.6g} with the same noise; the model reads a "
+            "Python number that has changed, or draws random numbers from elsewhere than PyTorch"
+        )
+        return None
+
+    def _first_step(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict, update: bool) -> Tensor:
+        """Compile a program, run it on copies, and take the step eagerly; keep the program if both agree."""
+        try:
+            program = compile_program(self._program(args, kwargs, update), self._read(), tensors)
+        except UnrecordableOptimizer as error:
+            raise ValueError(str(error)) from error.__cause__
+        except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
+            return self._give_up(f"{type(error).__name__}: {error}", args, kwargs, update)
+        before = [tensor.detach().clone() for tensor in program.tensors]
+        copies = [tensor.clone() for tensor in before]
+        with same_noise(tensors):
+            (loss,) = program.on(copies, tensors)
+        eager = self._eager_step(args, kwargs, update)
+        changes = [
+            (after.detach() - old, copy - old)
+            for after, copy, old in zip(program.tensors, copies, before, strict=True)
+            if old.is_floating_point()
+        ]
+        if agree(loss, eager) and all(agree(ours, theirs, 0.02) for theirs, ours in changes):
+            self._programs[key] = program
+            if eager.is_cuda:
+                program.capture(tensors)
+        else:
+            self._give_up("the compiled step is not the eager one with the same noise")
+        return eager
+
+    def _give_up(self, reason: str, *step: Any) -> Any:
+        """From now on take eager steps; take the one whose arguments are given."""
+        message = f"expected a step that can be compiled, got one that cannot: {reason}"
+        if self.strict:
+            raise ValueError(f"{message}; step with pyro.infer.SVI, or write strict=False for eager steps")
+        warnings.warn(f"{message}. Steps are eager from here on", stacklevel=4)
+        self._eager = True
+        self._programs.clear()
+        return self._eager_step(*step) if step else None
+
+    def _program(self, args: tuple, kwargs: dict, update: bool) -> Program:
+        parameters = list(self._parameters.values())
+        return step_program(
+            self._evaluation, self._optimizer, parameters, self._read(), args, kwargs, self.accumulate, update
+        )
+
+    def _read(self) -> list[Tensor]:
+        """What every program reads; the count of failures last."""
+        parameters = list(self._parameters.values())
+        sums = [p.grad for p in parameters if p.grad is not None] if self.accumulate > 1 else []
+        inputs = self._evaluation.inputs(parameters[0])
+        assert self._failed is not None
+        return [*parameters, *sums, *self._optimizer.state(), *self._optimizer.rates(), *inputs, self._failed]
+
+    def _expected_loss(self, args: tuple, kwargs: dict) -> Tensor:
+        """The eager loss with the noise that the program will have next; nothing is changed."""
+        buffers = [
+            (buffer, buffer.clone()) for module in self._evaluation.modules() for buffer in module.buffers(False)
+        ]
+        with torch.no_grad():
+            with same_noise((*self._parameters.values(),)):
+                loss = self._evaluation.unchecked(args, kwargs)
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        return loss
+
+    def _held(self) -> tuple[list[Tensor], list[Any]]:
+        """The tensors that the modules and the optimizer hold, and where those of the parameters lie."""
+        tensors = [*self._evaluation.held(), *self._optimizer.state()]
+        return tensors, [(p.dtype, p.device, p.data_ptr()) for p in self._parameters.values()]
+
+    def _follow_changes(self) -> bool:
+        """Raise where the parameters are not those of the first step; forget all programs where another is not.
+
+        Whether Pyro's store holds other tensors than before, loaded or cleared, which an eager step takes in.
+        """
+        (tensors, places), (known, known_places) = held, _ = self._held(), self._known
+        for name, now, then in zip(self._parameters, places, known_places, strict=True):
+            if now[:2] != then[:2]:
+                raise ValueError(
+                    f"parameter {name!r}: expected {then[0]} on {then[1]} as in the first step, got {now[0]} on "
+                    f"{now[1]}; make a new CompiledSVI after .to(...)"
+                )
+        store = pyro.get_param_store()
+        loaded = any(store._params.get(name) is not parameter for name, parameter in self._parameters.items())
+        same = len(tensors) == len(known) and all(a is b for a, b in zip(tensors, known, strict=True))
+        if same and places == known_places and not loaded:
+            return False
+        new = [t for t in tensors if isinstance(t, torch.nn.Parameter) and all(t is not other for other in known)]
+        if new:
+            raise ValueError(
+                f"expected the parameters of the first step, got new ones of shapes {[tuple(p.shape) for p in new]} in "
+                "the modules of model or guide; make a new CompiledSVI after changing them"
+            )
+        self._known = held
+        self._programs.clear()
+        return loaded
+
+    def _check_names(self, met: dict[str, Tensor]) -> None:
+        added = [name for name, parameter in met.items() if self._parameters.get(name) is not parameter]
+        gone = [name for name in self._parameters if name not in met]
+        if added or gone:
+            raise ValueError(
+                f"expected the parameters of the first step, got new ones {added}, and without {gone}; make a new "
+                "CompiledSVI after changing them, or step with pyro.infer.SVI where they come and go"
+            )
+
+    def _check_finite(self, loss: Tensor, args: tuple, kwargs: dict) -> None:
+        if loss.is_cuda and self._steps % CHECK_EVERY:
+            return
+        assert self._failed is not None
+        failed = int(self._failed)
+        if not failed:
+            return
+        self._failed.zero_()
+        self._evaluation(args, kwargs)  # names what is at fault, if it is so in this step
+        raise ValueError(
+            f"step {self._steps + 2 - failed}: expected a finite loss and gradient, got one that is not (a loss of "
+            f"{float(loss)} in step {self._steps + 1}); the parameters are those before it. Is a learning rate too "
+            "high?"
+        )
