@@ -1,0 +1,149 @@
+"""What Quax does with a random weight among the operands of a primitive: the tables of operations and views, registered.
+
+Importing this file has an effect: the rules become those of :class:`RandomWeight`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import quax
+from jax import Array, lax
+from jax.extend.core import jaxpr_as_fun, primitives
+from jax.typing import ArrayLike
+
+from pyro_vd.numpyro.operations import OPERATIONS
+from pyro_vd.numpyro.views import SHAPE_VIEWS, shape_view
+from pyro_vd.numpyro.weights import RandomWeight, converted, rearranged, repeated, sample, scaled, without_rule
+
+
+def _register_operation(primitive: Any) -> None:
+    build = OPERATIONS[primitive]
+
+    def on(side: int, values: tuple, params: dict[str, Any]) -> Any:
+        weight, x = values[side], values[1 - side]
+        result = None
+        if weight._repeated is None:
+            result = sample(partial(build, side=side, **params), x, weight, primitive.name)
+        return without_rule(primitive, values, params) if result is None else result
+
+    @quax.register(primitive)
+    def _(left: RandomWeight, right: ArrayLike, **params: Any):
+        return on(0, (left, right), params)
+
+    @quax.register(primitive)
+    def _(left: ArrayLike, right: RandomWeight, **params: Any):
+        return on(1, (left, right), params)
+
+
+for _primitive in OPERATIONS:
+    if _primitive is not lax.add_p:
+        _register_operation(_primitive)
+
+
+def _sum(x: Any, weight: RandomWeight) -> Array | None:
+    """``x + weight``, the weight a bias: repeated over the examples, or with size 1 where it is."""
+    if jnp.ndim(x) != weight.ndim:
+        return None
+    shape = jnp.broadcast_shapes(jnp.shape(x), weight.shape)
+    # A sum with a constant of the shape of the weight is no bias: nothing says that its rows are examples.
+    x = jnp.broadcast_to(jnp.asarray(x), shape)
+    bias = sample(partial(OPERATIONS[lax.add_p], side=1), x, weight, "add")
+    return None if bias is None else x + bias
+
+
+@quax.register(lax.add_p)
+def _(left: RandomWeight, right: ArrayLike):
+    result = _sum(right, left)
+    return without_rule(lax.add_p, (left, right), {}) if result is None else result
+
+
+@quax.register(lax.add_p)
+def _(left: ArrayLike, right: RandomWeight):
+    result = _sum(left, right)
+    return without_rule(lax.add_p, (left, right), {}) if result is None else result
+
+
+@quax.register(lax.sub_p)
+def _(left: ArrayLike, right: RandomWeight):
+    negative = scaled(right, lax.mul, jnp.asarray(-1, right.dtype))
+    result = None if negative is None else _sum(left, negative)
+    return without_rule(lax.sub_p, (left, right), {}) if result is None else result
+
+
+def _register_shape_view(primitive: Any) -> None:
+    @quax.register(primitive)
+    def _(weight: RandomWeight, *starts: ArrayLike, **params: Any):
+        parts = range(len(params["sizes"])) if primitive is lax.split_p else [None]
+        views = []
+        if weight._repeated is None:
+            views = [rearranged(weight, shape_view(primitive, starts, params, part)) for part in parts]
+        if not views or None in views:
+            return without_rule(primitive, (weight, *starts), params)
+        return views if primitive.multiple_results else views[0]
+
+
+for _primitive in SHAPE_VIEWS:
+    _register_shape_view(_primitive)
+
+
+@quax.register(lax.broadcast_in_dim_p)
+def _(weight: RandomWeight, *dynamic: ArrayLike, shape, broadcast_dimensions, sharding):
+    new = repeated(weight, tuple(shape), tuple(broadcast_dimensions))
+    params = {"shape": shape, "broadcast_dimensions": broadcast_dimensions, "sharding": sharding}
+    return without_rule(lax.broadcast_in_dim_p, (weight, *dynamic), params) if new is None else new
+
+
+@quax.register(lax.convert_element_type_p)
+def _(weight: RandomWeight, **params: Any):
+    new = converted(weight, params["new_dtype"])
+    return without_rule(lax.convert_element_type_p, (weight,), params) if new is None else new
+
+
+@quax.register(lax.mul_p)
+def _(weight: RandomWeight, factor: ArrayLike):
+    new = scaled(weight, lax.mul, factor)
+    return without_rule(lax.mul_p, (weight, factor), {}) if new is None else new
+
+
+@quax.register(lax.mul_p)
+def _(factor: ArrayLike, weight: RandomWeight):
+    new = scaled(weight, lax.mul, factor)
+    return without_rule(lax.mul_p, (factor, weight), {}) if new is None else new
+
+
+@quax.register(lax.div_p)
+def _(weight: RandomWeight, divisor: ArrayLike):
+    new = scaled(weight, lax.div, divisor)
+    return without_rule(lax.div_p, (weight, divisor), {}) if new is None else new
+
+
+@quax.register(lax.neg_p)
+def _(weight: RandomWeight):
+    return scaled(weight, lax.mul, jnp.asarray(-1, weight.dtype))
+
+
+@quax.register(primitives.jit_p)
+def _(*args: ArrayLike | RandomWeight, **params: Any):
+    """Quax's own rule compiles the body once for each weight it has not seen, and does not run it again for one it
+    has: a second use would go unnoticed. The body is evaluated in place instead."""
+    if not _random(args):
+        return primitives.jit_p.bind(*args, **params)
+    return quax.quaxify(jaxpr_as_fun(params["jaxpr"]))(*args)
+
+
+def _register_control_flow(primitive: Any) -> None:
+    # A body runs any number of times, but is traced once: one coherent draw for all of them.
+    @quax.register(primitive)
+    def _(*args: ArrayLike | RandomWeight, **params: Any):
+        return without_rule(primitive, args, params)
+
+
+for _primitive in (lax.scan_p, lax.while_p, lax.cond_p):
+    _register_control_flow(_primitive)
+
+
+def _random(values: Any) -> bool:
+    return any(isinstance(value, RandomWeight) for value in values)
