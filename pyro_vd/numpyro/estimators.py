@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,11 @@ def safe_sqrt(variance: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
 
+def at_least_single(dtype: Any) -> Any:
+    """The floating point type, float32 in place of a half precision one."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def moments(op: LinearOp, x: Array | None = None) -> tuple[Array, Array | None]:
     """Mean and variance of the output from the independent part of the weight's noise.
 
@@ -130,7 +136,7 @@ def moments(op: LinearOp, x: Array | None = None) -> tuple[Array, Array | None]:
     mean, variance = op.apply(x, op.weight.loc), op.weight.variance
     if variance is None:
         return mean, None
-    dtype = jnp.promote_types(mean.dtype, jnp.float32)
+    dtype = at_least_single(mean.dtype)
     if op.apply_variance is not None:
         return mean, op.apply_variance(x, variance.astype(dtype))
     return mean, op.apply(jnp.square(x.astype(dtype)), variance.astype(dtype))

@@ -87,11 +87,14 @@ def _gather(indices: Array, weight: WeightNoise, side: int, **params: Any) -> Li
     )
 
 
-def _add(x: Array, weight: WeightNoise, side: int, **params: Any) -> LinearOp | None:
-    """A bias, which has size 1 where it is repeated; the sum with ``x`` is left to the caller."""
+def bias(x: Array, weight: WeightNoise) -> LinearOp | None:
+    """A weight added to every example of ``x``, with size 1 where it is repeated; without ``x`` itself.
+
+    None for a whole matrix: nothing says that what it is added to holds examples.
+    """
     shape = weight.loc.shape
     if not weight.independent or (1 not in shape and len(shape) > 1):
-        return None  # a whole matrix: its sum with another is no bias
+        return None
 
     def apply(x: Array, weight: Array) -> Array:
         return jnp.broadcast_to(weight, x.shape)
@@ -118,5 +121,4 @@ OPERATIONS: dict[Any, Callable[..., LinearOp | None]] = {
     lax.dot_general_p: _dot_general,
     lax.conv_general_dilated_p: _conv,
     lax.gather_p: _gather,
-    lax.add_p: _add,
 }

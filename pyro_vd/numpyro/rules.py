@@ -1,10 +1,11 @@
-"""What Quax does with a random weight among the operands of a primitive: the tables of operations and views, registered.
+"""What Quax does with a random weight among the operands of a primitive: operations and views, registered.
 
 Importing this file has an effect: the rules become those of :class:`RandomWeight`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax import Array, lax
 from jax.extend.core import jaxpr_as_fun, primitives
 from jax.typing import ArrayLike
 
-from pyro_vd.numpyro.operations import OPERATIONS
+from pyro_vd.numpyro.operations import OPERATIONS, bias
 from pyro_vd.numpyro.views import SHAPE_VIEWS, shape_view
 from pyro_vd.numpyro.weights import RandomWeight, converted, rearranged, repeated, sample, scaled, without_rule
 
@@ -39,38 +40,34 @@ def _register_operation(primitive: Any) -> None:
 
 
 for _primitive in OPERATIONS:
-    if _primitive is not lax.add_p:
-        _register_operation(_primitive)
+    _register_operation(_primitive)
 
 
 def _sum(x: Any, weight: RandomWeight) -> Array | None:
-    """``x + weight``, the weight a bias: repeated over the examples, or with size 1 where it is."""
+    """``x + weight``, the weight a bias."""
     if jnp.ndim(x) != weight.ndim:
         return None
-    shape = jnp.broadcast_shapes(jnp.shape(x), weight.shape)
-    # A sum with a constant of the shape of the weight is no bias: nothing says that its rows are examples.
-    x = jnp.broadcast_to(jnp.asarray(x), shape)
-    bias = sample(partial(OPERATIONS[lax.add_p], side=1), x, weight, "add")
-    return None if bias is None else x + bias
+    x = jnp.broadcast_to(jnp.asarray(x), jnp.broadcast_shapes(jnp.shape(x), weight.shape))
+    sampled = sample(bias, x, weight, "add")
+    return None if sampled is None else x + sampled
 
 
-@quax.register(lax.add_p)
-def _(left: RandomWeight, right: ArrayLike):
-    result = _sum(right, left)
-    return without_rule(lax.add_p, (left, right), {}) if result is None else result
+def _difference(x: Any, weight: RandomWeight) -> Array | None:
+    return _sum(x, _negative(weight))
 
 
-@quax.register(lax.add_p)
-def _(left: ArrayLike, right: RandomWeight):
-    result = _sum(left, right)
-    return without_rule(lax.add_p, (left, right), {}) if result is None else result
+def _negative(weight: RandomWeight) -> RandomWeight:
+    new = scaled(weight, lax.mul, jnp.asarray(-1, weight.dtype))
+    assert new is not None
+    return new
 
 
-@quax.register(lax.sub_p)
-def _(left: ArrayLike, right: RandomWeight):
-    negative = scaled(right, lax.mul, jnp.asarray(-1, right.dtype))
-    result = None if negative is None else _sum(left, negative)
-    return without_rule(lax.sub_p, (left, right), {}) if result is None else result
+def _product(factor: Any, weight: RandomWeight) -> RandomWeight | None:
+    return scaled(weight, lax.mul, factor)
+
+
+def _quotient(weight: RandomWeight, divisor: Any) -> RandomWeight | None:
+    return scaled(weight, lax.div, divisor)
 
 
 def _register_shape_view(primitive: Any) -> None:
@@ -102,27 +99,31 @@ def _(weight: RandomWeight, **params: Any):
     return without_rule(lax.convert_element_type_p, (weight,), params) if new is None else new
 
 
-@quax.register(lax.mul_p)
-def _(weight: RandomWeight, factor: ArrayLike):
-    new = scaled(weight, lax.mul, factor)
-    return without_rule(lax.mul_p, (weight, factor), {}) if new is None else new
-
-
-@quax.register(lax.mul_p)
-def _(factor: ArrayLike, weight: RandomWeight):
-    new = scaled(weight, lax.mul, factor)
-    return without_rule(lax.mul_p, (factor, weight), {}) if new is None else new
-
-
-@quax.register(lax.div_p)
-def _(weight: RandomWeight, divisor: ArrayLike):
-    new = scaled(weight, lax.div, divisor)
-    return without_rule(lax.div_p, (weight, divisor), {}) if new is None else new
-
-
 @quax.register(lax.neg_p)
 def _(weight: RandomWeight):
-    return scaled(weight, lax.mul, jnp.asarray(-1, weight.dtype))
+    return _negative(weight)
+
+
+def _register_left(primitive: Any, rule: Callable[[RandomWeight, Any], Any]) -> None:
+    @quax.register(primitive)
+    def _(weight: RandomWeight, other: ArrayLike, **params: Any):
+        result = None if any(params.values()) else rule(weight, other)
+        return without_rule(primitive, (weight, other), params) if result is None else result
+
+
+def _register_right(primitive: Any, rule: Callable[[Any, RandomWeight], Any]) -> None:
+    @quax.register(primitive)
+    def _(other: ArrayLike, weight: RandomWeight, **params: Any):
+        result = None if any(params.values()) else rule(other, weight)
+        return without_rule(primitive, (other, weight), params) if result is None else result
+
+
+_register_right(lax.add_p, _sum)
+_register_left(lax.add_p, lambda weight, x: _sum(x, weight))
+_register_right(lax.sub_p, _difference)
+_register_right(lax.mul_p, _product)
+_register_left(lax.mul_p, lambda weight, factor: _product(factor, weight))
+_register_left(lax.div_p, _quotient)
 
 
 @quax.register(primitives.jit_p)

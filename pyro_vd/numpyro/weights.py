@@ -21,7 +21,7 @@ import quax
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from pyro_vd.numpyro.estimators import SAMPLERS, LinearOp, WeightNoise
+from pyro_vd.numpyro.estimators import SAMPLERS, LinearOp, WeightNoise, at_least_single
 from pyro_vd.numpyro.views import Region, compose, unit_dim_after
 
 # What the key of a site is folded with: 0 for its one coherent draw, 1, 2, ... for its uses, and this for log_probs.
@@ -30,6 +30,11 @@ _SCORED = 2**31
 # The functions of jax.numpy ask every argument for __jax_array__ there, before they refuse it. A method of that name
 # would draw the weight silently; without one their error does not say what to write.
 _ARGUMENT_CHECK = "jax._src.numpy.util"
+_OUTSIDE = (
+    "site {site!r}: expected a use of the random weight inside quax.quaxify, got {function} outside, where only @ "
+    "works; call the net through BayesianModule, or write quax.quaxify(fn)(x, weight), or shared_sites=[{site!r}] to "
+    "draw this weight once a step"
+)
 
 
 @dataclass(eq=False)
@@ -156,13 +161,15 @@ class RandomWeight(quax.ArrayValue):
     def __rmatmul__(self, other: Any) -> Array:
         return quax.quaxify(jnp.matmul)(other, self)
 
+    def _outside(self, *others: Any) -> Any:
+        raise TypeError(_OUTSIDE.format(site=self.site, function="an operator"))
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _outside
+    __pow__ = __rpow__ = __getitem__ = __iter__ = __len__ = __float__ = __bool__ = _outside
+
     def __getattr__(self, name: str) -> Any:
         if name == "__jax_array__" and sys._getframe(1).f_globals.get("__name__") == _ARGUMENT_CHECK:
-            raise TypeError(
-                f"site {self.site!r}: expected a use of the random weight inside quax.quaxify, got a function of "
-                "jax.numpy applied to it outside; call the net through BayesianModule, or write quax.quaxify(fn)(x, "
-                f"weight), or shared_sites=[{self.site!r}] to draw this weight once a step"
-            )
+            raise TypeError(_OUTSIDE.format(site=self.site, function="a function of jax.numpy"))
         raise AttributeError(f"RandomWeight has no attribute {name!r}; inside quax.quaxify it has those of an array")
 
     @staticmethod
@@ -243,7 +250,7 @@ def converted(weight: RandomWeight, dtype: Any) -> RandomWeight | None:
         return weight.astype(dtype)
 
     def wide(variance: Array) -> Array:
-        return variance.astype(jnp.promote_types(dtype, jnp.float32))
+        return variance.astype(at_least_single(dtype))
 
     noise = weight.noise
     parts = WeightNoise(

@@ -12,7 +12,7 @@ from numpyro.distributions import Normal, constraints
 from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import validate_sample
 
-from pyro_vd.numpyro.estimators import WeightNoise
+from pyro_vd.numpyro.estimators import WeightNoise, at_least_single
 from pyro_vd.numpyro.kl import kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.numpyro.posteriors.base import WeightPosterior, broadcast_parameters, check_key
 from pyro_vd.numpyro.priors import ImproperLogUniform
@@ -87,7 +87,7 @@ class DropoutNormal(WeightPosterior):
 
     @property
     def _noise_ratio(self) -> Array:
-        """``log_alpha`` in the shape it was given: one evaluation of the KL formula serves the weights that share it."""
+        """``log_alpha`` in the shape it was given: one KL serves the weights that share it."""
         if self._log_sigma2 is not None:
             return log_alpha_additive(self.loc, self._log_sigma2)
         assert self._log_alpha is not None
@@ -116,7 +116,7 @@ class DropoutNormal(WeightPosterior):
         return jnp.broadcast_to(jnp.exp(0.5 * self._log_sigma2), self.loc.shape)
 
     def noise(self) -> WeightNoise:
-        dtype = jnp.promote_types(self.loc.dtype, jnp.float32)
+        dtype = at_least_single(self.loc.dtype)
         if dtype == self.loc.dtype:
             return WeightNoise(self.loc, self.variance)
         # A standard deviation of 1e-4 has a variance that is 0 in float16.
