@@ -162,7 +162,7 @@ def _kl_dropout_normal_log_uniform(q: DropoutNormal, p: ImproperLogUniform) -> A
 
 @kl_divergence.register(Normal, ImproperLogUniform)
 def _kl_normal_log_uniform(q: Normal, p: ImproperLogUniform) -> Array:
-    return _kl_dropout_normal_log_uniform(DropoutNormal(q.loc, log_sigma2=2 * jnp.log(q.scale)), p)
+    return _kl_dropout_normal_log_uniform(DropoutNormal(jnp.asarray(q.loc), log_sigma2=2 * jnp.log(q.scale)), p)
 
 
 @kl_divergence.register(DropoutNormal, Normal)
