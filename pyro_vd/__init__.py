@@ -1,6 +1,8 @@
 """Variational dropout as Pyro models: random weights, their KL, and local reparameterization."""
 
 from pyro_vd import kl as kl
+from pyro_vd.convert import from_numpyro as from_numpyro
+from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.elbo import LossTerms as LossTerms
 from pyro_vd.elbo import TraceVD_ELBO as TraceVD_ELBO
 from pyro_vd.handlers import flipout as flipout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -215,9 +214,13 @@ class WeightGuide(AutoGuide):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         key = require_key(type(self).__name__, numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)
         seen: dict[str, Any] = {}
-        # For the shapes of the sites alone: nothing is computed but where they start.
+
+        def see() -> None:
+            with _Seed(rng_seed=key):
+                seen.update(handlers.trace(self._started()).get_trace(*args, **kwargs))
+
         with handlers.block():
-            jax.eval_shape(lambda: seen.update(handlers.trace(self._started(key)).get_trace(*args, **kwargs)))
+            jax.eval_shape(see)  # for the shapes of the sites alone: nothing is computed but where they start
         self.prototype_trace = seen
         self._prototype_frames, self._prototype_frame_full_sizes = {}, {}
         for name, site in self.prototype_trace.items():
@@ -252,20 +255,20 @@ class WeightGuide(AutoGuide):
         rest = [name for name in latent if name not in weights] if self._where is None else []
         self._order = tuple(name for name in latent if name in weights or name in rest)
         self._others = {
-            site: AutoNormal(handlers.block(self._started(key), expose=[site]), prefix=self.prefix) for site in rest
+            site: AutoNormal(handlers.block(handlers.seed(self._started(), key), expose=[site]), prefix=self.prefix)
+            for site in rest
         }
 
-    def _started(self, key: Array) -> Callable:
+    def _started(self) -> Callable:
         """The model with every latent site at its start."""
 
         def value(site: Any) -> Any:
             if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
                 return None
             with jax.ensure_compile_time_eval():
-                site["kwargs"]["rng_key"] = jax.random.fold_in(key, zlib.crc32(site["name"].encode()))
                 return self.init_loc_fn(site)
 
-        return handlers.seed(handlers.substitute(self.model, substitute_fn=value), key)
+        return handlers.substitute(self.model, substitute_fn=value)
 
     def _check_site(self, site: str, message: Any) -> None:
         """Raise where this family cannot cover a site."""
@@ -328,6 +331,14 @@ class WeightGuide(AutoGuide):
                 "write svi.get_params(svi_state)"
             )
         return params[name]
+
+
+class _Seed(handlers.seed):
+    """Keys that are values also where the values of sites are not computed."""
+
+    def process_message(self, msg: Any) -> None:
+        with jax.ensure_compile_time_eval():
+            super().process_message(msg)
 
 
 def projected(value: Array, projection: Array) -> Array:

@@ -1,5 +1,7 @@
 """Variational dropout as NumPyro models: random weights, their KL, and local reparameterization."""
 
+from pyro_vd.convert import from_numpyro as from_numpyro
+from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.numpyro import kl as kl
 from pyro_vd.numpyro.elbo import LossTerms as LossTerms
 from pyro_vd.numpyro.elbo import TraceVD_ELBO as TraceVD_ELBO

@@ -16,13 +16,17 @@ from pyro_vd.numpyro.handlers import base_distribution
 def non_finite_input(params: Mapping[str, Any], guide_trace: Any, args: tuple, kwargs: dict) -> str | None:
     """Name the first NaN or infinity among guide distributions, data arguments and parameters; None without one.
 
+    Values that are not known yet, inside jit or grad, are passed over.
+
     Args:
         params: the parameters by name.
         guide_trace: a trace of the guide.
         args, kwargs: what the step was called with.
     """
     for where, array in (*_distributions(guide_trace), *_data(args, kwargs), *_parameters(params)):
-        bad = int((~jnp.isfinite(array)).sum()) if jnp.issubdtype(array.dtype, jnp.floating) else 0
+        if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
+            continue
+        bad = int((~jnp.isfinite(array)).sum())
         if bad:
             return f"{where} holds {bad} NaN or infinite of {array.size} values"
     return None

@@ -201,7 +201,14 @@ class TraceVD_ELBO(ELBO):
         guide_trace = self._guide_trace(guide_key, params, guide, args, kwargs)
         changed = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
         replayed = substitute(replay(seed(model, model_key), guide_trace), data={**params, **changed})
-        model_trace = trace(GuideCovers(replayed, guide_trace)).get_trace(*args, **kwargs)
+        try:
+            model_trace = trace(GuideCovers(replayed, guide_trace)).get_trace(*args, **kwargs)
+        except ValueError as error:
+            # Validation of a likelihood names neither the site nor the input that is at fault.
+            reason = non_finite_input(params, guide_trace, args, kwargs)
+            if reason is None:
+                raise
+            raise ValueError(f"the model failed on non-finite input: {reason}") from error
         check_sites(model_trace, guide_trace)
         check_model_guide_match(model_trace, guide_trace)
         check_mean_field_requirement(model_trace, guide_trace)
