@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import quax
 from jax import Array, lax
-from jax.extend.core import jaxpr_as_fun, primitives
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, primitives
 from jax.typing import ArrayLike
 
 from pyro_vd.numpyro.operations import OPERATIONS, bias
@@ -126,7 +127,7 @@ _register_left(lax.mul_p, lambda weight, factor: _product(factor, weight))
 _register_left(lax.div_p, _quotient)
 
 
-@quax.register(primitives.jit_p)
+@quax.register(primitives.jit_p, precedence=1)
 def _(*args: ArrayLike | RandomWeight, **params: Any):
     """Quax's own rule compiles the body once for each weight it has not seen, and does not run it again for one it
     has: a second use would go unnoticed. The body is evaluated in place instead."""
@@ -135,9 +136,20 @@ def _(*args: ArrayLike | RandomWeight, **params: Any):
     return quax.quaxify(jaxpr_as_fun(params["jaxpr"]))(*args)
 
 
+@quax.register(primitives.remat_p)
+def _(*args: ArrayLike | RandomWeight, jaxpr: Any, prevent_cse: Any, policy: Any, **params: Any):
+    """``jax.checkpoint``: its body is run again for the gradient, where the same keys give the same noise."""
+    leaves, structure = jax.tree.flatten(args)
+
+    def body(leaves: list[Array]) -> Any:
+        return quax.quaxify(jaxpr_as_fun(ClosedJaxpr(jaxpr, ())))(*jax.tree.unflatten(structure, leaves))
+
+    return jax.checkpoint(body, prevent_cse=prevent_cse, policy=policy)(leaves)
+
+
 def _register_control_flow(primitive: Any) -> None:
     # A body runs any number of times, but is traced once: one coherent draw for all of them.
-    @quax.register(primitive)
+    @quax.register(primitive, precedence=1)
     def _(*args: ArrayLike | RandomWeight, **params: Any):
         return without_rule(primitive, args, params)
 
