@@ -87,7 +87,12 @@ def main(args: argparse.Namespace) -> dict[str, float]:
         )
 
     schedule = {"lr": recipe.lr, "lr_ratio": recipe.lr_ratio, "kl_weight": warm_up(*recipe.warm_up)}
-    train(model, guide, data, epochs=epochs, progress=progress, **schedule)
+    if args.backend == "numpyro":
+        import _numpyro_training
+
+        _numpyro_training.train(net, guide, data, epochs=epochs, seed=args.seed, progress=progress, **schedule)
+    else:
+        train(model, guide, data, epochs=epochs, progress=progress, **schedule)
     bar.close()
     return report(args, bnn, guide, data, history)
 
@@ -134,6 +139,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", default="data", help="folder of the IDX files of mnist and fashion-mnist")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--recipe", choices=RECIPES, default="fast")
+    parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro", help="what trains")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="out/sparse_mlp")

@@ -259,11 +259,11 @@ class WeightGuide(AutoGuide):
             for site in rest
         }
 
-    def _started(self) -> Callable:
-        """The model with every latent site at its start."""
+    def _started(self, other: str | None = None) -> Callable:
+        """The model with every latent site, but one that another guide starts, at its start."""
 
         def value(site: Any) -> Any:
-            if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
+            if site["type"] != "sample" or site["is_observed"] or site["value"] is not None or site["name"] == other:
                 return None
             with jax.ensure_compile_time_eval():
                 return self.init_loc_fn(site)
