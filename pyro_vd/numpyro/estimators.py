@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
+from numpyro.util import is_prng_key
 
 ESTIMATORS = ("local", "shared", "per_example", "flipout")
 
@@ -115,6 +116,17 @@ def safe_sqrt(variance: Array) -> Array:
     """
     positive = ~(variance <= 0)  # NaN stays NaN
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+
+
+def check_key(owner: str, key: Any) -> Array:
+    """The random key, or an error that names ``owner``."""
+    if is_prng_key(key):
+        return key
+    got = "None" if key is None else type(key).__name__
+    raise ValueError(
+        f"{owner}: expected rng_key to be a JAX random key, got {got}; write sample(jax.random.key(0)), or, in a model "
+        "or guide, numpyro.handlers.seed(fn, rng_seed=0)"
+    )
 
 
 def at_least_single(dtype: Any) -> Any:

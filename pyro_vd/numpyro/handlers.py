@@ -10,9 +10,8 @@ from numpyro.distributions import Distribution, Independent
 from numpyro.primitives import Messenger
 
 from pyro_vd.numpyro import rules as _rules  # noqa: F401, tells Quax what to do with a random weight
-from pyro_vd.numpyro.estimators import ESTIMATORS
+from pyro_vd.numpyro.estimators import ESTIMATORS, check_key
 from pyro_vd.numpyro.posteriors import WeightPosterior
-from pyro_vd.numpyro.posteriors.base import check_key
 from pyro_vd.numpyro.weights import RandomWeight, WeightState
 
 

@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
+
+from pyro_vd.numpyro.estimators import check_key
 
 
 class ImproperLogUniform(Distribution):
@@ -93,15 +96,18 @@ class TruncatedLogUniform(Distribution):
     reparametrized_params = ["low", "high"]
     # Not an interval: both signs. The density outside the shell is 0, so log_prob is -inf there.
     support: Any = constraints.real
+    low: Any
+    high: Any
 
     def __init__(self, low: Array | float, high: Array | float, *, validate_args: bool | None = None):
-        known = not any(isinstance(x, jax.core.Tracer) for x in (low, high))
+        known = not any(isinstance(x, Tracer) for x in (low, high))
         if known and not np.all((0 < np.asarray(low)) & (np.asarray(low) < np.asarray(high))):
             raise ValueError(
                 f"TruncatedLogUniform: expected 0 < low < high, got low={low!r}, high={high!r}; low and high are "
                 "sizes |w|, the sign is free"
             )
-        self.low, self.high = promote_shapes(low, high)
+        promoted: Any = promote_shapes(low, high)
+        self.low, self.high = promoted
         batch_shape = jnp.broadcast_shapes(jnp.shape(low), jnp.shape(high))
         super().__init__(batch_shape, validate_args=validate_args)
 
@@ -132,7 +138,7 @@ class TruncatedLogUniform(Distribution):
         return jnp.where(inside, -jnp.log(safe) - jnp.log(2 * self._log_ratio), -math.inf)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        return self.icdf(jax.random.uniform(key, (*sample_shape, *self.batch_shape)))
+        return self.icdf(jax.random.uniform(check_key("TruncatedLogUniform", key), (*sample_shape, *self.batch_shape)))
 
     def cdf(self, value: Array) -> Array:
         """P(w <= value): 1/2 between -low and low."""

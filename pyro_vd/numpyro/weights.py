@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import quax
 from jax import Array, lax
+from jax.core import ShapedArray
 from jax.tree_util import Partial
 
 from pyro_vd.numpyro.estimators import SAMPLERS, LinearOp, WeightNoise, at_least_single
@@ -141,7 +142,7 @@ class RandomWeight(quax.ArrayValue):
 
     def aval(self) -> Any:
         shape = self.noise.loc.shape if self._repeated is None else self._repeated
-        return jax.core.ShapedArray(shape, self.noise.loc.dtype)
+        return ShapedArray(shape, self.noise.loc.dtype)
 
     def materialize(self) -> Array:
         """The weight as an ordinary array: one draw, the same for every view and the rest of the trace."""
@@ -156,10 +157,12 @@ class RandomWeight(quax.ArrayValue):
         return _draw(self, _SCORED)
 
     def __matmul__(self, other: Any) -> Array:
-        return quax.quaxify(jnp.matmul)(self, other)
+        product: Any = quax.quaxify(jnp.matmul)
+        return product(self, other)
 
     def __rmatmul__(self, other: Any) -> Array:
-        return quax.quaxify(jnp.matmul)(other, self)
+        product: Any = quax.quaxify(jnp.matmul)
+        return product(other, self)
 
     def _outside(self, *others: Any, **options: Any) -> Any:
         raise TypeError(_OUTSIDE.format(site=self.site, function="an operator or a conversion"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent
-from numpyro.util import is_prng_key
+from numpyro.distributions.kl import kl_divergence
 
-from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, safe_sqrt
+from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, check_key, safe_sqrt
 
 
 class WeightPosterior(Distribution):
@@ -60,17 +61,6 @@ class WeightPosterior(Distribution):
         return self.noise().draw(check_key(type(self).__name__, key), tuple(sample_shape))
 
 
-def check_key(owner: str, key: Any) -> Array:
-    """The random key, or an error that names ``owner``."""
-    if is_prng_key(key):
-        return key
-    got = "None" if key is None else type(key).__name__
-    raise ValueError(
-        f"{owner}: expected rng_key to be a JAX random key, got {got}; write sample(jax.random.key(0)), or, in a model "
-        "or guide, numpyro.handlers.seed(fn, rng_seed=0)"
-    )
-
-
 def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple[Array, Array]:
     """``loc`` in the shape of both, and the parameter ``name`` as it came: one value may serve many weights.
 
@@ -103,6 +93,12 @@ def as_array(owner: str, name: str, value: Any, like: Array | None = None) -> Ar
     if isinstance(value, (int, float)) and like is not None:
         return jnp.asarray(value, like.dtype)
     return jnp.asarray(value)
+
+
+def register_kl(q: type, p: type) -> Callable[[Any], Any]:
+    """A decorator that makes a function the ``kl_divergence`` of NumPyro for a pair of distributions."""
+    dispatcher: Any = kl_divergence  # typed as the first of its rules
+    return dispatcher.register(q, p)
 
 
 def prior_of_weight(q: WeightPosterior, p: Independent, *known: type) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logit, xlogy
 from numpyro.distributions import Independent, Normal
-from numpyro.distributions.kl import kl_divergence
 
 from pyro_vd.numpyro.kl import kl_log_uniform
-from pyro_vd.numpyro.posteriors.base import prior_of_weight
+from pyro_vd.numpyro.posteriors.base import prior_of_weight, register_kl
 from pyro_vd.numpyro.posteriors.normal import LOG_UNIFORM_METHODS
 from pyro_vd.numpyro.posteriors.units import UnitPosterior, unit_values
 from pyro_vd.numpyro.priors import ImproperLogUniform
@@ -194,13 +195,13 @@ def check_dropout_rate(owner: str, rate: float) -> float:
     return float(rate)
 
 
-@kl_divergence.register(CorrelatedDropoutNormal, Independent)
+@register_kl(CorrelatedDropoutNormal, Independent)
 def _kl_correlated(q: CorrelatedDropoutNormal, p: Independent) -> Array:
     prior_of_weight(q, p, ImproperLogUniform)
     return jnp.broadcast_to(kl_log_uniform(q._log_alpha, q.kl), q.units).sum()
 
 
-@kl_divergence.register(BernoulliDropout, Independent)
+@register_kl(BernoulliDropout, Independent)
 def _kl_bernoulli(q: BernoulliDropout, p: Independent) -> Array:
     prior = prior_of_weight(q, p, ImproperLogUniform, Normal)
     if isinstance(prior, Normal):
@@ -208,12 +209,12 @@ def _kl_bernoulli(q: BernoulliDropout, p: Independent) -> Array:
     return jnp.zeros((), q.loc.dtype)
 
 
-@kl_divergence.register(ConcreteDropout, Independent)
+@register_kl(ConcreteDropout, Independent)
 def _kl_concrete(q: ConcreteDropout, p: Independent) -> Array:
     return _kl_binary(q, jax.nn.sigmoid(q._logit_rate), prior_of_weight(q, p, Normal))
 
 
-def _kl_binary(q: UnitPosterior, rate: Array, p: Normal) -> Array:
+def _kl_binary(q: UnitPosterior, rate: Array, p: Any) -> Array:
     """``sum ((1 - p) * (loc / (1 - p) - m)**2 + p * m**2) / (2 * variance) - sum over units of H(p)``
 
     Gal and Ghahramani 2016, appendix, and Gal, Hron, Kendall 2017, equation 4, for weights

@@ -11,7 +11,7 @@ from numpyro.distributions.kl import kl_divergence
 
 from pyro_vd.numpyro.estimators import WeightNoise
 from pyro_vd.numpyro.kl import kl_log_uniform, log_alpha_additive
-from pyro_vd.numpyro.posteriors.base import prior_of_weight
+from pyro_vd.numpyro.posteriors.base import prior_of_weight, register_kl
 from pyro_vd.numpyro.posteriors.normal import LOG_UNIFORM_METHODS, DropoutNormal
 from pyro_vd.numpyro.posteriors.units import UnitPosterior, unit_values
 from pyro_vd.numpyro.priors import ImproperLogUniform
@@ -86,7 +86,7 @@ class GroupNormal(UnitPosterior):
         return WeightNoise(self.v.loc, self.v.variance, self.unit_dim, Partial(type(self).draw_units, self))
 
 
-@kl_divergence.register(GroupNormal, Independent)
+@register_kl(GroupNormal, Independent)
 def _kl_group(q: GroupNormal, p: Independent) -> Array:
     prior_of_weight(q, p, ImproperLogUniform)
     standard = Normal(jnp.zeros_like(q.loc), 1.0, validate_args=False)

@@ -11,7 +11,13 @@ from numpyro.distributions.kl import kl_divergence
 
 from pyro_vd.numpyro.estimators import WeightNoise
 from pyro_vd.numpyro.kl import log_alpha_additive
-from pyro_vd.numpyro.posteriors.base import WeightPosterior, as_array, broadcast_parameters, prior_of_weight
+from pyro_vd.numpyro.posteriors.base import (
+    WeightPosterior,
+    as_array,
+    broadcast_parameters,
+    prior_of_weight,
+    register_kl,
+)
 from pyro_vd.numpyro.posteriors.normal import KL_METHODS, DropoutNormal
 
 
@@ -113,7 +119,7 @@ def check_rank(owner: str, rank: int, weights: int) -> None:
         raise ValueError(f"{owner}: expected a rank between 1 and the {weights} weights of the layer, got {rank}")
 
 
-@kl_divergence.register(LowRankNormal, Independent)
+@register_kl(LowRankNormal, Independent)
 def _kl_low_rank(q: LowRankNormal, p: Independent) -> Array:
     prior = prior_of_weight(q, p, Distribution)
     marginal = DropoutNormal(q.loc, log_sigma2=jnp.log(q.variance), kl=q.kl)
