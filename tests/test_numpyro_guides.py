@@ -156,7 +156,7 @@ def test_with_the_projection_in_the_optimizer_steps_are_those_of_the_pyro_side(f
         parameters = [*pair.guide.parameters(), *(p for p in pair.net.parameters() if p.dim() == 1)]
         optimizer = torch.optim.SGD(parameters, lr=0.02)
         chained = optax.chain(optax.sgd(0.02), pair.other_guide.projection())
-        state, params = chained.init(pair.params), pair.params
+        state, params = chained.init(pair.params), pair.other_guide.project(pair.params)
         bounded = 0
 
         def mean_loss(params):

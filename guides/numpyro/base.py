@@ -28,12 +28,14 @@ Where = Callable[[str], bool] | str | tuple | list | None
 Params = Mapping[str, Any]
 
 
-def init_to_net_value(site: Any) -> Array:
+def init_to_net_value(site: Any = None) -> Any:
     """Start a weight at the value its net has: a pretrained net is a warm start.
 
     A site of a hand-written model starts at its prior's median, and under the improper log-uniform
     prior, which has none, uniformly within ``1 / sqrt(fan_in)``, its last dimension taken for that of its output units.
     """
+    if site is None:  # as NumPyro's own ask for their function
+        return init_to_net_value
     parameter = site["infer"].get("net_parameter")
     if parameter is not None:
         return parameter
@@ -214,13 +216,9 @@ class WeightGuide(AutoGuide):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         key = require_key(type(self).__name__, numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)
         seen: dict[str, Any] = {}
-
-        def see() -> None:
-            with _Seed(rng_seed=key):
-                seen.update(handlers.trace(self._started()).get_trace(*args, **kwargs))
-
         with handlers.block():
-            jax.eval_shape(see)  # for the shapes of the sites alone: nothing is computed but where they start
+            # For the shapes of the sites alone: nothing is computed but where they start.
+            jax.eval_shape(lambda: seen.update(handlers.trace(self._started(key)).get_trace(*args, **kwargs)))
         self.prototype_trace = seen
         self._prototype_frames, self._prototype_frame_full_sizes = {}, {}
         for name, site in self.prototype_trace.items():
@@ -254,12 +252,12 @@ class WeightGuide(AutoGuide):
                 self._init_weight(site, jnp.asarray(latent[site]["value"]), latent[site])
         rest = [name for name in latent if name not in weights] if self._where is None else []
         self._order = tuple(name for name in latent if name in weights or name in rest)
+        options: Any = {"prefix": self.prefix, "init_loc_fn": self.init_loc_fn}
         self._others = {
-            site: AutoNormal(handlers.block(handlers.seed(self._started(), key), expose=[site]), prefix=self.prefix)
-            for site in rest
+            site: AutoNormal(handlers.block(self._started(key, site), expose=[site]), **options) for site in rest
         }
 
-    def _started(self, other: str | None = None) -> Callable:
+    def _started(self, key: Array, other: str | None = None) -> Callable:
         """The model with every latent site, but one that another guide starts, at its start."""
 
         def value(site: Any) -> Any:
@@ -268,7 +266,11 @@ class WeightGuide(AutoGuide):
             with jax.ensure_compile_time_eval():
                 return self.init_loc_fn(site)
 
-        return handlers.substitute(self.model, substitute_fn=value)
+        def seeded(*args: Any, **kwargs: Any) -> Any:
+            with _Seed(rng_seed=key):
+                return self.model(*args, **kwargs)
+
+        return handlers.substitute(seeded, substitute_fn=value)
 
     def _check_site(self, site: str, message: Any) -> None:
         """Raise where this family cannot cover a site."""
