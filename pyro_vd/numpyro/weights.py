@@ -18,12 +18,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import quax
-from jax import Array, lax
+from jax import Array
 from jax.core import ShapedArray
 from jax.tree_util import Partial
 
-from pyro_vd.numpyro.estimators import SAMPLERS, LinearOp, WeightNoise, at_least_single
-from pyro_vd.numpyro.views import Region, compose, unit_dim_after
+from pyro_vd.numpyro.estimators import SAMPLERS, LinearOp, WeightNoise
+from pyro_vd.numpyro.views import Region
 
 # What the key of a site is folded with: 0 for its one coherent draw, 1, 2, ... for its uses, and this for log_probs.
 _SCORED = 2**31
@@ -200,98 +200,6 @@ def without_rule(primitive: Any, values: Any, params: dict[str, Any]) -> Any:
     operation = primitive.name
     drawn = [_drawn(value, operation) if isinstance(value, RandomWeight) else value for value in values]
     return primitive.bind(*drawn, **params)
-
-
-def rearranged(weight: RandomWeight, view: Partial) -> RandomWeight | None:
-    """The view of the weight that takes each element from one of it; None where its noise has no such view."""
-    noise, unit_dim = weight.noise, weight.noise.unit_dim
-    if noise.draw_units is not None:
-        assert unit_dim is not None
-        unit_dim = unit_dim_after(view, noise.loc.shape, unit_dim)
-        if unit_dim is None:
-            return None
-    parts = WeightNoise(
-        view(noise.loc),
-        None if noise.variance is None else view(noise.variance),
-        unit_dim,
-        noise.draw_units,
-        None if noise.factor is None else jax.vmap(view)(noise.factor),
-    )
-    return _rewrap(weight, parts, view(weight.variance), view, weight._region.then(view))
-
-
-def scaled(weight: RandomWeight, operation: Callable[[Array, Any], Array], factor: Any) -> RandomWeight | None:
-    """``operation(weight, factor)``, a product or quotient; None where it repeats elements of the weight."""
-    shape = weight.noise.loc.shape
-    try:
-        if jnp.broadcast_shapes(shape, jnp.shape(factor)) != shape:
-            return None
-    except ValueError:
-        return None
-
-    def view(factor: Any, weight: Array) -> Array:
-        return operation(weight, factor)
-
-    times = Partial(view, factor)
-    noise = weight.noise
-    parts = WeightNoise(
-        times(noise.loc),
-        None if noise.variance is None else times(times(noise.variance)),
-        noise.unit_dim,
-        noise.draw_units,
-        None if noise.factor is None else jax.vmap(times)(noise.factor),
-    )
-    return _rewrap(weight, parts, times(times(weight.variance)), times, weight._region)
-
-
-def converted(weight: RandomWeight, dtype: Any) -> RandomWeight | None:
-    """The weight in another floating point type, its variance in float32 at least; None for integers."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return None
-
-    def view(weight: Array) -> Array:
-        return weight.astype(dtype)
-
-    def wide(variance: Array) -> Array:
-        return variance.astype(at_least_single(dtype))
-
-    noise = weight.noise
-    parts = WeightNoise(
-        view(noise.loc),
-        None if noise.variance is None else wide(noise.variance),
-        noise.unit_dim,
-        noise.draw_units,
-        None if noise.factor is None else view(noise.factor),
-    )
-    return _rewrap(weight, parts, wide(weight.variance), Partial(view), weight._region)
-
-
-def repeated(weight: RandomWeight, shape: tuple[int, ...], dims: tuple[int, ...]) -> RandomWeight | None:
-    """The weight broadcast to ``shape``, its dimensions at ``dims``: kept with size 1 where it is repeated."""
-    base = weight.noise.loc.shape
-    ones = tuple(base[dims.index(axis)] if axis in dims else 1 for axis in range(len(shape)))
-
-    def view(weight: Array) -> Array:
-        return lax.broadcast_in_dim(weight, ones, dims)
-
-    new = rearranged(weight, Partial(view))
-    if new is None or ones == shape:
-        return new
-    return _rewrap(weight, new.noise, new.variance, Partial(view), new._region, shape)
-
-
-def _rewrap(
-    weight: RandomWeight,
-    noise: WeightNoise,
-    variance: Array,
-    view: Partial,
-    region: Region,
-    repeated: tuple[int, ...] | None = None,
-) -> RandomWeight:
-    return RandomWeight(
-        noise, variance, weight.key, weight.state, origin=weight._origin, view=compose(view, weight._view),
-        region=region, repeated=weight._repeated if repeated is None else repeated,
-    )  # fmt: skip
 
 
 def _draw(weight: RandomWeight, fold: int) -> Array:
