@@ -91,7 +91,7 @@ def test_bad_input():
             numpyro.sample("z", dist.Normal(0.0, 1.0))
 
     with pytest.raises(ValueError, match=r"expected a guide without sites inside a plate, got \['z'\]"):
-        vd.posterior_predictive(KEY, {}, local_guide, local_guide, x, num_samples=1, batch_size=1)
+        vd.posterior_predictive(KEY, {}, local_guide, local_guide, jnp.ones((5, 3)), num_samples=1, batch_size=2)
 
 
 def test_variance_of_the_gradient():

@@ -7,6 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def init_to_net_value(site: Any = None) -> Any:
     prior, which has none, uniformly within ``1 / sqrt(fan_in)``, its last dimension taken for that of its output units.
     """
     if site is None:  # as NumPyro's own ask for their function
-        return init_to_net_value
+        return partial(init_to_net_value)
     parameter = site["infer"].get("net_parameter")
     if parameter is not None:
         return parameter
@@ -253,9 +254,13 @@ class WeightGuide(AutoGuide):
         rest = [name for name in latent if name not in weights] if self._where is None else []
         self._order = tuple(name for name in latent if name in weights or name in rest)
         options: Any = {"prefix": self.prefix, "init_loc_fn": self.init_loc_fn}
-        self._others = {
-            site: AutoNormal(handlers.block(self._started(key, site), expose=[site]), **options) for site in rest
-        }
+        self._others = {site: AutoNormal(self._alone(key, site), **options) for site in rest}
+
+    def _alone(self, key: Array, site: str) -> Callable:
+        """The model with its plates and this one site alone, for the guide of it."""
+        return handlers.block(
+            self._started(key, site), hide_fn=lambda msg: msg["type"] != "plate" and msg.get("name") != site
+        )
 
     def _started(self, key: Array, other: str | None = None) -> Callable:
         """The model with every latent site, but one that another guide starts, at its start."""
