@@ -116,6 +116,18 @@ def time_against_size(curves: dict[str, dict[str, tuple[list[float], list[float]
     _save(figure, path)
 
 
+def loss_of_backends(curves: dict[str, list[list[float]]], path: Path) -> None:
+    """Negative ELBO per example against the epoch, one thin line a seed, one colour a backend."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, losses), (color, style) in zip(curves.items(), (("tab:blue", "-"), ("tab:orange", "--")), strict=True):
+        for i, loss in enumerate(losses):
+            axis.plot(range(1, len(loss) + 1), loss, style, color=color, linewidth=0.8, label=None if i else name)
+    axis.set(xlabel="epoch", ylabel="negative ELBO (nats per example)", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -89,7 +89,12 @@ def main(args: argparse.Namespace) -> dict[str, float]:
 
     schedule = {"lr": recipe.lr, "lr_ratio": recipe.lr_ratio, "kl_weight": warm_up(*recipe.warm_up)}
     start = time.perf_counter()
-    train(model, guide, data, epochs=epochs, progress=progress, compiled=not args.eager, **schedule)
+    if args.backend == "numpyro":
+        import _numpyro_training
+
+        _numpyro_training.train(net, guide, data, epochs=epochs, seed=args.seed, progress=progress, **schedule)
+    else:
+        train(model, guide, data, epochs=epochs, progress=progress, compiled=not args.eager, **schedule)
     bar.close()
     print(f"training took {time.perf_counter() - start:.0f} s")
     return report(args, bnn, guide, data, history)
@@ -137,6 +142,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", default="data", help="folder of the IDX files of mnist and fashion-mnist")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--recipe", choices=RECIPES, default="fast")
+    parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro", help="what trains")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--eager", action="store_true", help="no compiled steps")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,6 +2,8 @@
 
 from pyro_vd import kl as kl
 from pyro_vd.compiled_loss import compile_loss as compile_loss
+from pyro_vd.convert import from_numpyro as from_numpyro
+from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.elbo import LossTerms as LossTerms
 from pyro_vd.elbo import TraceVD_ELBO as TraceVD_ELBO
 from pyro_vd.estimators import LinearOp as LinearOp

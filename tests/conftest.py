@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pyro
 import pytest
 import torch
+
+# The tests of the NumPyro side compile hundreds of small programs and run each once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +27,11 @@ def _fresh_pyro():
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+
+
+@pytest.fixture
+def x64():
+    """JAX in double precision, and no silent promotion of one type to another."""
+    jax = pytest.importorskip("jax")
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        yield

@@ -88,6 +88,18 @@ def leaves(tree: object) -> list:
     return [tree] if children is None else [leaf for child in children for leaf in leaves(child)]
 
 
+def check_compare_backends(output: str, out: Path) -> None:
+    result = json.loads((out / "result.json").read_text())
+    for backend in ("pyro", "numpyro"):
+        (run,) = result["runs"][backend]
+        assert len(run["loss"]) == 2 and run["loss"][-1] < run["loss"][0]
+        assert 0 <= run["sparsity"] < 100 and math.isfinite(run["NLL"]) and run["peak memory"] > 100
+    assert set(result["step_ms"]) == {"Pyro", "NumPyro", "JAX by hand"}
+    assert (out / "backends.png").read_bytes().startswith(PNG)
+    assert re.search(r"^mean loss curves: .* % apart", output, re.MULTILINE)
+    assert re.search(r"^step, NumPyro .*x$", output, re.MULTILINE)
+
+
 # file name: (arguments, "{out}" stands for an empty folder; check of standard output and that folder)
 QUIET = ["--quiet", "--out", "{out}"]
 BENCHMARKED = [
@@ -105,6 +117,10 @@ TABLE = {
         ["--net", "mlp", "--widths", "8", "16", "--depths", "--batches", "--programs", *BENCHMARKED, *SMALL],
         check_benchmark,
     ),
+    "compare_backends.py": (
+        ["--epochs", "2", "--seeds", "1", "--hidden", "8", "--rounds", "2", *QUIET],
+        check_compare_backends,
+    ),
     "dropout_families.py": (["--epochs", "1", "--seeds", "1", "--widths", "8", *QUIET], check_dropout_families),
     "gradient_variance.py": (
         ["--epochs", "1", "--batch", "10", "--draws", "4", "--largest-batch", "20", *QUIET],
@@ -112,7 +128,7 @@ TABLE = {
     ),
     "mini_vd.py": (["--steps", "20"], check_mini_vd),
     "random_labels.py": (["--epochs", "2", "--examples", "100", *QUIET], check_random_labels),
-    "sparse_mlp.py": (["--epochs", "2", "--device", "cpu", *QUIET], check_sparse_mlp),
+    "sparse_mlp.py": (["--epochs", "2", "--eager", "--device", "cpu", *QUIET], check_sparse_mlp),
 }
 
 
@@ -140,6 +156,14 @@ def test_example(name, tmp_path):
     assert "nan" not in done.stdout.lower()
     check(done.stdout, out)
     assert not list(folder.iterdir()), "an example writes to --out only"
+
+
+def test_sparse_mlp_trains_on_numpyro(tmp_path):
+    out = tmp_path / "out"
+    done = run("sparse_mlp.py", ["--epochs", "2", "--backend", "numpyro", "--quiet", "--out", str(out)], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_sparse_mlp(done.stdout, out)
+    assert json.loads((out / "result.json").read_text())["error_mean_network"] < 80  # of ten classes: it learned
 
 
 def test_missing_data_stops_with_one_sentence(tmp_path):

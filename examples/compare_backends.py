@@ -1,0 +1,155 @@
+"""Sparse variational dropout on Pyro and on NumPyro: same data, net, initial values, recipe and seeds.
+
+    python examples/compare_backends.py                    # digits, 5 seeds a side
+    python examples/compare_backends.py --seeds 1 --epochs 20
+
+Each run is a process of its own. Reports, per backend, error after pruning, sparsity, held-out negative log-likelihood,
+time to a target error, peak memory; how far the loss curves are apart; and the time of a training step, beside that
+of a step written by hand in JAX. Draws the loss curves. Writes both and the numbers to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+from tqdm import tqdm
+
+BACKENDS = ("pyro", "numpyro")
+THRESHOLD = 3.0
+COMPARED = ("error", "sparsity", "NLL")
+MEASURES = {"error": "%", "sparsity": "%", "NLL": "nats", "seconds to target": "s", "peak memory": "MB"}
+
+
+def run(backend: str, args: argparse.Namespace, seed: int) -> dict:
+    """Train one net on one backend; its curves and what it reached."""
+    import _data
+    import _training
+    import pyro
+    import torch
+    from sparse_mlp import RECIPES
+
+    import pyro_vd as vd
+    from pyro_vd.guides import AutoSparseVD
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    recipe = RECIPES["fast"][args.dataset]
+    data = _data.load(args.dataset, args.data_dir)
+    data = data.standardized() if recipe.standardize else data
+    net = _training.mlp([data.x_train.shape[1], *args.hidden, 10], std=recipe.std)
+    bnn = vd.BayesianModule(net, prior=vd.ImproperLogUniform())
+    model = _training.classifier(bnn, len(data.x_train))
+    guide = AutoSparseVD(model)
+    epochs = args.epochs or recipe.epochs
+    curve: list[tuple[float, float, float]] = []
+    clock = [0.0, time.perf_counter()]
+
+    def progress(epoch: int, elbo: vd.TraceVD_ELBO) -> None:
+        clock[0] += time.perf_counter() - clock[1]  # training alone, compilation included
+        with torch.no_grad():
+            loss = elbo.terms(model, guide, data.x_train[:1000], data.y_train[:1000]).negative_elbo.item()
+        error = _training.error(vd.prune(bnn, guide, THRESHOLD), data.x_test, data.y_test)
+        curve.append((clock[0], loss / len(data.x_train), error))
+        if epoch + 1 >= recipe.zero_from * epochs:
+            guide.zero_above = recipe.zero_above
+        clock[1] = time.perf_counter()
+
+    options: dict = {"epochs": epochs, "lr": recipe.lr, "lr_ratio": recipe.lr_ratio, "progress": progress}
+    options["kl_weight"] = _training.warm_up(*recipe.warm_up)
+    program = None
+    if backend == "numpyro":
+        import _numpyro_training
+
+        program = _numpyro_training.train(net, guide, data, seed=seed, **options)
+    else:
+        _training.train(model, guide, data, **options)
+    seconds, losses, errors = zip(*curve, strict=True)
+    reached = [at for at, error in zip(seconds, errors, strict=True) if error <= args.target]
+    return {
+        "loss": losses,
+        "seconds": seconds,
+        "error": errors[-1],
+        "sparsity": 100 * vd.sparsity_report(guide, THRESHOLD).sparsity,
+        "NLL": _numpyro_training.nll(program, data, seed) if program else nll(bnn, guide, data),
+        "seconds to target": reached[0] if reached else None,
+        "peak memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def nll(bnn, guide, data) -> float:
+    """Held-out negative log-likelihood of 20 posterior samples, nats per example."""
+    import pyro
+    import torch
+
+    import pyro_vd as vd
+
+    draws = vd.posterior_predictive(lambda x: pyro.deterministic("logits", bnn(x)), guide, data.x_test, num_samples=20)
+    log_probs = draws["logits"].log_softmax(-1).logsumexp(0) - math.log(20)
+    return torch.nn.functional.nll_loss(log_probs, data.y_test).item()
+
+
+def table(runs: dict[str, list[dict]]) -> str:
+    """Means over seeds and their standard errors, and how many of these two backends are apart."""
+    lines = [f"{'':<20}" + "".join(f"{backend:>24}" for backend in BACKENDS) + f"{'standard errors apart':>24}"]
+    for measure, unit in MEASURES.items():
+        means, errors, cells = [], [], ""
+        for backend in BACKENDS:
+            values = [r[measure] for r in runs[backend] if r[measure] is not None]
+            means.append(mean(values or [0.0]))
+            errors.append(stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
+            cells += f"{f'{means[-1]:.4g} +- {errors[-1]:.2g} {unit}' if values else 'not reached':>24}"
+        apart = abs(means[0] - means[1]) / math.hypot(*errors) if any(errors) else 0.0
+        lines.append(f"{measure:<20}{cells}" + (f"{apart:>24.2f}" if measure in COMPARED else ""))
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> dict:
+    import _figures
+    import _step_times
+
+    runs: dict[str, list[dict]] = {backend: [] for backend in BACKENDS}
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
+        times = alone.submit(_step_times.measured, args.dataset, args.data_dir, args.hidden, args.rounds).result()
+        for seed in tqdm(range(args.seeds), unit="seed", disable=args.quiet):
+            for backend in BACKENDS:
+                runs[backend].append(alone.submit(run, backend, args, seed).result())
+    print(table(runs))
+    curves = {backend: np.mean([r["loss"] for r in runs[backend]], 0) for backend in BACKENDS}
+    apart = np.abs(curves["numpyro"] / curves["pyro"] - 1)
+    print(f"mean loss curves: {100 * apart.mean():.2f} % apart on average, {100 * apart[-1]:.2f} % at the end")
+    for name, milliseconds in times.items():
+        print(f"step, {name:<22}{milliseconds:8.3f} ms {milliseconds / times['JAX by hand']:6.2f}x")
+    out = Path(args.out)
+    _figures.loss_of_backends({b: [r["loss"] for r in runs[b]] for b in BACKENDS}, out / "backends.png")
+    result = {"arguments": vars(args), "runs": runs, "step_ms": times}
+    (out / "result.json").write_text(json.dumps(result, indent=1))
+    print(f"backends.png and result.json are in {out}/")
+    return result
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=("digits", "mnist", "fashion-mnist"), default="digits")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--hidden", type=int, nargs="*", default=[300, 100])
+    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--target", type=float, default=4.0, help="error after pruning, in percent")
+    parser.add_argument("--rounds", type=int, default=15, help="of 20 training steps each")
+    parser.add_argument("--out", default="out/compare_backends")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(arguments())

@@ -1,0 +1,98 @@
+"""What a pair of model and guide must be, checked site by site, and the key of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from numpyro.primitives import Messenger
+from numpyro.util import is_prng_key
+
+from pyro_vd.numpyro.handlers import base_distribution
+
+
+class GuideCovers(Messenger):
+    """Stops the model at a latent site that the guide does not have, before its prior is drawn."""
+
+    def __init__(self, fn: Any, guide_trace: Any):
+        super().__init__(fn)
+        self.guide_trace = guide_trace
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or msg["is_observed"] or msg["name"] in self.guide_trace:
+            return
+        if msg["value"] is None:
+            raise ValueError(
+                f"site {msg['name']!r}: expected a guide that samples every latent site of the model, got one that "
+                f"samples {_latent_names(self.guide_trace)}; add numpyro.sample({msg['name']!r}, ...) to the guide, or "
+                "obs= to the model"
+            )
+
+
+def check_sites(model_trace: Any, guide_trace: Any) -> None:
+    """Raise for a site of the guide that is not reparameterised, or that the model does not have."""
+    for name, site in latent_sites(guide_trace):
+        if not base_distribution(site["fn"]).has_rsample:
+            raise NotImplementedError(
+                f"site {name!r}: expected a reparameterised guide distribution, got {describe(site['fn'])}: all "
+                "distributions in the guide must be fully reparameterized; use numpyro.infer.TraceGraph_ELBO for this "
+                "guide"
+            )
+        if name not in model_trace and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"site {name!r}: expected a guide with the sites of the model, {_latent_names(model_trace)}, got one "
+                'more; remove it, or mark it infer={"is_auxiliary": True}'
+            )
+
+
+def check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
+    """Raise where model and guide scale a latent site differently."""
+    model_scale, guide_scale = (1.0 if scale is None else scale for scale in (model_scale, guide_scale))
+    if any(isinstance(scale, jax.core.Tracer) for scale in (model_scale, guide_scale)):
+        return  # their values are not known before the step runs
+    if not math.isclose(float(model_scale), float(guide_scale), rel_tol=1e-6):
+        raise ValueError(
+            f"site {name!r}: expected the same scale in model and guide, got {model_scale} and {guide_scale}: an "
+            "analytic KL has one scale, so the model's would be ignored. To anneal the KL write "
+            "TraceVD_ELBO(kl_weight=...)"
+        )
+
+
+def check_finite_number(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a number >= 0, or an array of no dimensions (whose value may not be known yet)."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        if value.ndim != 0:
+            raise ValueError(f"{name}: expected a number or a 0-dim array, got shape {tuple(value.shape)}")
+        if isinstance(value, jax.core.Tracer):
+            return
+        value = float(value)
+    if not (isinstance(value, (int, float, np.number)) and 0 <= value < math.inf):
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+
+
+def require_key(owner: str, rng_key: Any) -> Array:
+    """The key, or an error that says how to make one."""
+    if rng_key is None or not is_prng_key(rng_key):
+        raise ValueError(
+            f"{owner}: expected a random key, got {'none' if rng_key is None else type(rng_key).__name__}; write "
+            "jax.random.key(0) where it takes rng_key, or numpyro.handlers.seed(model, rng_seed=0)(...) around a model"
+        )
+    return rng_key
+
+
+def latent_sites(trace: Any) -> list[tuple[str, Any]]:
+    """Name and message of every sample site that is not observed."""
+    return [(name, site) for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]]
+
+
+def _latent_names(trace: Any) -> list[str]:
+    return [name for name, site in latent_sites(trace) if not site["infer"].get("is_auxiliary")]
+
+
+def describe(fn: Any) -> str:
+    """Class name of a distribution, with its ``to_event``."""
+    inner: Any = base_distribution(fn)
+    return type(inner).__name__ + (f".to_event({fn.event_dim - inner.event_dim})" if inner is not fn else "")

@@ -1,0 +1,225 @@
+"""BayesianModule: any flax or equinox net as a NumPyro model, and data_plate, which scales the likelihood."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import quax
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import Distribution
+from numpyro.primitives import mutable
+
+from pyro_vd.numpyro.checks import require_key
+from pyro_vd.numpyro.nets import WEIGHT_LEAVES, Net, adapt, unit_dims
+
+Where = Callable[[str, Any], bool] | type | str | tuple | list | None
+Prior = Distribution | Mapping[str, Distribution] | Callable[[str, Array], Distribution]
+
+
+class BayesianModule:
+    """An unmodified flax or equinox net whose chosen parameters are sample sites of a NumPyro model.
+
+    Calling it samples the chosen parameters, registers the others with NumPyro as deterministic parameters, and
+    calls ``net`` with both. The net itself is not changed: its own values of the chosen parameters stay
+    where they are, and are where a guide of :mod:`pyro_vd.guides.numpyro` starts. What a call changes (BatchNorm's
+    averages) is a ``numpyro.mutable`` site, ``f"{name}.state"``; an update that is not finite is not kept.
+
+    Args:
+        net: a flax.linen module, bound to its variables (``net.bind(net.init(rng_key, x))``) or not: one that is not
+            is initialised at its first call, from the key of the model. A flax.nnx module. An equinox module, or the
+            pair of ``eqx.nn.make_with_state``: written for one example, its positional arguments are mapped over
+            their first axis (``axis_name="batch"``).
+        prior: a distribution for every weight, expanded to the shape of each parameter; or a mapping from
+            parameter name or pattern (``"Dense_0.*"``, first match) to distributions; or a callable
+            ``(parameter_name, parameter) -> distribution``.
+        name: prefix of the sites, ``f"{name}.{parameter_name}"``.
+        where: which parameters are random. None: ``kernel`` or ``weight`` of Dense (linen), Linear (nnx, equinox) and
+            Conv. A layer type, or several: the weight of those. A parameter name or pattern, or several. A callable
+            ``(parameter_name, layer) -> bool``, with linen the type of the layer.
+
+    Attributes:
+        weight_names: names of the random parameters, in parameter order; tied ones once. With linen, from the first
+            call on.
+
+    Raises:
+        ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior; use
+            inside a plate; no random key; a net with a state but without the state it was trained to.
+
+    Example:
+        >>> import equinox as eqx, jax, numpyro
+        >>> net = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+        >>> bnn = BayesianModule(net, prior=numpyro.distributions.Normal(0.0, 1.0))
+        >>> bnn.weight_names, numpyro.handlers.seed(bnn, rng_seed=0)(jax.numpy.ones((5, 3))).shape
+        (('weight',), (5, 2))
+    """
+
+    def __init__(self, net: Any, prior: Prior, name: str = "net", where: Where = None):
+        self.adapted: Net = adapt(net)
+        self.name = name
+        self._prior, self._where = prior, where
+        self.priors: dict[str, Distribution] = {}
+        if self.adapted.owners:
+            self._choose()
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        if not self.priors:
+            raise ValueError(
+                f"BayesianModule {self.name!r}: expected a linen net that was called once, got a new one, whose layers "
+                "are not known; call the model or guide first"
+            )
+        return tuple(self.priors)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.adapted.prepare(args, kwargs)
+        if not self.priors:
+            self._choose()
+        trained = False
+        values: dict[str, Any] = {}
+        for parameter_name, parameter in self.adapted.parameters.items():
+            if parameter_name in self.priors:
+                values[parameter_name] = self._sample(parameter_name, parameter)
+            else:
+                site = f"{self.name}.{parameter_name}"
+                stored = numpyro.param(site) if numpyro.primitives._PYRO_STACK else None
+                trained = trained or stored is not None
+                values[parameter_name] = numpyro.param(site, parameter) if stored is None else stored
+        holder = self._holder(trained)
+        state = self.adapted.state if holder is None else holder["values"]
+
+        def run(values: dict[str, Any], state: Any) -> tuple[Any, Any]:
+            return self.adapted.call(values, state, args, kwargs)
+
+        output, new = quax.quaxify(run)(values, state)
+        if holder is not None:
+            holder["values"] = _kept_finite(jax.lax.stop_gradient(new), state)
+        return output
+
+    def site(self, parameter_name: str) -> str:
+        """The sample site of a random parameter."""
+        return f"{self.name}.{parameter_name}"
+
+    def _choose(self) -> None:
+        parameters = self.adapted.parameters
+        for weight in _chosen(self.adapted, self._where):
+            self.priors[weight] = _prior_for(self._prior, weight, parameters[weight])
+
+    def _sample(self, parameter_name: str, parameter: Array) -> Any:
+        site = self.site(parameter_name)
+        prior = self.priors[parameter_name].expand(parameter.shape).to_event(parameter.ndim)
+        # Where a guide starts, and where the units of the weight lie.
+        infer = {"net_parameter": parameter, "unit_dims": unit_dims(parameter_name, parameter)}
+        try:
+            value: Any = numpyro.sample(site, prior, infer=infer)
+        except AssertionError:
+            # NumPyro's distributions assert that they have a key.
+            require_key(f"site {site!r}", numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)
+            raise
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"site {site!r}: expected a weight of shape {tuple(parameter.shape)}, got {tuple(value.shape)}: the "
+                "net was called inside a plate, which repeats its weights and scales its KL; call it before the "
+                "plate, and put only the likelihood inside"
+            )
+        return value
+
+    def _holder(self, trained: bool) -> dict[str, Any] | None:
+        """The mutable site of the state, None for a net without one."""
+        if not jax.tree.leaves(self.adapted.state):
+            return None
+        site = f"{self.name}.state"
+        if trained and mutable(site) is None:
+            raise ValueError(
+                f"site {site!r}: expected the state of the net beside its parameters, got parameters only; write "
+                "params={**svi.get_params(svi_state), **svi_state.mutable_state}"
+            )
+        return mutable(site, {"values": self.adapted.state})
+
+
+def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int | None = None) -> numpyro.plate:
+    """A plate over a minibatch that scales its log likelihood by ``dataset_size / batch_size``.
+
+    As ``numpyro.plate(name, dataset_size, subsample_size=batch_size)``, without the permutation of all
+    indices that the latter draws each time: the loader has chosen the batch already.
+
+    Args:
+        dataset_size: number of examples in the data set.
+        batch_size: number of examples in this batch.
+        name: name of the plate.
+        dim: batch dimension of the plate, negative; the rightmost free one if not given.
+
+    Raises:
+        ValueError: unless ``1 <= batch_size <= dataset_size``.
+
+    Example:
+        >>> with data_plate(60000, 100) as index:
+        ...     len(index)
+        100
+    """
+    if not 1 <= batch_size <= dataset_size:
+        raise ValueError(
+            f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
+            f"dataset_size={dataset_size}; dataset_size is the number of training examples (to predict on more than "
+            "those at once, pass batch_size= to posterior_predictive)"
+        )
+    with handlers.substitute(data={name: jnp.arange(batch_size)}):
+        return numpyro.plate(name, dataset_size, subsample_size=batch_size, dim=dim)
+
+
+def _chosen(net: Net, where: Where) -> list[str]:
+    parameters, owners = list(net.parameters), net.owners
+    several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
+    if where is None:
+        several = list(net.default_layers)
+    if several and all(isinstance(one, type) for one in several):
+        types = tuple(several)
+        weights = [n for n in parameters if n.rpartition(".")[2] in WEIGHT_LEAVES]
+        chosen = [n for n in weights if _is_layer(owners[n], types)]
+    elif several and all(isinstance(one, str) for one in several):
+        unmatched = [pattern for pattern in several if not fnmatch.filter(parameters, pattern)]
+        if unmatched:
+            raise ValueError(f"where: expected parameter names or patterns of {parameters}, got {unmatched}")
+        chosen = [n for n in parameters if any(fnmatch.fnmatchcase(n, pattern) for pattern in several)]
+    elif len(several) == 1 and callable(several[0]):
+        chosen = [n for n in parameters if several[0](n, owners[n])]
+    else:
+        raise TypeError(f"where: expected layer types, parameter names or one callable, got {where!r}")
+    if not chosen:
+        raise ValueError(
+            f"where: expected at least one parameter to be random, got none of {parameters}; choose with "
+            f"where={net.default_layers[0].__name__}, where={parameters[:1]} or where=lambda name, layer: ..."
+        )
+    return chosen
+
+
+def _is_layer(owner: Any, types: tuple) -> bool:
+    return issubclass(owner, types) if isinstance(owner, type) else isinstance(owner, types)
+
+
+def _prior_for(prior: Prior, name: str, parameter: Array) -> Distribution:
+    if isinstance(prior, Mapping):
+        found = next((p for pattern, p in prior.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        if found is None:
+            raise ValueError(f"prior: expected a prior for parameter {name!r}, got priors for {list(prior)} only")
+    elif isinstance(prior, Distribution):
+        found = prior
+    else:
+        found = prior(name, parameter)
+    if not isinstance(found, Distribution):
+        raise TypeError(f"prior: expected a NumPyro distribution for parameter {name!r}, got {type(found).__name__}")
+    return found
+
+
+def _kept_finite(new: Any, old: Any) -> Any:
+    """The new state, or the old one where the new is not finite: all or nothing."""
+    floating = [jnp.isfinite(a).all() for a in jax.tree.leaves(new) if jnp.issubdtype(a.dtype, jnp.floating)]
+    if not floating:
+        return new
+    keep = jnp.stack(floating).all()
+    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)

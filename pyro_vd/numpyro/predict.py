@@ -1,0 +1,148 @@
+"""Posterior predictive, one weight draw in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.handlers import replay, seed, substitute, trace
+
+from pyro_vd.numpyro.batches import is_array, number_of_examples, take_examples
+from pyro_vd.numpyro.checks import latent_sites, require_key
+from pyro_vd.numpyro.handlers import lrt, posterior_mean
+
+MODES = ("weights", "local", "mean")
+
+
+def posterior_predictive(
+    rng_key: Array,
+    params: Mapping[str, Any],
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    num_samples: int,
+    mode: str = "weights",
+    batch_size: int | None = None,
+    return_sites: Collection[str] = (),
+    **kwargs: Any,
+) -> dict[str, Array]:
+    """Draws from the posterior predictive distribution of a model, as ``numpyro.infer.Predictive`` gives them.
+
+    Args:
+        rng_key: a random key.
+        params: parameters of model and guide, as ``svi.get_params`` returns them; for a net with a state together
+            with ``svi_state.mutable_state``.
+        model, guide: NumPyro model and guide. The model is called without its observed data (leave ``y`` out).
+        *args, **kwargs: their arguments.
+        num_samples: number of draws.
+        mode: "weights": each draw is one function, its weights drawn once (use it for joint
+            predictions, function plots, disagreement). "local": noise of its own for every output element, as in
+            training; two nearly equal inputs come out unrelated. "mean": the posterior mean of every guide
+            site, the mean network.
+        batch_size: run this many examples at a time. Arrays among the arguments whose first axis is as long
+            as that of the first one are cut along it. In modes "weights" and "mean" a draw stays the
+            same draw over the pieces.
+        return_sites: names of the sites to return; if empty, all but the guide's.
+
+    Returns:
+        ``{site: values}``, shape ``(num_samples, *shape of the site)``. Memory grows with the outputs
+        alone: one draw of the weights is held at a time.
+
+    Raises:
+        ValueError: unknown mode; num_samples or batch_size < 1; batch_size with nothing to cut, or with
+            a guide that has sites inside a plate; no random key.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> def model(x):
+        ...     w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+        ...     return numpyro.sample("y", dist.Normal(x * w, 1.0).to_event(1))
+        >>> def guide(x):
+        ...     numpyro.sample("w", dist.Normal(2.0, 0.1))
+        >>> posterior_predictive(jax.random.key(0), {}, model, guide, jnp.ones(5), num_samples=3)["y"].shape
+        (3, 5)
+    """
+    require_key("posterior_predictive", rng_key)
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    params = dict(params)
+    guide = {"weights": lambda fn: fn, "local": lrt, "mean": posterior_mean}[mode](guide)
+    chunks, lengths = [(args, kwargs)], [0]
+    if batch_size is not None:
+        bounds = _bounds(number_of_examples(args, kwargs), batch_size)
+        chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(bounds)]
+        lengths = [number_of_examples(*chunk) for chunk in chunks]
+    first = trace(substitute(seed(guide, rng_key), data=params)).get_trace(*args, **kwargs)
+    latent = dict(latent_sites(first))
+    if mode != "local" and len(chunks) > 1:
+        local = [name for name, site in latent.items() if site["cond_indep_stack"]]
+        if local:
+            raise ValueError(
+                f"batch_size: expected a guide without sites inside a plate, got {local}, which cannot be cut; call "
+                "posterior_predictive once for each piece of the data instead"
+            )
+
+    def draw(key: Array, args: tuple, kwargs: dict) -> dict[str, Any]:
+        drawn = trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
+        return {name: site["value"] for name, site in latent_sites(drawn)}
+
+    def run(key: Array, drawn: dict[str, Any] | None, args: tuple, kwargs: dict) -> dict[str, Any]:
+        guide_key, model_key = jax.random.split(key)
+        drawn = draw(guide_key, args, kwargs) if drawn is None else drawn
+        values = {name: {**latent[name], "value": value} for name, value in drawn.items()}
+        ran = trace(substitute(replay(seed(model, model_key), values), data=params)).get_trace(*args, **kwargs)
+        sites = {name: site for name, site in ran.items() if site["type"] in ("sample", "deterministic")}
+        wanted = [name for name in sites if (name in return_sites if return_sites else name not in first)]
+        return {name: sites[name]["value"] for name in wanted}
+
+    drawer, runner = _compiled(draw), _compiled(run)
+    samples: list[dict[str, Array]] = []
+    for key in jax.random.split(rng_key, num_samples):
+        draw_key, *keys = jax.random.split(key, 1 + len(chunks))
+        drawn = None if mode == "local" else drawer(draw_key, args, kwargs)
+        pieces = [runner(key, drawn, *chunk) for key, chunk in zip(keys, chunks, strict=True)]
+        samples.append({name: _join([piece[name] for piece in pieces], lengths) for name in pieces[0]})
+    return {name: jnp.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _compiled(function: Callable) -> Callable:
+    """``function`` under jit, whatever is no array among its arguments taken as it is."""
+    compiled: dict[Any, Callable] = {}
+
+    def call(*arguments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arguments)
+        arrays = [leaf for leaf in leaves if is_array(leaf)]
+
+        def with_arrays(arrays: list) -> Any:
+            rest = iter(arrays)
+            return function(*jax.tree.unflatten(tree, [next(rest) if is_array(leaf) else leaf for leaf in leaves]))
+
+        if tree not in compiled:  # the other leaves are the same in every call of posterior_predictive
+            compiled[tree] = jax.jit(with_arrays)
+        return compiled[tree](arrays)
+
+    return call
+
+
+def _bounds(number: int, batch_size: int) -> list[int]:
+    """Where to cut. Pieces of two lengths tell a site along the examples from one that is as long as a piece."""
+    bounds = [*range(0, number, batch_size), number]
+    if number > batch_size == 1:
+        bounds.pop(1)
+    elif number > batch_size and number % batch_size == 0:
+        bounds.insert(-1, number - 1)
+    return bounds
+
+
+def _join(values: list[Array], lengths: list[int]) -> Array:
+    """Put the pieces of one site together along the axis of examples; a site without it is in every piece."""
+    along = [v.ndim > 0 and v.shape[0] == n for v, n in zip(values, lengths, strict=True)]
+    return jnp.concatenate(values) if len(values) > 1 and all(along) else values[0]

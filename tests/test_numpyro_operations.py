@@ -1,0 +1,130 @@
+"""Operations on random weights: both sides, from the same parameters and noise, give the same outputs and gradients."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pyro
+import pytest
+import quax
+import torch
+import torch.nn.functional as F
+from jax import lax
+from numpyro_parity import Noise
+from test_numpyro_posteriors import DTYPES, assert_same
+
+import pyro_vd as vd
+import pyro_vd.numpyro as nvd
+from pyro_vd import operations, posteriors
+from pyro_vd.estimators import ESTIMATORS, SAMPLERS
+from pyro_vd.numpyro import estimators as theirs
+from pyro_vd.numpyro import posteriors as their_posteriors
+
+T = torch.Tensor
+
+
+def conv(rank, x, w):
+    spatial = "HWD"[:rank]
+    numbers = (f"NC{spatial}", f"OI{spatial}", f"NC{spatial}")
+    return lax.conv_general_dilated(x, w, (2,) * rank, ((1, 1),) * rank, dimension_numbers=numbers)
+
+
+# The calls of the Pyro side that share a rule, the call of the NumPyro side, and the shapes of x and of the weight.
+ROWS = {
+    "linear": ([F.linear], F.linear, lambda x, w: jnp.einsum("bi,oi->bo", x, w), (6, 5), (2, 5)),
+    "linear 3d": ([], F.linear, lambda x, w: jnp.einsum("bti,oi->bto", x, w), (6, 2, 5), (2, 5)),
+    "right": (
+        [torch.matmul, T.matmul, T.__matmul__, torch.mm, T.mm, T.__rmatmul__],
+        torch.matmul, jnp.matmul, (6, 5), (5, 2),
+    ),
+    "left": ([], lambda x, w: w @ x, lambda x, w: w @ x, (5, 6), (2, 5)),
+    "stacked": ([], torch.matmul, jnp.matmul, (2, 6, 5), (2, 5, 3)),
+    "vector": ([torch.mv, T.mv], lambda x, w: torch.mv(w, x), lambda x, w: w @ x, (5,), (2, 5)),
+    "addmm": (
+        [torch.addmm, T.addmm],
+        lambda x, w: torch.addmm(x[:1, :2], x, w), lambda x, w: x[:1, :2] + x @ w, (6, 5), (5, 2),
+    ),
+    "bias": ([torch.add, T.add, T.__add__, T.__radd__], torch.add, jnp.add, (6, 5), (5,)),
+    "conv1d": ([F.conv1d], partial(F.conv1d, stride=2, padding=1), partial(conv, 1), (2, 3, 5), (2, 3, 3)),
+    "conv2d": ([F.conv2d], partial(F.conv2d, stride=2, padding=1), partial(conv, 2), (2, 3, 5, 4), (2, 3, 2, 2)),
+    "conv3d": ([F.conv3d], partial(F.conv3d, stride=2, padding=1), partial(conv, 3), (2, 3, 3, 4, 3), (2, 3, 2, 2, 2)),
+}  # fmt: skip
+NO_EXAMPLES = {"stacked", "vector"}
+FAMILIES = {
+    "log_alpha": ("DropoutNormal", lambda p: ((p["loc"], p["ratio"]), {})),
+    "log_sigma2": ("DropoutNormal", lambda p: ((p["loc"],), {"log_sigma2": p["ratio"]})),
+    "correlated": ("CorrelatedDropoutNormal", lambda p: ((p["loc"], p["units"]), {})),
+    "correlated outputs": ("CorrelatedDropoutNormal", lambda p: ((p["loc"], p["outs"]), {"unit_dim": 0})),
+    "binary": ("BernoulliDropout", lambda p: ((p["loc"], 0.3), {})),
+    "concrete": ("ConcreteDropout", lambda p: ((p["loc"], p["units"]), {})),
+    "group": ("GroupNormal", lambda p: ((p["loc"], p["ratio"], p["units"], p["units"]), {})),
+    "group outputs": ("GroupNormal", lambda p: ((p["loc"], p["ratio"], p["outs"], p["outs"]), {"unit_dim": 0})),
+    "low rank": ("LowRankNormal", lambda p: ((p["loc"], p["ratio"], p["factor"]), {})),
+}
+
+
+def parameters(x, weight, dtype):
+    rng = np.random.default_rng(5)
+    shapes = {"x": x, "loc": weight, "ratio": weight, "factor": (2, *weight)}
+    shapes |= {"units": weight[1:2] or (1,), "outs": weight[:1]}
+    return {name: rng.standard_normal(shape).astype(dtype) / 2 for name, shape in shapes.items()}
+
+
+def assert_same_outputs(row, family, estimator, dtype, monkeypatch):
+    _, our_call, their_call, x, weight = ROWS[row]
+    owner, arguments = FAMILIES[family]
+    noise, shared = Noise(monkeypatch), estimator == "shared"
+
+    def torch_side(p):
+        noise.again()
+        args, kwargs = arguments(p)
+        q = getattr(posteriors, owner)(*args, **kwargs)
+        with vd.handlers.EstimatorMessenger(estimator, strict=True):
+            w = pyro.sample("w", q if q.event_shape else q.to_event(len(weight)))
+        assert isinstance(w, vd.RandomWeight) != shared
+        return [our_call(p["x"], w)]
+
+    def jax_side(p):
+        # The Pyro side draws signs for the x of a bias too, which meets no weight.
+        noise.again().drawn["sign"] = int(row == "bias")
+        args, kwargs = arguments(p)
+        q = getattr(their_posteriors, owner)(*args, **kwargs)
+        with numpyro.handlers.seed(rng_seed=0), nvd.handlers.EstimatorMessenger(None, estimator, strict=True):
+            w = numpyro.sample("w", q if q.event_shape else q.to_event(len(weight)))
+        assert isinstance(w, nvd.RandomWeight) != shared
+        return [quax.quaxify(their_call)(p["x"], w)]
+
+    assert_same(parameters(x, weight, dtype), dtype, torch_side, jax_side)
+    assert sum(noise.drawn.values()) > 0
+
+
+@pytest.mark.parametrize(
+    "row, estimator", [(r, e) for r in ROWS for e in ESTIMATORS if e in ("local", "shared") or r not in NO_EXAMPLES]
+)
+def test_outputs_and_gradients_of_every_operation_are_those_of_the_pyro_side(row, estimator, monkeypatch):
+    assert_same_outputs(row, "log_sigma2", estimator, "float64", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "family, estimator", [(f, e) for f, row in FAMILIES.items() for e in getattr(posteriors, row[0]).estimators]
+)
+def test_outputs_and_gradients_of_every_family_are_those_of_the_pyro_side(family, estimator, monkeypatch):
+    assert_same_outputs("conv2d", family, estimator, "float64", monkeypatch)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_outputs_and_gradients_agree_in_single_precision(row, monkeypatch):
+    assert_same_outputs(row, "log_sigma2", "local", "float32", monkeypatch)
+
+
+def test_every_operation_distribution_and_estimator_of_the_pyro_side_has_a_row():
+    table = operations.rules(lambda argument: False)
+    assert {f for row in ROWS.values() for f in row[0]} == set(table)
+    assert {owner for owner, _ in FAMILIES.values()} == {
+        name for name, c in vars(posteriors).items() if isinstance(c, type) and c is not posteriors.WeightPosterior
+    }
+    assert theirs.ESTIMATORS == ESTIMATORS and list(theirs.SAMPLERS) == list(SAMPLERS)
+    assert set(DTYPES) == {"float64", "float32"}

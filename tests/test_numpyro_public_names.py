@@ -1,0 +1,158 @@
+"""The two sides under one name each: the same names, signatures, defaults and docstring sections."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+MODULES = {
+    "pyro_vd": "pyro_vd.numpyro",
+    "pyro_vd.kl": "pyro_vd.numpyro.kl",
+    "pyro_vd.posteriors": "pyro_vd.numpyro.posteriors",
+    "pyro_vd.guides": "pyro_vd.guides.numpyro",
+}
+
+# What one side has and the other does not, with the reason.
+ONLY_PYRO = {
+    "CompiledSVI": "numpyro.infer.SVI compiles",
+    "compiled_step": "numpyro.infer.SVI compiles",
+}
+# Files whose job one side does not have.
+ONLY_PYRO_FILES = {
+    "loss_module": "a loss as a torch module, for torch.optim",
+    "parameters": "one tensor in a module and in Pyro's store",
+    "svi": "numpyro.infer.SVI compiles",
+    "convert": "both sides have the same file",
+    "_constants": "both sides have the same file",
+}
+ONLY_NUMPYRO_FILES = {
+    "nets": "three libraries of nets",
+    "rules": "what Quax asks for",
+    "mixed": "Pyro's AutoGuideList does it",
+}
+
+# What NumPyro passes in and Pyro keeps: randomness and parameters.
+EXPLICIT = {"rng_key", "params", "key"}
+# Names that an argument has in the host's base class.
+RENAMED = {"q": "value"}
+# (class, parameter): Pyro's own options of a base class, or what NumPyro's base class takes.
+HOST_OPTIONS = {
+    ("TraceVD_ELBO", "max_plate_nesting"),
+    ("TraceVD_ELBO", "strict_enumeration_warning"),
+    ("TraceVD_ELBO", "retain_graph"),
+}
+# Public attributes of a class that come from what its host is.
+HOST_METHODS = {
+    "TraceVD_ELBO": {"differentiable_loss", "loss_and_grads", "loss", "loss_with_mutable_state"},
+    "BayesianModule": {"forward", "adapted", "weight_names"},
+    "RandomWeight": {"loc", "site", "default", "aval", "materialise", "scored_draw", "shape", "dtype", "T", "mT"},
+    "ImproperLogUniform": set(), "TruncatedLogUniform": set(),
+}  # fmt: skip
+
+
+def public(module: str) -> set[str]:
+    loaded = importlib.import_module(module)
+    objects = {name: value for name, value in vars(loaded).items() if not name.startswith("_")}
+    ours = {n for n, v in objects.items() if getattr(v, "__module__", "").startswith("pyro_vd") and callable(v)}
+    return ours if module != "pyro_vd.kl" else {n for n in ours if objects[n].__module__ == loaded.__name__}
+
+
+def pairs() -> list[tuple[str, object, object]]:
+    found = {}
+    for ours, theirs in MODULES.items():
+        first, second = importlib.import_module(ours), importlib.import_module(theirs)
+        found.update({n: (n, getattr(first, n), getattr(second, n)) for n in public(ours) if hasattr(second, n)})
+    return sorted(found.values(), key=lambda pair: pair[0])
+
+
+PAIRS = [pytest.param(*pair, id=pair[0]) for pair in pairs()]
+
+
+def arguments(value: object, name: str) -> list[tuple]:
+    """Name, kind and default of every argument that is not the host's own."""
+    parameters = inspect.signature(value).parameters.values()  # type: ignore[arg-type]
+    ours = [p for p in parameters if p.name not in {*EXPLICIT, "validate_args"} and (name, p.name) not in HOST_OPTIONS]
+    return [
+        (RENAMED.get(p.name, p.name), p.kind, p.default if not callable(p.default) else p.default.__name__)
+        for p in ours
+    ]
+
+
+def sections(value: object) -> list[str]:
+    return re.findall(r"^ *(Args|Attributes|Returns|Raises|Example|References):$", value.__doc__ or "", re.MULTILINE)
+
+
+def test_there_is_something_to_compare():
+    assert len(PAIRS) > 30
+
+
+@pytest.mark.parametrize(("ours", "theirs"), MODULES.items())
+def test_same_names(ours, theirs):
+    assert public(ours) - set(ONLY_PYRO) == public(theirs) - set(ONLY_PYRO)
+
+
+def test_same_files():
+    def files(module: str) -> set[str]:
+        return {found.name for found in pkgutil.iter_modules(importlib.import_module(module).__path__)}
+
+    for ours, theirs in (("pyro_vd", "pyro_vd.numpyro"), ("pyro_vd.guides", "pyro_vd.guides.numpyro"),
+                         ("pyro_vd.posteriors", "pyro_vd.numpyro.posteriors")):  # fmt: skip
+        expected = files(ours) - set(ONLY_PYRO_FILES) - {"numpyro", "guides"}
+        assert expected == files(theirs) - set(ONLY_NUMPYRO_FILES)
+
+
+@pytest.mark.parametrize(("name", "ours", "theirs"), PAIRS)
+def test_same_signature(name, ours, theirs):
+    if name == "RandomWeight":  # made by handlers: a tensor subclass there, a Quax value here
+        return
+    assert arguments(ours, name) == arguments(theirs, name)
+
+
+@pytest.mark.parametrize(("name", "ours", "theirs"), PAIRS)
+def test_same_docstring_sections(name, ours, theirs):
+    raises = {"Raises"}  # errors that only one side can meet
+    assert [s for s in sections(ours) if s not in raises] == [s for s in sections(theirs) if s not in raises]
+    assert not (set(sections(ours)) & raises) - set(sections(theirs))
+
+
+@pytest.mark.parametrize(("name", "ours", "theirs"), [p for p in PAIRS if inspect.isclass(p.values[1])])
+def test_same_methods(name, ours, theirs):
+    def own(value: type) -> set[str]:
+        return {
+            attribute
+            for base in value.__mro__
+            if base.__module__.startswith("pyro_vd")
+            for attribute in vars(base)
+            if not attribute.startswith("_")
+        }
+
+    hosts = HOST_METHODS.get(name, set()) | DISTRIBUTION | GUIDE
+    assert own(ours) - hosts == own(theirs) - hosts
+    for attribute in sorted((own(ours) & own(theirs)) - hosts):
+        first, second = (inspect.getattr_static(value, attribute) for value in (ours, theirs))
+        if inspect.isfunction(first) and inspect.isfunction(second):
+            assert arguments(first, name) == arguments(second, name), attribute
+
+
+# How Pyro's and NumPyro's distributions, and their automatic guides, are built.
+DISTRIBUTION = {
+    "arg_constraints", "support", "has_rsample", "reparametrized_params", "pytree_data_fields", "pytree_aux_fields",
+    "rsample", "sample", "expand", "tree_flatten", "tree_unflatten", "enumerate_support", "is_discrete", "infer_shapes",
+}  # fmt: skip
+GUIDE = {"forward", "median", "sample_posterior", "project", "projection", "prototype_trace"}
+
+
+def test_importing_the_numpyro_side_does_no_work():
+    code = (
+        "import jax, sys; import pyro_vd.numpyro, pyro_vd.guides.numpyro; "
+        "assert not jax._src.xla_bridge._backends, 'a device was started'; "
+        "print(sorted(m for m in sys.modules if m in ('flax', 'safetensors')))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

@@ -1,0 +1,354 @@
+"""A random weight in the place of an array of JAX: views, second uses, operations without a rule, and outside Quax.
+
+All checks are exact but two, which allow the standard errors of ``oracles.standard_errors``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import quax
+from flax import linen
+from jax import lax
+from numpyro_operations import random_weight, weight_of
+from oracles import standard_errors
+
+import pyro_vd.numpyro as vd
+from pyro_vd.numpyro import views
+from pyro_vd.numpyro.estimators import WeightNoise
+from pyro_vd.numpyro.posteriors import CorrelatedDropoutNormal, GroupNormal, LowRankNormal
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+KEY = jax.random.key(3)
+MASK = jnp.array([[[1.0, 0.0, 2.0, -1.0]], [[0.0, 1.0, 3.0, 0.5]]])  # broadcasts with (2, 3, 4)
+MESH = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices()[:1], "a"), jax.sharding.PartitionSpec())
+
+# Views of a weight of shape (2, 3, 4), under the primitive they come down to.
+VIEWS = {
+    "transpose": lambda w: w.transpose(2, 0, 1),
+    "reshape": lambda w: w.reshape(4, -1),
+    "squeeze": lambda w: w[1:].squeeze(0),
+    "rev": lambda w: jnp.flip(w, (0, 2)),
+    "slice": lambda w: w[:, 1:, ::2],
+    "dynamic_slice": lambda w: lax.dynamic_slice(w, (1, 0, 2), (1, 3, 2)),
+    "split": lambda w: jnp.split(w, 2, axis=2)[1],
+    "copy": lambda w: jnp.array(w, copy=True),
+    "sharding_constraint": lambda w: lax.with_sharding_constraint(w, MESH),
+    "stop_gradient": lax.stop_gradient,
+    "broadcast_in_dim": lambda w: w[:, None, ..., None],
+    "convert_element_type": lambda w: w.astype(jnp.float32),
+    "mul": lambda w: 2.0 * w * MASK.astype(w.dtype),
+    "div": lambda w: w / (MASK.astype(w.dtype) + 5.0),
+    "neg": lambda w: -w,
+    "nested": lambda w: (0.5 * w.T.reshape(6, 4)[1:5]).T,
+    "of one element": lambda w: w[1, 2, 3],
+}
+
+
+def make(*shape, seed=0, **options):
+    loc, scale = jax.random.normal(jax.random.key(seed), (2, *shape))
+    return random_weight(loc, scale**2, **options)
+
+
+def inside(function, *args):
+    return quax.quaxify(function)(*args)
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_view_acts_on_the_moments_and_on_the_draw(view):
+    weight = make(2, 3, 4)
+    seen = inside(view, weight)
+    assert isinstance(seen, vd.RandomWeight) and not weight.state.used and not weight.state.drawn
+    matrix = jax.jacobian(lambda w: view(w).astype(float))(weight.loc).reshape(-1, 24)
+    if view is lax.stop_gradient:
+        matrix = jnp.eye(24)
+    assert seen.shape == seen.loc.shape == seen.variance.shape == view(weight.loc).shape
+    assert seen.dtype == view(weight.loc).dtype
+    rtol = 1e-6 if seen.dtype == jnp.float32 else 1e-12
+    np.testing.assert_allclose(seen.loc.reshape(-1), matrix @ weight.loc.reshape(-1), rtol, rtol)
+    np.testing.assert_allclose(seen.variance.reshape(-1), matrix**2 @ weight.variance.reshape(-1), rtol, rtol)
+    np.testing.assert_array_equal(seen.noise.variance, seen.variance)
+    np.testing.assert_array_equal(seen.materialize(), view(make(2, 3, 4).materialize()))
+
+
+def test_every_view_of_the_table_is_tested():
+    assert {primitive.name for primitive in views.SHAPE_VIEWS} <= set(VIEWS)
+
+
+def test_variance_of_a_half_precision_view_stays_in_single_precision():
+    weight = random_weight(jnp.zeros(3), jnp.full(3, 1e-9))
+    seen = inside(lambda w: w.astype(jnp.float16), weight)
+    assert seen.dtype == jnp.float16 and seen.variance.dtype == seen.noise.variance.dtype == jnp.float32
+    np.testing.assert_allclose(seen.noise.variance, 1e-9, rtol=1e-6)
+    x = jnp.full((1, 3), 300.0, jnp.float16)
+    drawn = jax.vmap(lambda key: inside(lambda x, w: x @ w.astype(x.dtype), x, keyed(weight, key)))(split(2000))
+    # 300**2 overflows float16, and 1e-9 is 0 in it.
+    expected = math.sqrt(3 * 300.0**2 * 1e-9)
+    bound = standard_errors() * expected / math.sqrt(2 * 2000) + 1e-3 * expected
+    assert drawn.dtype == jnp.float16 and abs(float(jnp.std(drawn.astype(float))) - expected) < bound
+
+
+def keyed(weight, key):
+    return vd.RandomWeight(weight.noise, weight.variance, key, type(weight.state)("w"))
+
+
+def split(number):
+    return jax.random.split(KEY, number)
+
+
+UNITS = {
+    "units 0": lambda loc: CorrelatedDropoutNormal(loc, 0.3, unit_dim=0),
+    "units 1": lambda loc: GroupNormal(loc, loc - 1, jnp.ones(3), jnp.ones(3), unit_dim=1),
+    "low rank": lambda loc: LowRankNormal(loc, 0.1, jnp.stack([loc, -loc])),
+}
+
+
+@pytest.mark.parametrize("family", UNITS)
+@pytest.mark.parametrize("form", ["transposed and negative", "slice of outputs"])
+def test_noise_of_units_and_of_low_rank_goes_through_views(family, form):
+    """E[y] and Var[y] of a product with a view, from the parts of the noise that the view has."""
+    loc = jnp.arange(1.0, 7.0).reshape(2, 3) / 3
+    view = (lambda w: w[1:]) if form == "slice of outputs" else (lambda w: -w.T.T)
+    q = UNITS[family](loc)
+    x = jnp.array([1.0, -2.0, 0.5])
+    weight = weight_of(q.noise(), strict=False)
+    if form == "slice of outputs" and family == "units 0":  # some units only: not a noise of units
+        with pytest.warns(UserWarning, match="site 'w'.*got slice; the weight is drawn once"):
+            inside(lambda w: view(w) @ x, weight)
+        return
+    seen = inside(view, weight)
+    np.testing.assert_allclose(seen.materialize(), view(weight_of(q.noise()).materialize()), rtol=1e-12)
+    np.testing.assert_allclose(seen.noise.loc, view(q.noise().loc))
+    local = jax.vmap(lambda key: inside(lambda x, w: view(w) @ x, x, keyed(weight, key)))
+    drawn, coherent = jax.jit(local)(split(4000)), jax.jit(jax.vmap(lambda key: view(q.sample(key)) @ x))(split(4000))
+    # Of a single row, the local output has the distribution of the product with a drawn weight, element by element.
+    for power in (1, 2):
+        gap = (drawn**power).mean(0) - (coherent**power).mean(0)
+        error = jnp.sqrt(((drawn**power).var(0) + (coherent**power).var(0)) / 4000)
+        assert (jnp.abs(gap) <= standard_errors(gap.size) * error).all()
+
+
+USES = {
+    "twice": lambda x, w: x @ w + x @ w,
+    "through a view": lambda x, w: x @ w + x @ w.T.T,
+    "a row in common": lambda x, w: (x @ w[:2].T).sum() + (x @ w[1:].T).sum(),
+}
+
+
+@pytest.mark.parametrize("twice", USES.values(), ids=USES)
+def test_second_use_of_the_same_elements_is_an_error_with_two_ways_out(twice):
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"site 'w': expected one use .* dot_general.*shared_sites=\['w'\].*reuse="):
+        inside(twice, x, make(3, 3))
+    inside(twice, x, make(3, 3, reuse="independent"))
+
+
+def test_second_use_is_noticed_through_jit_whose_body_is_traced_once():
+    product = jax.jit(jnp.dot)
+    x = jnp.ones((2, 3))
+    for _ in range(2):  # the second time the compiled body is known
+        with pytest.raises(ValueError, match="expected one use of the weight"):
+            inside(lambda x, w: product(x, w) + product(x, w), x, make(3, 3))
+
+
+def test_uses_of_different_elements_have_noise_of_their_own():
+    x, weight = jnp.ones((2, 3)), random_weight(jnp.zeros((4, 3)), jnp.ones((4, 3)))
+    first, second = inside(lambda x, w: (x @ w[:2].T, x @ w[2:].T), x, weight)
+    assert not jnp.allclose(first, second) and len(weight.state.used) == 2
+    independent = random_weight(jnp.zeros((4, 3)), jnp.ones((4, 3)), reuse="independent")
+    first, second = inside(lambda x, w: (x @ w.T, x @ w.T), x, independent)
+    assert not jnp.isclose(first, second).any()
+
+
+def test_noise_is_a_function_of_the_key():
+    x = jnp.ones((2, 3))
+    assert jnp.array_equal(x @ make(3, 4), jax.jit(lambda x: x @ make(3, 4))(x))
+    other = keyed(make(3, 4), jax.random.key(8))
+    assert not jnp.isclose(x @ make(3, 4), x @ other).any()
+
+
+WITHOUT_RULE = {
+    "abs": lambda w: jnp.abs(w).sum(),
+    "mul": lambda w: (w * w).sum(),
+    "sort": lambda w: jnp.sort(w, axis=0)[0].sum(),
+    "add": lambda w: (w + jnp.ones((3, 3))).sum(),
+    "scan": lambda w: lax.scan(lambda carry, _: (carry @ w, None), jnp.ones(3), length=3)[0].sum(),
+    "while": lambda w: lax.while_loop(lambda c: c.sum() < 1e3, lambda c: c + jnp.abs(c @ w) + 1, jnp.ones(3)).sum(),
+    "cond": lambda w: lax.cond(jnp.array(True), lambda: (jnp.ones(3) @ w).sum(), lambda: 0.0),
+    "concatenate": lambda w: (jnp.ones(3) @ jnp.concatenate([w, w], axis=1)).sum(),
+    "mul by a row of examples": lambda w: (w * jnp.ones((2, 1, 1))).sum(),
+}
+
+
+@pytest.mark.parametrize("call", WITHOUT_RULE.values(), ids=WITHOUT_RULE)
+def test_operation_without_a_rule_uses_one_coherent_draw_and_says_so_once(call):
+    loc, variance = make(3, 3).loc, make(3, 3).variance
+    warned = set()
+    weight = random_weight(loc, variance, strict=False, warned=warned)
+    x = jnp.ones((2, 3))
+    with pytest.warns(UserWarning, match=r"site 'w'.*; the weight is drawn once.*shared_sites=\['w'\].*strict") as seen:
+        first, product = inside(lambda x, w: (call(w), x @ w.T), x, weight)
+    assert len(seen) == 1
+    draw = weight.materialize()
+    np.testing.assert_allclose(first, call(draw), rtol=1e-9)
+    np.testing.assert_allclose(product, x @ draw.T, rtol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # another trace, the same handler: told already
+        inside(call, random_weight(loc, variance, strict=False, warned=warned))
+    with pytest.raises(ValueError, match=r"site 'w': expected an operation with a rule .*shared_sites=\['w'\]"):
+        inside(call, random_weight(loc, variance, strict=True))
+
+
+def test_gradient_of_a_coherent_draw_is_that_of_the_weight():
+    @quax.quaxify
+    def norm(w):
+        return jnp.abs(w).sum()
+
+    def loss(loc, log_sigma2):
+        q = vd.DropoutNormal(loc, log_sigma2=log_sigma2)
+        return norm(weight_of(q.noise(), strict=False))
+
+    loc, log_sigma2 = make(3, 3).loc, jnp.full((3, 3), -1.0)
+    with pytest.warns(UserWarning, match="abs"):
+        found = jax.grad(loss, (0, 1))(loc, log_sigma2)
+    draw = random_weight(loc, jnp.exp(log_sigma2)).materialize()
+    np.testing.assert_allclose(found[0], jnp.sign(draw), rtol=1e-12)
+    np.testing.assert_allclose(found[1], jnp.sign(draw) * (draw - loc) / 2, rtol=1e-9)
+
+
+def test_function_with_a_derivative_rule_of_its_own_is_drawn_before_it_or_refused():
+    def loss(loc):
+        return quax.quaxify(lambda w: jax.nn.relu(w).sum())(random_weight(loc, jnp.ones(3), strict=False))
+
+    with pytest.raises(ValueError, match="site 'w': expected an operation that JAX differentiates by itself"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            jax.grad(loss)(jnp.ones(3))
+
+
+OUTSIDE = {
+    "sum": jnp.sum,
+    "dot": lambda w: jnp.dot(jnp.ones(3), w),
+    "matmul of jnp": lambda w: jnp.matmul(w, jnp.ones(3)),
+    "einsum": lambda w: jnp.einsum("ij,j", w, jnp.ones(3)),
+    "reshape": lambda w: jnp.reshape(w, -1),
+    "asarray": jnp.asarray,
+    "relu": jax.nn.relu,
+    "w + 1": lambda w: w + 1,
+    "2 * w": lambda w: 2 * w,
+    "array - w": lambda w: jnp.ones((3, 3)) - w,
+    "numpy array * w": lambda w: np.ones((3, 3)) * w,
+    "w[0]": lambda w: w[0],
+}
+
+
+@pytest.mark.parametrize("call", OUTSIDE.values(), ids=OUTSIDE)
+def test_outside_quax_a_function_of_jax_is_a_type_error_that_says_what_to_do(call):
+    weight = make(3, 3)
+    with pytest.raises(TypeError, match=r"site 'w': .* outside.*BayesianModule, or write quax.quaxify\(fn\)"):
+        call(weight)
+    assert not weight.state.used and not weight.state.drawn
+    assert not hasattr(weight, "__jax_array__")
+
+
+def test_outside_quax_a_product_by_operator_is_sampled_locally():
+    x = jnp.ones((2, 3))
+    local = inside(lambda x, w: x @ w, x, make(3, 4))
+    assert jnp.array_equal(x @ make(3, 4), local) and jnp.array_equal(np.ones((2, 3)) @ make(3, 4), local)
+    assert jnp.array_equal(make(4, 3) @ x.T, inside(lambda x, w: w @ x.T, x, make(4, 3)))
+    with pytest.raises(AttributeError, match="has no attribute 'T'; inside quax.quaxify"):
+        make(3, 4).T  # noqa: B018
+    assert repr(make(3, 4)) == "RandomWeight(site='w', shape=(3, 4), estimator='local')"
+
+
+def test_weight_is_a_pytree_that_crosses_jit():
+    x, weight = jnp.ones((2, 3)), make(3, 4)
+    expected = x @ make(3, 4)
+    assert jnp.array_equal(jax.jit(lambda x, w: x @ w)(x, weight), expected)
+    leaves = jax.tree.leaves(weight)
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+
+
+def test_checkpointed_product_is_sampled_locally_with_the_same_noise_and_gradient():
+    x, loc = jnp.ones((2, 3)), make(3, 4).loc
+
+    def loss(loc, wrap):
+        product = wrap(lambda x, w: jnp.sin(x @ w))
+        return inside(product, x, random_weight(loc, jnp.exp(loc))).sum()
+
+    losses = [jax.value_and_grad(lambda loc, wrap=wrap: loss(loc, wrap)) for wrap in (jax.checkpoint, lambda f: f)]
+    found, expected = jax.jit(lambda loc: [loss(loc) for loss in losses])(loc)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+def test_zero_variance_gives_the_mean_and_a_finite_gradient():
+    def output(loc, log_sigma2, x):
+        return (x @ weight_of(vd.DropoutNormal(loc, log_sigma2=log_sigma2).noise())).sum()
+
+    loc, log_sigma2, x = make(3, 2).loc, jnp.zeros((3, 2)), jnp.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    gradients = jax.jit(jax.grad(output, (0, 1, 2)))(loc, log_sigma2, x)
+    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+    assert jnp.array_equal((x @ weight_of(vd.DropoutNormal(loc, log_sigma2=log_sigma2).noise()))[0], jnp.zeros(2))
+
+
+def test_attention_of_flax_and_of_equinox_runs_under_strict():
+    def sited(site, kernel):
+        return weight_of(WeightNoise(kernel, jnp.ones_like(kernel)), site=site)
+
+    x = jnp.ones((2, 3, 4), jnp.float32)
+    attention = linen.MultiHeadDotProductAttention(num_heads=2, deterministic=True)
+    params = attention.init(KEY, x)["params"]
+    params = {name: group | {"kernel": sited(name, group["kernel"])} for name, group in params.items()}
+    assert inside(lambda p: attention.apply({"params": p}, x), params).shape == x.shape
+    assert all(len(group["kernel"].state.used) == 1 for group in params.values())
+    attention = eqx.nn.MultiheadAttention(2, 4, dtype=jnp.float32, key=KEY)
+    weight = sited("query", attention.query_proj.weight)
+    attention = eqx.tree_at(lambda layer: layer.query_proj.weight, attention, weight)
+    assert inside(jax.vmap(lambda x, layer: layer(x, x, x), (0, None)), x, attention).shape == x.shape
+    assert len(weight.state.used) == 1 and not weight.state.drawn
+
+
+def test_compiled_step_draws_no_weight_and_one_noise_for_each_layer():
+    """What a step costs: two products forward for each layer, and random numbers for its outputs alone."""
+    sizes = (784, 300, 100, 10)
+    weights = [jnp.zeros(pair) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+
+    @quax.quaxify
+    def net(x, weights):
+        for w in weights[:-1]:
+            x = jax.nn.relu(x @ w)
+        return x @ weights[-1]
+
+    def loss(params, x, key):
+        drawn = [
+            vd.RandomWeight(q.noise(), q.variance, jax.random.fold_in(key, i), type(weight_of(q.noise()).state)("w"))
+            for i, q in enumerate(vd.DropoutNormal(loc, log_sigma2=s) for loc, s in params)
+        ]
+        return net(x, drawn).sum()
+
+    x = jnp.ones((100, 784))
+    jaxpr = jax.make_jaxpr(loss)([(w, w) for w in weights], x, KEY)
+    counts = {"dot_general": [], "random_bits": []}
+    for equation in equations(jaxpr.jaxpr):
+        if equation.primitive.name in counts:
+            counts[equation.primitive.name].append(equation.outvars[0].aval.shape)
+    outputs = [(100, size) for size in sizes[1:]]
+    assert sorted(counts["dot_general"]) == sorted(2 * outputs)
+    assert sorted(counts["random_bits"]) == sorted(outputs)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")):
+            if hasattr(inner, "jaxpr"):
+                inner = inner.jaxpr
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
