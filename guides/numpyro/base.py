@@ -37,6 +37,8 @@ def init_to_net_value(site: Any = None) -> Any:
     """
     if site is None:  # as NumPyro's own ask for their function
         return partial(init_to_net_value)
+    if site["type"] != "sample" or site["is_observed"]:
+        return None
     parameter = site["infer"].get("net_parameter")
     if parameter is not None:
         return parameter
