@@ -68,6 +68,7 @@ def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequ
     """Record ``program`` (see :func:`pyro_vd.recording.record`) and compile it."""
     graph, read = record(program, tensors, arguments)
     example = [tensor.detach() for tensor in (*read, *arguments)]
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler, about itself
         run = torch._inductor.compile(graph, example, options=_OPTIONS)  # type: ignore[arg-type]
     return CompiledProgram(run, read)  # type: ignore[arg-type]

@@ -30,8 +30,8 @@ class ImproperLogUniform(TorchDistribution):
         ValueError: from ``sample``/``rsample``: there is nothing to draw from.
 
     Example:
-        >>> ImproperLogUniform().expand([2]).log_prob(torch.tensor([1.0, math.e]))
-        tensor([-0., -1.])
+        >>> ImproperLogUniform().expand([2]).log_prob(torch.tensor([1.0, 0.5]))
+        tensor([-0.0000, 0.6931])
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 4.2.

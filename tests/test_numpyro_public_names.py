@@ -21,13 +21,25 @@ MODULES = {
 # What one side has and the other does not, with the reason.
 ONLY_PYRO = {
     "CompiledSVI": "numpyro.infer.SVI compiles",
-    "compiled_step": "numpyro.infer.SVI compiles",
+    "compile_loss": "jax.jit compiles",
+    "lrt_report": "what PyTorch functions did with each weight",
+    "LRTReport": "what lrt_report returns",
+    "operations_table": "rules are those of Quax, by primitive",
+    "register_rule": "rules are those of Quax, by primitive",
+    "LinearOp": "what register_rule takes",
+    "kl_additive": "what a gradient keeps is the compiler's choice",
 }
 # Files whose job one side does not have.
 ONLY_PYRO_FILES = {
     "loss_module": "a loss as a torch module, for torch.optim",
     "parameters": "one tensor in a module and in Pyro's store",
-    "svi": "numpyro.infer.SVI compiles",
+    **dict.fromkeys(
+        ("svi", "step_program", "compiled_loss", "compiling", "recording", "evaluation", "optimizers"),
+        "numpyro.infer.SVI compiles",
+    ),
+    "uses": "what PyTorch functions did with each weight",
+    "regions": "what elements a view holds is in views",
+    "__main__": "the table of PyTorch functions",
     "convert": "both sides have the same file",
     "_constants": "both sides have the same file",
 }
