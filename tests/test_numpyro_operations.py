@@ -61,15 +61,46 @@ ROWS = {
     "conv1d": ([F.conv1d], partial(F.conv1d, stride=2, padding=1), partial(conv, 1), (2, 3, 5), (2, 3, 3)),
     "conv2d": ([F.conv2d], partial(F.conv2d, stride=2, padding=1), partial(conv, 2), (2, 3, 5, 4), (2, 3, 2, 2)),
     "conv3d": ([F.conv3d], partial(F.conv3d, stride=2, padding=1), partial(conv, 3), (2, 3, 3, 4, 3), (2, 3, 2, 2, 2)),
-    "conv_transpose1d": ([F.conv_transpose1d], partial(F.conv_transpose1d, stride=2), partial(conv_transpose, 1), (2, 3, 4), (3, 2, 3)),
-    "conv_transpose2d": ([F.conv_transpose2d], partial(F.conv_transpose2d, stride=2), partial(conv_transpose, 2), (2, 3, 4, 3), (3, 2, 2, 3)),
-    "conv_transpose3d": ([F.conv_transpose3d], partial(F.conv_transpose3d, stride=2), partial(conv_transpose, 3), (2, 3, 2, 3, 2), (3, 2, 2, 2, 2)),
-    "einsum": ([torch.einsum], lambda x, w: torch.einsum("bi,oi->bo", x, w), lambda x, w: jnp.einsum("bi,oi->bo", x, w), (6, 5), (2, 5)),
+    "conv_transpose1d": (
+        [F.conv_transpose1d],
+        partial(F.conv_transpose1d, stride=2), partial(conv_transpose, 1), (2, 3, 4), (3, 2, 3),
+    ),
+    "conv_transpose2d": (
+        [F.conv_transpose2d],
+        partial(F.conv_transpose2d, stride=2), partial(conv_transpose, 2), (2, 3, 4, 3), (3, 2, 2, 3),
+    ),
+    "conv_transpose3d": (
+        [F.conv_transpose3d],
+        partial(F.conv_transpose3d, stride=2), partial(conv_transpose, 3), (2, 3, 2, 3, 2), (3, 2, 2, 2, 2),
+    ),
+    "einsum": (
+        [torch.einsum],
+        partial(torch.einsum, "bi,oi->bo"), partial(jnp.einsum, "bi,oi->bo"), (6, 5), (2, 5),
+    ),
 }  # fmt: skip
 # Functions of PyTorch that come down to one of these in JAX, or that have no counterpart there.
 OTHER_FORMS = {
-    "__mul__", "__rmul__", "baddbmm", "bilinear", "bmm", "embedding", "embedding_bag", "gru", "gru_cell", "inner", "lstm", "lstm_cell", "mul", "multi_head_attention_forward", "multiply", "rnn_relu", "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell", "tensordot",
-}  # fmt: skip
+    "__mul__",
+    "__rmul__",
+    "baddbmm",
+    "bilinear",
+    "bmm",
+    "embedding",
+    "embedding_bag",
+    "gru",
+    "gru_cell",
+    "inner",
+    "lstm",
+    "lstm_cell",
+    "mul",
+    "multi_head_attention_forward",
+    "multiply",
+    "rnn_relu",
+    "rnn_relu_cell",
+    "rnn_tanh",
+    "rnn_tanh_cell",
+    "tensordot",
+}
 # Stacked matrices and vectors have no examples; the draws of a flipped kernel lie otherwise than those of the kernel.
 NO_EXAMPLES = {"stacked", "vector", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 FAMILIES = {

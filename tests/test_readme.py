@@ -18,7 +18,7 @@ def _programs() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
 
 
-@pytest.mark.parametrize("program", range(3))
+@pytest.mark.parametrize("program", range(4))
 def test_programs_run(program, capsys):
     # Fewer steps: what is tested is that the program runs as printed, not how well it trains.
     source = _programs()[program].replace("range(800)", "range(3)").replace("range(400)", "range(3)")
@@ -28,7 +28,7 @@ def test_programs_run(program, capsys):
 
 
 def test_there_are_no_other_programs():
-    assert len(_programs()) == 3
+    assert len(_programs()) == 4
 
 
 def test_the_first_program_is_short():
