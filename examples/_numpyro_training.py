@@ -44,7 +44,7 @@ def classifier(bnn: vd.BayesianModule, dataset_size: int) -> Callable[..., jax.A
     def model(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
         logits = bnn(x)
         with vd.data_plate(dataset_size, len(x)):
-            return numpyro.sample("y", dist.Categorical(logits=logits), obs=y)
+            return numpyro.sample("y", dist.Categorical(logits=logits), obs=y)  # type: ignore
 
     return model
 
@@ -56,7 +56,7 @@ def adam(guide: AutoSparseVD, lr: Any, lr_ratio: float) -> optax.GradientTransfo
         return {name: "noise" if name.startswith("auto.log_") else "means" for name in params}
 
     rates = {"means": optax.adam(lr), "noise": optax.adam(lambda step: lr_ratio * lr(step))}
-    return optax.chain(optax.multi_transform(rates, kinds), guide.projection())
+    return optax.chain(optax.multi_transform(rates, kinds), guide.projection())  # type: ignore
 
 
 def train(

@@ -80,7 +80,7 @@ def run(backend: str, args: argparse.Namespace, seed: int) -> dict:
         "seconds": seconds,
         "error": errors[-1],
         "sparsity": 100 * vd.sparsity_report(guide, THRESHOLD).sparsity,
-        "NLL": _numpyro_training.nll(program, data, seed) if program else nll(bnn, guide, data),
+        "NLL": _numpyro_training.nll(program, data, seed) if program else nll(bnn, guide, data),  # type: ignore
         "seconds to target": reached[0] if reached else None,
         "peak memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

@@ -135,9 +135,9 @@ def _entries(guide: Any) -> list[_Entry]:
     parts = list(guide) if isinstance(guide, AutoGuideList) else [guide]
     if any(getattr(part, "prototype_trace", None) is None for part in parts):
         raise ValueError(f"expected a {type(guide).__name__} that was called once; write guide(*args) first")
-    program = parts[0].prototype_trace.nodes["_INPUT"]
-    run: Any = poutine.block(poutine.trace(parts[0].model).get_trace)(*program["args"], **program["kwargs"])
-    sites = [name for part in parts for name in part.weight_sites]
+    program = parts[0].prototype_trace.nodes["_INPUT"]  # type: ignore
+    run: Any = poutine.block(poutine.trace(parts[0].model).get_trace)(*program["args"], **program["kwargs"])  # type: ignore
+    sites = [name for part in parts for name in part.weight_sites]  # type: ignore
     roots = {name.partition(".")[0] for name in sites}
     shapes = {  # of all parameters of the nets, in their order
         name: tuple(node["value"].shape)
@@ -147,11 +147,11 @@ def _entries(guide: Any) -> list[_Entry]:
     layers = _layers(shapes)
     entries = []
     for part in parts:
-        named = {name: p for name, p in part.named_parameters() if name.partition(".")[2] in part.weight_sites}
+        named = {name: p for name, p in part.named_parameters() if name.partition(".")[2] in part.weight_sites}  # type: ignore
         if len(named) < len(list(part.named_parameters())):
             raise ValueError(
                 f"expected a guide of weights alone, got {type(part).__name__} with the latent sites "
-                f"{sorted(set(part._others))} besides"
+                f"{sorted(set(part._others))} besides"  # type: ignore
             )
         for name, parameter in named.items():
             quantity, _, site = name.partition(".")

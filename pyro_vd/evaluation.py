@@ -79,7 +79,7 @@ class Evaluation:
                 loss.kl_weight = kl_weight
             for table, before in zip(tables, entries, strict=True):
                 table.clear()
-                table.update(before)
+                table.update(before)  # type: ignore
 
     def inputs(self, like: Tensor) -> list[Tensor]:
         """What the loss reads besides parameters and data, with the value it has now: ``kl_weight``, if it has one."""

@@ -137,13 +137,13 @@ class WeightGuide(AutoGuide):
             if site in self._others:
                 result.update(self._others[site](*args, **kwargs))
                 continue
-            message = self.prototype_trace[site]
+            message = self.prototype_trace[site]  # type: ignore
             posterior = self.posterior(params, site)
             with ExitStack() as stack:
                 for frame in message["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
                 result[site] = numpyro.sample(site, posterior.to_event(message["fn"].event_dim - posterior.event_dim))
-        if any(isinstance(value, jax.core.Tracer) for value in self._starts.values()):
+        if any(isinstance(value, jax.core.Tracer) for value in self._starts.values()):  # type: ignore
             self.prototype_trace = None  # the first call was traced: what it saw does not outlive the trace
         return result
 
@@ -151,7 +151,7 @@ class WeightGuide(AutoGuide):
         """The posterior mean of every weight, and the median of every other site."""
         medians: dict[str, Any] = {site: posterior.mean for site, posterior in self.posteriors(params).items()}
         for part in self._others.values():
-            medians.update(part.median(params))
+            medians.update(part.median(params))  # type: ignore
         return {site: medians[site] for site in self._order}
 
     def sample_posterior(
@@ -162,7 +162,7 @@ class WeightGuide(AutoGuide):
         draws = {}
         for site, key in zip(self._order, keys, strict=True):
             if site in self._others:
-                draws.update(self._others[site].sample_posterior(key, params, sample_shape=sample_shape))
+                draws.update(self._others[site].sample_posterior(key, params, sample_shape=sample_shape))  # type: ignore
             else:
                 draws[site] = self.posterior(params, site).sample(key, sample_shape)
         return draws
@@ -211,13 +211,13 @@ class WeightGuide(AutoGuide):
         """
 
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-            stepped = self.project(optax.apply_updates(params, updates))
+            stepped = self.project(optax.apply_updates(params, updates))  # type: ignore
             return jax.tree.map(jnp.subtract, stepped, params), state
 
         return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        key = require_key(type(self).__name__, numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)
+        key = require_key(type(self).__name__, numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)  # type: ignore
         seen: dict[str, Any] = {}
         with handlers.block():
             # For the shapes of the sites alone: nothing is computed but where they start.
@@ -358,7 +358,7 @@ def projected(value: Array, projection: Array) -> Array:
 def _matcher(where: Any) -> Callable[[str], bool]:
     """``where`` as a predicate on site names."""
     if callable(where):
-        return where
+        return where  # type: ignore
     patterns = [where] if isinstance(where, str) else list(where)
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 

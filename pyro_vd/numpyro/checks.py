@@ -51,7 +51,7 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
 def check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
     """Raise where model and guide scale a latent site differently."""
     model_scale, guide_scale = (1.0 if scale is None else scale for scale in (model_scale, guide_scale))
-    if any(isinstance(scale, jax.core.Tracer) for scale in (model_scale, guide_scale)):
+    if any(isinstance(scale, jax.core.Tracer) for scale in (model_scale, guide_scale)):  # type: ignore
         return  # their values are not known before the step runs
     if not math.isclose(float(model_scale), float(guide_scale), rel_tol=1e-6):
         raise ValueError(
@@ -66,7 +66,7 @@ def check_finite_number(name: str, value: Any) -> None:
     if isinstance(value, (jax.Array, np.ndarray)):
         if value.ndim != 0:
             raise ValueError(f"{name}: expected a number or a 0-dim array, got shape {tuple(value.shape)}")
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, jax.core.Tracer):  # type: ignore
             return
         value = float(value)
     if not (isinstance(value, (int, float, np.number)) and 0 <= value < math.inf):

@@ -24,7 +24,7 @@ def non_finite_input(params: Mapping[str, Any], guide_trace: Any, args: tuple, k
         args, kwargs: what the step was called with.
     """
     for where, array in (*_distributions(guide_trace), *_data(args, kwargs), *_parameters(params)):
-        if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):
+        if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):  # type: ignore
             continue
         bad = int((~jnp.isfinite(array)).sum())
         if bad:

@@ -166,7 +166,7 @@ class TraceVD_ELBO(ELBO):
     ) -> dict[str, Any]:
         """The loss as a 0-dim array, and the mutable sites after it, averaged over particles (None without one)."""
         terms, state = self._terms(rng_key, param_map, model, guide, args, kwargs)
-        if not isinstance(terms.loss, jax.core.Tracer):
+        if not isinstance(terms.loss, jax.core.Tracer):  # type: ignore
             self._check_finite(terms, rng_key, param_map, guide, args, kwargs)
         return {"loss": terms.loss, "mutable_state": state or None}
 

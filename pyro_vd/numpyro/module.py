@@ -87,7 +87,7 @@ class BayesianModule:
                 values[parameter_name] = self._sample(parameter_name, parameter)
             else:
                 site = f"{self.name}.{parameter_name}"
-                stored = numpyro.param(site) if numpyro.primitives._PYRO_STACK else None
+                stored = numpyro.param(site) if numpyro.primitives._PYRO_STACK else None  # type: ignore
                 trained = trained or stored is not None
                 values[parameter_name] = numpyro.param(site, parameter) if stored is None else stored
         holder = self._holder(trained)
@@ -119,7 +119,7 @@ class BayesianModule:
             value: Any = numpyro.sample(site, prior, infer=infer)
         except AssertionError:
             # NumPyro's distributions assert that they have a key.
-            require_key(f"site {site!r}", numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)
+            require_key(f"site {site!r}", numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)  # type: ignore
             raise
         if value.shape != parameter.shape:
             raise ValueError(
@@ -139,7 +139,7 @@ class BayesianModule:
                 f"site {site!r}: expected the state of the net beside its parameters, got parameters only; write "
                 "params={**svi.get_params(svi_state), **svi_state.mutable_state}"
             )
-        return mutable(site, {"values": self.adapted.state})
+        return mutable(site, {"values": self.adapted.state})  # type: ignore
 
 
 def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int | None = None) -> numpyro.plate:

@@ -116,13 +116,13 @@ class LinenNet(Net):
         state = {collection: values for collection, values in self._variables.items() if collection != "params"}
         self.state = state
         paths = flatten_dict(self._variables["params"])
-        self.parameters = {".".join(path): value for path, value in paths.items()}
+        self.parameters = {".".join(path): value for path, value in paths.items()}  # type: ignore
         self._paths = {".".join(path): path for path in paths}
         self.owners = {name: layers[path[:-1]] for name, path in self._paths.items()}
 
     def _initialised(self, args: tuple, kwargs: dict) -> Any:
         key = require_key("BayesianModule: the first call of an unbound net", numpyro.prng_key())
-        if isinstance(key, jax.core.Tracer):
+        if isinstance(key, jax.core.Tracer):  # type: ignore
             raise ValueError(
                 "BayesianModule: expected a net bound to its variables, or a first call outside of jit, got an "
                 "unbound net inside it; write net.bind(net.init(rng_key, x))"

@@ -98,7 +98,7 @@ def posterior_predictive(
         guide_key, model_key = jax.random.split(key)
         drawn = draw(guide_key, args, kwargs) if drawn is None else drawn
         values = {name: {**latent[name], "value": value} for name, value in drawn.items()}
-        ran = trace(substitute(replay(seed(model, model_key), values), data=params)).get_trace(*args, **kwargs)
+        ran = trace(substitute(replay(seed(model, model_key), values), data=params)).get_trace(*args, **kwargs)  # type: ignore
         sites = {name: site for name, site in ran.items() if site["type"] in ("sample", "deterministic")}
         wanted = [name for name in sites if (name in return_sites if return_sites else name not in first)]
         return {name: sites[name]["value"] for name in wanted}
