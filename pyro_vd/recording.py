@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functionalize
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -20,6 +21,7 @@ from pyro_vd.weights import RandomWeight
 
 aten = torch.ops.aten
 _ROUNDS = 3
+_DECOMPOSED = (torch.float32, torch.float64)  # exp(80) is infinite in half precision
 Standing = Callable[[Sequence[Tensor]], TorchFunctionMode]
 Program = Callable[[list[Tensor], list[Tensor], Standing], list[Tensor]]
 
@@ -93,9 +95,34 @@ def record(
     with torch.no_grad():
         flat = [tensor.detach() for tensor in (*tensors, *arguments)]
         in_place = functionalize(lambda *flat: graph(list(flat[:number]), list(flat[number:])))
-        functional = make_fx(in_place, tracing_mode="fake")(*flat)
+        functional = make_fx(in_place, _DECOMPOSITIONS, tracing_mode="fake")(*flat)
     functional.graph.eliminate_dead_code()
-    return _realize_scalars(functional), tensors
+    return _realize_scalars(GraphModule(functional, fx_graph_cse(functional.graph))), tensors
+
+
+def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """With the exponential and the quotient of :func:`_sigmoid`, its gradient, so that they are computed once."""
+    if x.dtype not in _DECOMPOSED or beta != 1:
+        return NotImplemented
+    r, w = _exponential(x)
+    log1p = w.log() - ((w - 1.0) - r) * w.reciprocal()  # what was lost in 1 + r is given back, to first order
+    return torch.where(x > threshold, x, log1p)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    if x.dtype not in _DECOMPOSED:
+        return NotImplemented
+    r, w = _exponential(x)
+    return r * w.reciprocal()
+
+
+def _exponential(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``exp(x)``, and one more, neither of them infinite."""
+    r = x.clamp(max=80.0).exp()
+    return r, r + 1.0
+
+
+_DECOMPOSITIONS: dict[Any, Callable] = {aten.softplus.default: _softplus, aten.sigmoid.default: _sigmoid}
 
 
 def _recorded_once(

@@ -66,9 +66,10 @@ def step_program(
                 for copy, total in zip(copies, totals, strict=False):
                     copy.grad = total
                 _update(optimizer, parameters, standing, copies)
+            finite = [good & torch.isfinite(gradient) for gradient in gradients]
             for i, (tensor, copy) in enumerate(zip(recorded, copies, strict=True)):
                 if (i < last and i not in rates) or copy._version > 0:
-                    mask = good & torch.isfinite(gradients[owner[i]]) if i in owner else good
+                    mask = finite[owner[i]] if i in owner else good
                     tensor.copy_(torch.where(mask, copy.to(tensor.dtype), tensor))
             recorded[last].add_((~(good & all_finite([loss, *gradients]))).to(torch.int32))
         return [loss]

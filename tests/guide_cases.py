@@ -20,7 +20,7 @@ FAMILIES = [pytest.param(name, {}, id=name) for name in NAMES] + [
 ]
 NORMAL_PRIOR = {"AutoMeanField", "AutoConcreteDropout"}
 SITES = ("net.0.weight", "net.2.weight")
-X, Y = torch.randn(6, 4), torch.randn(6, 2)
+X, Y = (torch.randn(6, n, generator=torch.Generator().manual_seed(n)) for n in (4, 2))
 
 
 def prior_for(name):
