@@ -16,7 +16,7 @@ MAX_PROGRAMS = 8
 # ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones.
 # Without the pattern matcher: it would turn a gradient of two terms, a product and that of the KL, into a product added
 # in place, which needs the second term in memory first. In the layouts of the eager step: random numbers fill a
-# tensor as it lies. What is used twice is a buffer: then a sum over weights reads buffers rather than the parameters that
+# tensor as it lies. What is used twice is a buffer: then a sum over weights reads buffers, and not the parameters that
 # the step writes, and can be taken in the loop that writes them, where most of the buffers vanish.
 _OPTIONS = {
     "fallback_random": True,
