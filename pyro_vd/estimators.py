@@ -178,7 +178,8 @@ def local(op: LinearOp) -> Tensor:
         mean = mean + (safe_sqrt(variance) * torch.randn_like(variance)).to(mean.dtype)
     if noise is not None and noise.factor is not None:
         assert op.out_units is not None
-        outputs = torch.func.vmap(lambda factor: op.apply(x, factor, None))(noise.factor)
+        factors = noise.factor.view_as(noise.factor)  # vmap looks at the tensor itself, which no function mode meets
+        outputs = torch.func.vmap(lambda factor: op.apply(x, factor, None))(factors)
         shape = _ones_but(outputs.shape, range(1, outputs.dim() - op.positions), drop=op.out_units)
         rows = torch.randn((outputs.shape[0], *shape[1:]), dtype=mean.dtype, device=mean.device)
         mean = mean + (rows * outputs).sum(0)

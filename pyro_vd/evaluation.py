@@ -53,6 +53,17 @@ class Evaluation:
         """The loss without a host synchronisation."""
         return self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)  # type: ignore[attr-defined]
 
+    @contextmanager
+    def buffers_kept(self) -> Iterator[None]:
+        """Within it the loss may be evaluated once more: buffers (BatchNorm) are put back at the end."""
+        before = [(buffer, buffer.clone()) for module in self.modules() for buffer in module.buffers(False)]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
+
     def with_parameters(self, args: tuple, kwargs: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the unconstrained parameters that it met, by name."""
         capture: Any

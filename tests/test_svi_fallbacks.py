@@ -102,7 +102,6 @@ def test_random_numbers_from_elsewhere():
     assert len(set(losses[1::4])) > 1  # a recorded number would be the same in every step
 
 
-@pytest.mark.xfail(reason="the eager step that a program is compared with has been taken by the time strict raises")
 def test_strict_changes_nothing_where_a_program_does_not_agree():
     expect_strict_error(with_numpy, "the compiled step is not the eager one with the same noise")
 
