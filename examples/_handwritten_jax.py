@@ -52,9 +52,7 @@ def numpyro_step(weights: list[Any], biases: list[Any], dataset_size: int, lr: f
 
     vd: Any = import_module("pyro_vd.numpyro")
     guides: Any = import_module("pyro_vd.guides.numpyro")
-    leaves = iter(array for pair in zip(weights, biases, strict=True) for array in pair)
-    net = jax.tree.map(lambda leaf: jnp.array(next(leaves)).reshape(leaf.shape), equinox_net(weights))
-    bnn = vd.BayesianModule(net, vd.ImproperLogUniform())
+    bnn = vd.BayesianModule(equinox_net(weights, biases), vd.ImproperLogUniform())
 
     def model(x, y=None):
         likelihood: Any = numpyro.distributions.Categorical(logits=bnn(x))
@@ -75,7 +73,7 @@ def numpyro_step(weights: list[Any], biases: list[Any], dataset_size: int, lr: f
     return take
 
 
-def equinox_net(weights: list[Any]) -> Any:
+def equinox_net(weights: list[Any], biases: list[Any]) -> Any:
     import equinox as eqx
 
     key = jax.random.key(0)
@@ -87,7 +85,10 @@ def equinox_net(weights: list[Any]) -> Any:
             layers += [eqx.nn.Conv2d(inputs, outputs, kernel, key=key), relu, eqx.nn.MaxPool2d(2, 2)]
         else:
             layers += [eqx.nn.Lambda(jnp.ravel), eqx.nn.Linear(inputs, outputs, key=key), relu]
-    return eqx.nn.Sequential(layers[:-1])
+    net = eqx.nn.Sequential(layers[:-1])
+    arrays, functions = eqx.partition(net, eqx.is_array)
+    values = iter(array for pair in zip(weights, biases, strict=True) for array in pair)
+    return eqx.combine(jax.tree.map(lambda leaf: jnp.array(next(values)).reshape(leaf.shape), arrays), functions)
 
 
 def forward(layers, key, x):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
+from _training import classifier, mlp
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -54,30 +54,20 @@ def peak(name: str, device: str = "cpu") -> Peak:
 def _step(name: str, device: str) -> Callable[[], None]:
     torch.manual_seed(0)
     pyro.clear_param_store()
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip(SIZES[:-1], SIZES[1:], strict=True):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    net = nn.Sequential(*layers[:-1]).to(device)
+    net = mlp(SIZES, device)
     x, y = torch.rand(BATCH, SIZES[0], device=device), torch.randint(SIZES[-1], (BATCH,), device=device)
-    loss: Callable = nn.CrossEntropyLoss()
-    parameters = list(net.parameters())
+    parameters, loss = net.parameters(), lambda x, y: nn.functional.cross_entropy(net(x), y)
     if name == "local":
-        bnn = vd.BayesianModule(net, vd.ImproperLogUniform())
-
-        def model(x, y):
-            logits = bnn(x)
-            with vd.data_plate(BATCH, BATCH):
-                pyro.sample("y", dist.Categorical(logits=logits), obs=y)
-
+        model = classifier(vd.BayesianModule(net, vd.ImproperLogUniform()), BATCH)
         guide = AutoSparseVD(model)
         guide(x, y)
         loss = vd.TraceVD_ELBO("local")(model, guide)
-        parameters = list(loss.parameters())
+        parameters = loss.parameters()
     optimizer = torch.optim.Adam(parameters)
 
     def step() -> None:
         optimizer.zero_grad()
-        (loss(x, y) if name == "local" else loss(net(x), y)).backward()
+        loss(x, y).backward()
         optimizer.step()
 
     return step

@@ -20,6 +20,7 @@ COLUMNS = {  # of a table: heading, width, digits
     "device_ms": ("GPU ms", 10, 3),
     "over_lrt": ("/ lrt-comp.", 13, 2),
     "over_graph": ("/ lrt-graph", 13, 2),
+    "over_jax": ("/ lrt-jax", 11, 2),
     "over_deterministic": ("/ det.-comp.", 14, 2),
     "floor_ms": ("floor ms", 10, 3),
     "peak_MB": ("peak MB", 9, 1),

@@ -30,7 +30,12 @@ from _measurement import Running, resident
 from _programs import PROGRAMS, Problem
 
 NETS = ("lenet-300-100", "lenet-5", "mlp")
-BASELINES = {"over_lrt": "lrt-compiled", "over_graph": "lrt-cuda-graph", "over_deterministic": "deterministic-compiled"}
+BASELINES = {
+    "over_lrt": "lrt-compiled",
+    "over_graph": "lrt-cuda-graph",
+    "over_jax": "lrt-jax",
+    "over_deterministic": "deterministic-compiled",
+}
 
 
 def problems(args: argparse.Namespace) -> list[Problem]:

@@ -4,8 +4,8 @@
     python examples/compare_backends.py --seeds 1 --epochs 20
 
 Each run is a process of its own. Reports, per backend, error after pruning, sparsity, held-out negative log-likelihood,
-time to a target error, peak memory; how far the loss curves are apart; and the time of a training step, beside that
-of a step written by hand in JAX. Draws the loss curves. Writes both and the numbers to --out.
+time to a target error, peak memory; how far the loss curves are apart; and, as benchmark.py measures it, the time of
+a training step of LeNet-300-100, beside that of one written by hand in JAX. Writes the curves and the numbers to --out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 BACKENDS = ("pyro", "numpyro")
+STEPS = ["vd-loss", "compiled-svi", "numpyro", "lrt-jax"]
 THRESHOLD = 3.0
 COMPARED = ("error", "sparsity", "NLL")
 MEASURES = {"error": "%", "sparsity": "%", "NLL": "nats", "seconds to target": "s", "peak memory": "MB"}
@@ -72,7 +74,7 @@ def run(backend: str, args: argparse.Namespace, seed: int) -> dict:
 
         program = _numpyro_training.train(net, guide, data, seed=seed, **options)
     else:
-        _training.train(model, guide, data, **options)
+        _training.train(model, guide, data, compiled=not args.eager, **options)
     seconds, losses, errors = zip(*curve, strict=True)
     reached = [at for at, error in zip(seconds, errors, strict=True) if error <= args.target]
     return {
@@ -80,7 +82,7 @@ def run(backend: str, args: argparse.Namespace, seed: int) -> dict:
         "seconds": seconds,
         "error": errors[-1],
         "sparsity": 100 * vd.sparsity_report(guide, THRESHOLD).sparsity,
-        "NLL": _numpyro_training.nll(program, data, seed) if program else nll(bnn, guide, data),  # type: ignore
+        "NLL": nll(bnn, guide, data) if program is None else _numpyro_training.nll(program, data, seed),  # type: ignore
         "seconds to target": reached[0] if reached else None,
         "peak memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -88,14 +90,26 @@ def run(backend: str, args: argparse.Namespace, seed: int) -> dict:
 
 def nll(bnn, guide, data) -> float:
     """Held-out negative log-likelihood of 20 posterior samples, nats per example."""
-    import pyro
+    import _training
     import torch
 
-    import pyro_vd as vd
+    return torch.nn.functional.nll_loss(_training.log_predictive(bnn, guide, data.x_test), data.y_test).item()
 
-    draws = vd.posterior_predictive(lambda x: pyro.deterministic("logits", bnn(x)), guide, data.x_test, num_samples=20)
-    log_probs = draws["logits"].log_softmax(-1).logsumexp(0) - math.log(20)
-    return torch.nn.functional.nll_loss(log_probs, data.y_test).item()
+
+def step_times(programs: list[str], blocks: int) -> tuple[list[dict], str]:
+    """Rows of ``benchmark.py`` for a step of LeNet-300-100, batch 100, on one thread, and their table."""
+    import _report
+    import benchmark
+    import pyro
+    import torch
+    from _programs import Problem
+
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # nothing else tells JAX how many threads it may use
+    pyro.enable_validation(False)
+    problem = Problem("lenet-300-100", 0, 0, batch=100)
+    rows = benchmark.measure(problem, argparse.Namespace(programs=programs, blocks=blocks, fresh_cache=False))
+    return rows, _report.table(rows)
 
 
 def table(runs: dict[str, list[dict]]) -> str:
@@ -115,11 +129,10 @@ def table(runs: dict[str, list[dict]]) -> str:
 
 def main(args: argparse.Namespace) -> dict:
     import _figures
-    import _step_times
 
     runs: dict[str, list[dict]] = {backend: [] for backend in BACKENDS}
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
-        times = alone.submit(_step_times.measured, args.dataset, args.data_dir, args.hidden, args.rounds).result()
+        steps, step_table = alone.submit(step_times, args.programs, args.blocks).result()
         for seed in tqdm(range(args.seeds), unit="seed", disable=args.quiet):
             for backend in BACKENDS:
                 runs[backend].append(alone.submit(run, backend, args, seed).result())
@@ -127,11 +140,10 @@ def main(args: argparse.Namespace) -> dict:
     curves = {backend: np.mean([r["loss"] for r in runs[backend]], 0) for backend in BACKENDS}
     apart = np.abs(curves["numpyro"] / curves["pyro"] - 1)
     print(f"mean loss curves: {100 * apart.mean():.2f} % apart on average, {100 * apart[-1]:.2f} % at the end")
-    for name, milliseconds in times.items():
-        print(f"step, {name:<22}{milliseconds:8.3f} ms {milliseconds / times['JAX by hand']:6.2f}x")
+    print(f"a training step, batch 100, one thread:\n{step_table}")
     out = Path(args.out)
     _figures.loss_of_backends({b: [r["loss"] for r in runs[b]] for b in BACKENDS}, out / "backends.png")
-    result = {"arguments": vars(args), "runs": runs, "step_ms": times}
+    result = {"arguments": vars(args), "runs": runs, "steps": steps}
     (out / "result.json").write_text(json.dumps(result, indent=1))
     print(f"backends.png and result.json are in {out}/")
     return result
@@ -145,7 +157,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--target", type=float, default=4.0, help="error after pruning, in percent")
-    parser.add_argument("--rounds", type=int, default=15, help="of 20 training steps each")
+    parser.add_argument("--eager", action="store_true", help="no compiled steps on Pyro")
+    parser.add_argument("--programs", nargs="+", default=STEPS, help="of benchmark.py, whose steps are timed")
+    parser.add_argument("--blocks", type=int, default=20, help="of such steps")
     parser.add_argument("--out", default="out/compare_backends")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)

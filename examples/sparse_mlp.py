@@ -20,7 +20,7 @@ import _data
 import _figures
 import pyro
 import torch
-from _training import classifier, error, mlp, train, warm_up
+from _training import classifier, error, log_predictive, mlp, train, warm_up
 from torch import nn
 from tqdm import tqdm
 
@@ -103,9 +103,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
 def report(args, bnn, guide, data, history) -> dict[str, float]:
     """Print what was reached, write it and the pictures to ``args.out``."""
     sparsity = vd.sparsity_report(guide, THRESHOLD)
-    # Logits of 20 weight draws; a draw is one function for the whole test set.
-    draws = vd.posterior_predictive(lambda x: pyro.deterministic("logits", bnn(x)), guide, data.x_test, num_samples=20)
-    log_probs = draws["logits"].log_softmax(-1).logsumexp(0) - math.log(20)
+    log_probs = log_predictive(bnn, guide, data.x_test)
     result = {
         "error_mean_network": error(vd.prune(bnn, guide, math.inf), data.x_test, data.y_test),
         "error_pruned": error(vd.prune(bnn, guide, THRESHOLD), data.x_test, data.y_test),
