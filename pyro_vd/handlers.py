@@ -107,7 +107,8 @@ class EstimatorMessenger(Messenger):
             )
         noise = posterior.noise()
         trace = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, _is_scoring)
-        msg["value"] = RandomWeight(noise, posterior.variance, trace)
+        variance = noise.variance if noise.independent else posterior.variance
+        msg["value"] = RandomWeight(noise, variance, trace)
 
 
 def base_distribution(fn: Any) -> Distribution:

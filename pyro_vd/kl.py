@@ -126,7 +126,7 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
         >>> log_alpha_additive(torch.tensor(1e-3), torch.tensor(-10.0))
         tensor(3.8155)
     """
-    return log_sigma2 - 2.0 * loc.abs().clamp_min(torch.finfo(loc.dtype).tiny).log()
+    return torch.sub(log_sigma2, loc.abs().clamp_min(torch.finfo(loc.dtype).tiny).log(), alpha=2)
 
 
 class _Elementwise(torch.autograd.Function):
@@ -184,7 +184,7 @@ def _sigmoid(log_alpha: Tensor) -> Tensor:
 
 def _sigmoid_slope(log_alpha: Tensor) -> Tensor:
     s = torch.mul(log_alpha, -c.SIGMOID_K3).sub_(c.SIGMOID_K2).sigmoid_()
-    return _ard_slope(log_alpha) - (c.SIGMOID_K1 * c.SIGMOID_K3) * (s * (1.0 - s))
+    return torch.addcmul(_ard_slope(log_alpha), s, s - 1.0, value=c.SIGMOID_K1 * c.SIGMOID_K3)
 
 
 def _cubic(log_alpha: Tensor) -> Tensor:
