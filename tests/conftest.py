@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-import pyro
-import pytest
-import torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and tests that run side by side
+
+import pyro  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # The tests of the NumPyro side compile hundreds of small programs and run each once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
