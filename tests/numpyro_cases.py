@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+import numpyro_compiling  # noqa: F401
 import optax
 from flax import linen, nnx
 from numpyro.infer import SVI

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as ndist
+import numpyro_compiling  # noqa: F401
 import pyro
 import pyro.distributions as dist
 import torch

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import numpyro_compiling  # noqa: F401
 import pytest
 from oracles import standard_errors
 
