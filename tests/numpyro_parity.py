@@ -104,7 +104,7 @@ class Pair:
         other = linen.Sequential(
             [linen.Dense(HIDDEN, param_dtype=dtype), jnp.tanh, linen.Dense(OUTPUTS, param_dtype=dtype)]
         )
-        other = other.bind(other.init(jax.random.key(0), jnp.asarray(self.x)))
+        other = other.bind(jax.jit(other.init)(jax.random.key(0), jnp.asarray(self.x)))
         one = jnp.ones((), dtype)
         other_prior = ndist.Normal(0.1 * one, 0.8 * one) if normal else nvd.ImproperLogUniform()
         self.other_bnn = other_bnn = nvd.BayesianModule(other, other_prior)

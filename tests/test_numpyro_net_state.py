@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -138,8 +142,7 @@ def test_dropout_of_a_net_has_its_key_from_the_model(net):
     assert abs((first == 0).mean() - 0.5) < 0.1  # of 1000 fair coins: 6 standard errors
 
 
-@pytest.mark.parametrize("shape", ["LeNet-300-100", "LeNet-5"])
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library, shape", [("nnx", "LeNet-300-100"), *((library, "LeNet-5") for library in LIBRARIES)])
 def test_unmodified_nets_train_under_lrt_without_retracing(library, shape, recwarn):
     """The loss falls, every weight moves, a step is traced once, and no operation falls back to a draw."""
     net = perceptron(library) if shape == "LeNet-300-100" else lenet5(library)
@@ -183,3 +186,39 @@ def test_svi_run_update_and_scan_are_the_same_training():
     for name, value in svi.get_params(state).items():
         np.testing.assert_allclose(svi.get_params(scanned)[name], value, rtol=1e-3, atol=1e-5)
     assert np.std(losses) > 0
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, sys
+sys.path.insert(0, "tests")
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from numpyro_cases import KEY, images, perceptron, program
+assert jax.device_count() == 2
+_, _, _, svi = program(perceptron("linen", (64, 16, 10)))
+x, y = images(8)
+mesh = Mesh(jax.devices(), ("data",))
+split = lambda a: jax.device_put(a, NamedSharding(mesh, P("data")))
+update = jax.jit(svi.update)
+def train(x, y):
+    state, losses = svi.init(KEY, *images(8)), []
+    for _ in range(3):
+        state, loss = update(state, x, y)
+        losses.append(float(loss))
+    return losses, svi.get_params(state)
+alone, params = train(x, y)
+both, sharded = train(split(x), split(y))
+assert len(split(x).sharding.device_set) == 2
+for a, b in zip(alone, both):
+    assert abs(a - b) <= 1e-4 * abs(a), (alone, both)
+for name in params:
+    assert jnp.allclose(params[name], sharded[name], rtol=1e-3, atol=1e-5), name
+print("same", alone[0] != alone[1])
+"""
+
+
+def test_two_devices_have_the_loss_of_one_for_the_same_noise():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    }
+    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "same True\n"), done.stderr[-2000:]

@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution
 from numpyro.primitives import mutable
 
 from pyro_vd.numpyro.checks import require_key
+from pyro_vd.numpyro.estimators import check_precision
 from pyro_vd.numpyro.nets import Net, adapt, is_layer
 from pyro_vd.numpyro.weights import RandomWeight
 
@@ -52,7 +53,8 @@ class BayesianModule:
 
     Raises:
         ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior; use
-            inside a plate; no random key; a net with a state but without the state it was trained to.
+            inside a plate; no random key; a net with a state but without the state it was trained to; float64
+            parameters while JAX has float64 switched off.
 
     Example:
         >>> import equinox as eqx, jax, numpyro
@@ -92,6 +94,7 @@ class BayesianModule:
                 site = f"{self.name}.{parameter_name}"
                 stored = numpyro.param(site) if numpyro.primitives._PYRO_STACK else None  # type: ignore
                 trained = trained or stored is not None
+                check_precision(f"parameter {site!r}", "its value", stored)
                 values[parameter_name] = numpyro.param(site, parameter) if stored is None else stored
         holder = self._holder(trained)
         state = self.adapted.state if holder is None else holder["values"]
@@ -110,6 +113,8 @@ class BayesianModule:
 
     def _choose(self) -> None:
         parameters = self.adapted.parameters
+        for parameter_name, parameter in parameters.items():
+            check_precision(f"BayesianModule {self.name!r}", f"parameter {parameter_name!r} of the net", parameter)
         for weight in _chosen(self.adapted, self._where):
             self.priors[weight] = _prior_for(self._prior, weight, parameters[weight])
 

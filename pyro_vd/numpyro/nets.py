@@ -15,6 +15,7 @@ import numpyro
 from jax import Array
 
 from pyro_vd.numpyro.checks import require_key
+from pyro_vd.numpyro.estimators import check_precision
 
 
 class Net(ABC):
@@ -228,6 +229,11 @@ class EquinoxNet(Net):
                 f"BayesianModule: expected the state of {type(net).__name__} beside it, got the module alone; write "
                 "net=eqx.nn.make_with_state(Net)(..., key=key), the pair of both"
             )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            net
+        ):  # no parameter yet: equinox takes arrays of JAX alone
+            name = ".".join(str(_entry(part)) for part in path)
+            check_precision("BayesianModule", f"parameter {name!r} of the net", leaf)
         cells = (eqx.nn.GRUCell, eqx.nn.LSTMCell)
         dense = (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTranspose, eqx.nn.Embedding)
         self.weights = {dense: "weight", cells: "weight_*"}
