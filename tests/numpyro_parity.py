@@ -140,15 +140,20 @@ class Pair:
                 parameter.copy_(value)
         return terms, named
 
-    def jax_terms(self, elbo, **options):
-        """The same of the NumPyro program."""
+    def jax_terms(self, *elbos, before=lambda: None):
+        """The same of the NumPyro program, for several ELBOs compiled as one; ``before`` is called before each."""
 
-        def loss(params):
-            terms = elbo.terms(jax.random.key(0), params, self.other_model, self.other_guide, *self.arrays, **options)
+        def loss(params, elbo):
+            terms = elbo.terms(jax.random.key(0), params, self.other_model, self.other_guide, *self.arrays)
             return terms.loss, terms
 
-        (_, terms), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(self.params)
-        return terms, gradients
+        def each(params):
+            for elbo in elbos:
+                before()
+                (_, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params, elbo)
+                yield terms, gradients
+
+        return jax.jit(lambda params: list(each(params)))(self.params)
 
 
 def assert_same_terms(ours, theirs, rtol):

@@ -64,8 +64,9 @@ SEQUENCES = {
 
 def random_net(net, x):
     """A BayesianModule that has seen its data, and ``values(estimator, **options)``: a random weight at every site."""
+    net = net.bind(jax.jit(net.init)(KEY, x)) if isinstance(net, linen.Module) else net
     bnn = vd.BayesianModule(net, dist.Normal(0.0, 1.0))
-    jax.eval_shape(lambda: handlers.seed(bnn, 0)(x)) if not isinstance(net, linen.Module) else handlers.seed(bnn, 0)(x)
+    jax.eval_shape(lambda: handlers.seed(bnn, 0)(x))
 
     def guide():
         for name in bnn.weight_names:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pyro
 import pytest
 import torch
 from flax import nnx
@@ -55,6 +56,16 @@ def test_report_and_pruned_net(library):
         vd.sparsity_report(lambda: None)
     with pytest.raises(ValueError, match="prune: expected a guide with a weight at site"):
         vd.prune(bnn, {}, params=params)
+
+
+def test_a_weight_is_kept_up_to_the_threshold_itself():
+    q = vd.DropoutNormal(jnp.ones(5), jnp.array([-5.0, 0.0, 2.9, 3.0, 3.1]))
+    assert [vd.sparsity_report({"w": q}, threshold).total.kept for threshold in (3.0, 2.95, -1.0, math.inf)] == [
+        4,
+        3,
+        1,
+        5,
+    ]
 
 
 def test_a_pruned_net_keeps_its_state():
@@ -188,6 +199,16 @@ def test_what_cannot_travel():
     guide(torch.ones(2, 4))
     with pytest.raises(ValueError, match="parameter 'net.1.weight': expected weight or bias of a Linear or Conv"):
         to_numpyro(guide)
+    for layer, x in (  # whose weights lie otherwise
+        (nn.Embedding(4, 3), torch.tensor([1, 2])),
+        (nn.ConvTranspose1d(2, 3, 2), torch.ones(1, 2, 4)),
+        (nn.GRUCell(2, 3), torch.ones(1, 2)),
+    ):
+        pyro.clear_param_store()
+        other = AutoSparseVD(torch_vd.BayesianModule(nn.Sequential(layer), torch_vd.ImproperLogUniform()))
+        other(x)
+        with pytest.raises(ValueError, match="parameter 'net.0.weight.*': expected weight or bias of a Linear or Conv"):
+            to_numpyro(other)
     with pytest.raises(ValueError, match="library: expected one of 'linen', 'nnx', 'equinox', got 'haiku'"):
         to_numpyro(guide, "haiku")
     pooled = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(10, 2))
