@@ -18,13 +18,17 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_vd.module import BayesianModule
 
 LIBRARIES = ("linen", "nnx", "equinox")
 
 _PREFIX = "auto"  # of the parameters of a NumPyro guide
 _PER_UNIT = ("unit_locs", "unit_log_sigma2s")
 _PER_FACTOR = ("factors",)
+_KNOWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,17 @@ def _entries(guide: Any) -> list[_Entry]:
     if any(getattr(part, "prototype_trace", None) is None for part in parts):
         raise ValueError(f"expected a {type(guide).__name__} that was called once; write guide(*args) first")
     program = parts[0].prototype_trace.nodes["_INPUT"]  # type: ignore
-    run: Any = poutine.block(poutine.trace(parts[0].model).get_trace)(*program["args"], **program["kwargs"])  # type: ignore
+    nets: dict[str, nn.Module] = {}
+
+    def note(module: nn.Module, args: Any) -> None:
+        if isinstance(module, BayesianModule):
+            nets[module.name] = module.net
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        run: Any = poutine.block(poutine.trace(parts[0].model).get_trace)(*program["args"], **program["kwargs"])  # type: ignore
+    finally:
+        hook.remove()
     sites = [name for part in parts for name in part.weight_sites]  # type: ignore
     roots = {name.partition(".")[0] for name in sites}
     shapes = {  # of all parameters of the nets, in their order
@@ -144,7 +158,7 @@ def _entries(guide: Any) -> list[_Entry]:
         for name, node in run.nodes.items()
         if node["type"] in ("sample", "param") and name.partition(".")[0] in roots
     }
-    layers = _layers(shapes)
+    layers = _layers(shapes, nets)
     entries = []
     for part in parts:
         named = {name: p for name, p in part.named_parameters() if name.partition(".")[2] in part.weight_sites}  # type: ignore
@@ -161,17 +175,20 @@ def _entries(guide: Any) -> list[_Entry]:
     return entries + [_entry(store[name].unconstrained(), None, name, layers) for name in deterministic]  # type: ignore
 
 
-def _layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Layer]:
+def _layers(shapes: Mapping[str, tuple[int, ...]], nets: Mapping[str, nn.Module]) -> dict[str, _Layer]:
+    """Those of Linear and Conv; where no net is known, whatever has a weight of two dimensions or more."""
     layers: dict[str, _Layer] = {}
     channels: int | None = None
     for name, shape in shapes.items():
         owner, _, leaf = name.rpartition(".")
-        if leaf != "weight" or len(shape) < 2:
+        root, _, path = owner.partition(".")
+        known = root not in nets or isinstance(nets[root].get_submodule(path), _KNOWN)
+        if leaf != "weight" or len(shape) < 2 or not known:
             continue
         flat = channels if len(shape) == 2 else None
         if flat is not None and shape[1] % flat:
             raise ValueError(f"parameter {name!r}: expected inputs that are {flat} channels flattened, got {shape[1]}")
-        layers[owner] = _Layer(owner.partition(".")[2], shape, flat)
+        layers[owner] = _Layer(path, shape, flat)
         channels = shape[0] if len(shape) > 2 else None
     return layers
 

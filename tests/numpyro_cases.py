@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+import numpyro_compiling  # noqa: F401
 import optax
 from flax import linen, nnx
 from numpyro.infer import SVI
@@ -85,7 +86,7 @@ def perceptron(library, sizes=(64, 300, 100, 10)):
     """LeNet-300-100, or of other sizes."""
     if library == "linen":
         net = LinenPerceptron(tuple(sizes))
-        return net.bind(net.init(KEY, jnp.ones((1, sizes[0]))))
+        return net.bind(jax.jit(net.init)(KEY, jnp.ones((1, sizes[0]))))
     if library == "nnx":
         return NnxPerceptron(sizes, nnx.Rngs(0))
     layers = []
@@ -98,7 +99,7 @@ def lenet5(library):
     """A small LeNet-5 for images of 16 x 16 pixels, (examples, 16, 16, 1)."""
     if library == "linen":
         net = LinenLeNet5()
-        return net.bind(net.init(KEY, jnp.ones((1, 16, 16, 1))))
+        return net.bind(jax.jit(net.init)(KEY, jnp.ones((1, 16, 16, 1))))
     return NnxLeNet5(nnx.Rngs(0)) if library == "nnx" else EquinoxLeNet5(KEY)
 
 

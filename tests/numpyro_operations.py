@@ -17,6 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro_compiling  # noqa: F401
 import quax
 from flax import linen, nnx
 from jax import lax

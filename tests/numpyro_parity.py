@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as ndist
+import numpyro_compiling  # noqa: F401
 import pyro
 import pyro.distributions as dist
 import torch
@@ -103,7 +104,7 @@ class Pair:
         other = linen.Sequential(
             [linen.Dense(HIDDEN, param_dtype=dtype), jnp.tanh, linen.Dense(OUTPUTS, param_dtype=dtype)]
         )
-        other = other.bind(other.init(jax.random.key(0), jnp.asarray(self.x)))
+        other = other.bind(jax.jit(other.init)(jax.random.key(0), jnp.asarray(self.x)))
         one = jnp.ones((), dtype)
         other_prior = ndist.Normal(0.1 * one, 0.8 * one) if normal else nvd.ImproperLogUniform()
         self.other_bnn = other_bnn = nvd.BayesianModule(other, other_prior)
@@ -139,15 +140,20 @@ class Pair:
                 parameter.copy_(value)
         return terms, named
 
-    def jax_terms(self, elbo, **options):
-        """The same of the NumPyro program."""
+    def jax_terms(self, *elbos, before=lambda: None):
+        """The same of the NumPyro program, for several ELBOs compiled as one; ``before`` is called before each."""
 
-        def loss(params):
-            terms = elbo.terms(jax.random.key(0), params, self.other_model, self.other_guide, *self.arrays, **options)
+        def loss(params, elbo):
+            terms = elbo.terms(jax.random.key(0), params, self.other_model, self.other_guide, *self.arrays)
             return terms.loss, terms
 
-        (_, terms), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(self.params)
-        return terms, gradients
+        def each(params):
+            for elbo in elbos:
+                before()
+                (_, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params, elbo)
+                yield terms, gradients
+
+        return jax.jit(lambda params: list(each(params)))(self.params)
 
 
 def assert_same_terms(ours, theirs, rtol):

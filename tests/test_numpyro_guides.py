@@ -29,7 +29,7 @@ Y = jnp.ones((6, 2))
 def make(name, noise_site=False, **options):
     """Model, net, guide, SVI and the parameters it starts from."""
     net = linen.Sequential([linen.Dense(3), jnp.tanh, linen.Dense(2)])
-    net = net.bind(net.init(KEY, X))
+    net = net.bind(jax.jit(net.init)(KEY, X))
     bnn = vd.BayesianModule(net, dist.Normal(0.0, 1.0) if name in NORMAL_PRIOR else vd.ImproperLogUniform())
 
     def model(x, y=None):
@@ -56,7 +56,7 @@ def test_every_guide_starts_at_the_net_and_samples_every_weight(name):
         assert shape == posterior.loc.shape
         rate = guide.dropout_rate(params, site)
         np.testing.assert_allclose(jnp.log(rate / (1 - rate)), guide.log_alpha(params, site), rtol=1e-3)
-    several = guide.sample_posterior(KEY, params, sample_shape=(500,))
+    several = jax.jit(lambda key: guide.sample_posterior(key, params, sample_shape=(500,)))(KEY)
     assert [several[site].shape for site in SITES] == [(500, 4, 3), (500, 3, 2)]
     far = jnp.abs(several[SITES[0]].mean(0) - guide.median(params)[SITES[0]])
     spread = jnp.sqrt(guide.posteriors(params)[SITES[0]].variance / 500)
@@ -159,7 +159,9 @@ def test_with_the_projection_in_the_optimizer_steps_are_those_of_the_pyro_side(f
         state, params = chained.init(pair.params), pair.other_guide.project(pair.params)
         bounded = 0
 
-        def mean_loss(params):
+        @jax.jit
+        @jax.grad
+        def gradient(params):
             # At the posterior mean: the gradient of the means, and of the KL.
             guide = vd.posterior_mean(pair.other_guide)
             return vd.TraceVD_ELBO("shared").loss(KEY, params, pair.other_model, guide, *pair.arrays)
@@ -168,7 +170,7 @@ def test_with_the_projection_in_the_optimizer_steps_are_those_of_the_pyro_side(f
             optimizer.zero_grad()
             ours.differentiable_loss(pair.model, torch_vd.posterior_mean(pair.guide), *pair.tensors).backward()
             optimizer.step()
-            updates, state = chained.update(jax.grad(mean_loss)(params), state, params)
+            updates, state = chained.update(gradient(params), state, params)
             params = optax.apply_updates(params, updates)
             projected = pair.other_guide.project(params)
             assert all((projected[name] == params[name]).all() for name in params)

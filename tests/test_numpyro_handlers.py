@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+import numpyro_compiling  # noqa: F401
 import optax
 import pytest
 import quax

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro_compiling  # noqa: F401
 import pytest
 import torch
 

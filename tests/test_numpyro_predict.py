@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import numpyro_compiling  # noqa: F401
 import pytest
 from oracles import standard_errors
 
@@ -112,6 +113,11 @@ def test_variance_of_the_gradient():
         found = vd.gradient_variance(KEY, params, linear, weight, vd.TraceVD_ELBO(estimator), x, num_draws=n)
         assert abs(found.parameters["loc.net.w"] / expected - 1) < standard_errors() * math.sqrt(2 / n)
         assert found.per_layer() == {"net": found.per_parameter()["loc.net.w"]}
+    # Exactly that of the gradients of its draws.
+    few = vd.gradient_variance(KEY, params, linear, weight, vd.TraceVD_ELBO(), x, num_draws=3)
+    gradient = jax.jit(jax.grad(lambda p, key: vd.TraceVD_ELBO().loss(key, p, linear, weight, x)))
+    drawn = [gradient(params, jax.random.split(key)[1])["loc.net.w"] for key in jax.random.split(KEY, 3)]
+    np.testing.assert_allclose(few.parameters["loc.net.w"], np.var(drawn, 0, ddof=1), rtol=1e-5)
     batches = vd.gradient_variance(KEY, params, linear, weight, vd.TraceVD_ELBO(), x, num_draws=50, batch_size=1)
     assert batches.num_draws == 50 and "mean variance over 50 draws" in str(batches)
     for options, message in (

@@ -47,6 +47,7 @@ ONLY_NUMPYRO_FILES = {
     "nets": "three libraries of nets",
     "rules": "what Quax asks for",
     "mixed": "Pyro's AutoGuideList does it",
+    "starts": "Pyro's guides look at a model by running it",
 }
 
 # What NumPyro passes in and Pyro keeps: randomness and parameters.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pyro
 import pytest
 import torch
 from flax import nnx
@@ -30,7 +31,7 @@ X = jax.random.normal(KEY, (5, 4))
 def test_report_and_pruned_net(library):
     """A weight of 2 in 3 over the threshold is zero in the net, the rest is the mean; biases are as trained."""
     bnn, _, guide, svi = program(perceptron(library, (4, 3, 2)))
-    params = dict(svi.get_params(svi.init(KEY, X, jnp.zeros(5, int))))
+    params = dict(svi.get_params(jax.jit(svi.init)(KEY, X, jnp.zeros(5, int))))
     for name in params:
         if ".locs." in name:
             size = params[name].size
@@ -57,6 +58,16 @@ def test_report_and_pruned_net(library):
         vd.prune(bnn, {}, params=params)
 
 
+def test_a_weight_is_kept_up_to_the_threshold_itself():
+    q = vd.DropoutNormal(jnp.ones(5), jnp.array([-5.0, 0.0, 2.9, 3.0, 3.1]))
+    assert [vd.sparsity_report({"w": q}, threshold).total.kept for threshold in (3.0, 2.95, -1.0, math.inf)] == [
+        4,
+        3,
+        1,
+        5,
+    ]
+
+
 def test_a_pruned_net_keeps_its_state():
     class Net(nnx.Module):
         def __init__(self):
@@ -67,7 +78,7 @@ def test_a_pruned_net_keeps_its_state():
 
     net = Net()
     bnn, _, guide, svi = program(net)
-    state, _ = svi.update(svi.init(KEY, X, jnp.zeros(5, int)), X, jnp.zeros(5, int))
+    state, _ = jax.jit(lambda *data: svi.update(svi.init(KEY, *data), *data))(X, jnp.zeros(5, int))
     params = {**svi.get_params(state), **state.mutable_state}
     pruned = vd.prune(bnn, guide, params=params)
     np.testing.assert_array_equal(pruned.norm.mean[...], state.mutable_state["net.state"]["values"]["norm.mean"])
@@ -140,9 +151,10 @@ def test_a_trained_lenet5_is_the_same_function_on_both_sides(library, family, tm
         pixels = torch.tensor(np.moveaxis(np.asarray(x), -1, 1))
         expected = torch_vd.prune(bnn, guide, math.inf)(pixels)
     plain = vd.prune(other, mirror, math.inf, params=params)
-    np.testing.assert_allclose((jax.vmap(plain) if library == "equinox" else plain)(x), expected, rtol=1e-4, atol=1e-4)
+    call = jax.jit(jax.vmap(plain) if library == "equinox" else lambda x: plain(x))
+    np.testing.assert_allclose(call(x), expected, rtol=1e-4, atol=1e-4)
     ours = torch_vd.TraceVD_ELBO().terms(bnn, guide, pixels).kl
-    theirs = vd.TraceVD_ELBO().terms(KEY, params, other, mirror, x).kl
+    theirs = jax.jit(lambda params: vd.TraceVD_ELBO().terms(KEY, params, other, mirror, x).kl)(params)
     by_layer = {site.split(".")[1]: float(value) for site, value in theirs.items()}
     assert by_layer == pytest.approx({s.split(".")[1]: v.item() for s, v in ours.items()}, rel=1e-4)
     # And back, into another guide.
@@ -187,6 +199,16 @@ def test_what_cannot_travel():
     guide(torch.ones(2, 4))
     with pytest.raises(ValueError, match="parameter 'net.1.weight': expected weight or bias of a Linear or Conv"):
         to_numpyro(guide)
+    for layer, x in (  # whose weights lie otherwise
+        (nn.Embedding(4, 3), torch.tensor([1, 2])),
+        (nn.ConvTranspose1d(2, 3, 2), torch.ones(1, 2, 4)),
+        (nn.GRUCell(2, 3), torch.ones(1, 2)),
+    ):
+        pyro.clear_param_store()
+        other = AutoSparseVD(torch_vd.BayesianModule(nn.Sequential(layer), torch_vd.ImproperLogUniform()))
+        other(x)
+        with pytest.raises(ValueError, match="parameter 'net.0.weight.*': expected weight or bias of a Linear or Conv"):
+            to_numpyro(other)
     with pytest.raises(ValueError, match="library: expected one of 'linen', 'nnx', 'equinox', got 'haiku'"):
         to_numpyro(guide, "haiku")
     pooled = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(10, 2))

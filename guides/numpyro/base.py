@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,38 +12,19 @@ import jax.numpy as jnp
 import numpyro
 import optax
 from jax import Array
-from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer.autoguide import AutoGuide, AutoNormal
-from numpyro.infer.initialization import init_to_median
 
+from pyro_vd.guides.base import Where
+from pyro_vd.guides.base import _matcher as matcher
+from pyro_vd.guides.numpyro.starts import alone, init_to_net_value, seen, started
 from pyro_vd.numpyro.checks import latent_sites, require_key
+from pyro_vd.numpyro.estimators import check_precision
 from pyro_vd.numpyro.handlers import base_distribution
 from pyro_vd.numpyro.posteriors import WeightPosterior
 from pyro_vd.numpyro.priors import ImproperLogUniform
 
-Where = Callable[[str], bool] | str | tuple | list | None
 Params = Mapping[str, Any]
-
-
-def init_to_net_value(site: Any = None) -> Any:
-    """Start a weight at the value its net has: a pretrained net is a warm start.
-
-    A site of a hand-written model starts at its prior's median, and under the improper log-uniform
-    prior, which has none, uniformly within ``1 / sqrt(fan_in)``, its last dimension taken for that of its output units.
-    """
-    if site is None:  # as NumPyro's own ask for their function
-        return partial(init_to_net_value)
-    if site["type"] != "sample" or site["is_observed"]:
-        return None
-    parameter = site["infer"].get("net_parameter")
-    if parameter is not None:
-        return parameter
-    if isinstance(base_distribution(site["fn"]), ImproperLogUniform):
-        shape = site["fn"].shape()
-        fan_in = math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
-        return jax.random.uniform(site["kwargs"]["rng_key"], shape, minval=-1, maxval=1) / math.sqrt(max(fan_in, 1))
-    return init_to_median(site)
 
 
 class WeightGuide(AutoGuide):
@@ -66,13 +44,12 @@ class WeightGuide(AutoGuide):
         prefix: of the names of the parameters.
 
     Raises:
-        ValueError: ``where`` matches no latent site of the model; a site this family cannot cover; no random key.
+        ValueError: ``where`` matches no site; a site this family cannot cover; no random key; float64 without x64.
     """
 
     prototype_trace: Any  # of the model, from the first call on
     unit_dim: Any = None  # dimension where the units lie, in families whose noise is shared by units
-    # quantity -> why it cannot be trained
-    never_learnable: Mapping[str, str] = {}
+    never_learnable: Mapping[str, str] = {}  # quantity -> why it cannot be trained
 
     def __init__(
         self,
@@ -83,7 +60,7 @@ class WeightGuide(AutoGuide):
         create_plates: Callable | None = None,
         prefix: str = "auto",
     ):
-        self._where = None if where is None else _matcher(where)
+        self._where = None if where is None else matcher(where)
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
 
     @property
@@ -184,7 +161,7 @@ class WeightGuide(AutoGuide):
         Raises:
             ValueError: no such quantity; one without a gradient.
         """
-        sites = [site for site in self.weight_sites if where is None or _matcher(where)(site)]
+        sites = [site for site in self.weight_sites if where is None or matcher(where)(site)]
         quantities = {name[len(self.prefix) + 1 :].partition(".")[0] for name in self._starts}
         if quantity not in quantities:
             raise ValueError(f"set_learnable: expected one of {sorted(quantities)}, got {quantity!r}")
@@ -192,9 +169,7 @@ class WeightGuide(AutoGuide):
             raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {where!r}")
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
-        for name in self._starts:
-            if params is not None and name in params:
-                self._starts[name] = params[name]
+        self._starts.update({name: params[name] for name in self._starts if params is not None and name in params})
         for site in sites:
             name = self._parameter(quantity, site)
             self._fixed.discard(name) if learnable else self._fixed.add(name)
@@ -218,11 +193,7 @@ class WeightGuide(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         key = require_key(type(self).__name__, numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)  # type: ignore
-        seen: dict[str, Any] = {}
-        with handlers.block():
-            # For the shapes of the sites alone: nothing is computed but where they start.
-            jax.eval_shape(lambda: seen.update(handlers.trace(self._started(key)).get_trace(*args, **kwargs)))
-        self.prototype_trace = seen
+        self.prototype_trace = seen(started(self.model, key, self.init_loc_fn), args, kwargs)
         self._prototype_frames, self._prototype_frame_full_sizes = {}, {}
         for name, site in self.prototype_trace.items():
             if site["type"] == "sample" and not site["is_observed"]:
@@ -230,17 +201,12 @@ class WeightGuide(AutoGuide):
             elif site["type"] == "plate":
                 self._prototype_frame_full_sizes[name] = site["args"][0]
         latent = dict(latent_sites(self.prototype_trace))
-        if self._where is None:
-            weights = tuple(name for name, message in latent.items() if _is_weight(message))
-        else:
-            weights = tuple(name for name in latent if self._where(name))
+        covered = self._where or (lambda name: _is_weight(latent[name]))
+        weights = tuple(name for name in latent if covered(name))
         if not weights:
             self.prototype_trace = None
-            reason = (
-                "is a weight (of a BayesianModule, or under ImproperLogUniform)"
-                if self._where is None
-                else "matches where"
-            )
+            weight = "is a weight (of a BayesianModule, or under ImproperLogUniform)"
+            reason = weight if self._where is None else "matches where"
             raise ValueError(
                 f"{type(self).__name__}: expected a latent site that {reason}, got the sites {list(latent)}; name the "
                 "weights with where="
@@ -252,32 +218,15 @@ class WeightGuide(AutoGuide):
         with jax.ensure_compile_time_eval():
             for site in weights:
                 self._check_site(site, latent[site])
+                check_precision(f"site {site!r}", "the value that it starts from", latent[site]["value"])
                 self._init_weight(site, jnp.asarray(latent[site]["value"]), latent[site])
         rest = [name for name in latent if name not in weights] if self._where is None else []
         self._order = tuple(name for name in latent if name in weights or name in rest)
-        options: Any = {"prefix": self.prefix, "init_loc_fn": self.init_loc_fn}
-        self._others = {site: AutoNormal(self._alone(key, site), **options) for site in rest}
-
-    def _alone(self, key: Array, site: str) -> Callable:
-        """The model with its plates and this one site alone, for the guide of it."""
-        return handlers.block(
-            self._started(key, site), hide_fn=lambda msg: msg["type"] != "plate" and msg.get("name") != site
-        )
-
-    def _started(self, key: Array, other: str | None = None) -> Callable:
-        """The model with every latent site, but one that another guide starts, at its start."""
-
-        def value(site: Any) -> Any:
-            if site["type"] != "sample" or site["is_observed"] or site["value"] is not None or site["name"] == other:
-                return None
-            with jax.ensure_compile_time_eval():
-                return self.init_loc_fn(site)
-
-        def seeded(*args: Any, **kwargs: Any) -> Any:
-            with _Seed(rng_seed=key):
-                return self.model(*args, **kwargs)
-
-        return handlers.substitute(seeded, substitute_fn=value)
+        start: Any = self.init_loc_fn
+        self._others = {
+            site: AutoNormal(alone(self.model, key, start, site), prefix=self.prefix, init_loc_fn=start)
+            for site in rest
+        }
 
     def _check_site(self, site: str, message: Any) -> None:
         """Raise where this family cannot cover a site."""
@@ -332,35 +281,19 @@ class WeightGuide(AutoGuide):
 
     def _read(self, params: Params, quantity: str, site: str) -> Array:
         name = self._parameter(quantity, site)
-        if name in self._fixed:
-            return self._starts[name]
-        if name not in params:
+        if name not in params and name not in self._fixed:
             raise ValueError(
                 f"params: expected the parameters of this {type(self).__name__}, with {name!r}, got {sorted(params)}; "
                 "write svi.get_params(svi_state)"
             )
-        return params[name]
-
-
-class _Seed(handlers.seed):
-    """Keys that are values also where the values of sites are not computed."""
-
-    def process_message(self, msg: Any) -> None:
-        with jax.ensure_compile_time_eval():
-            super().process_message(msg)
+        value = self._starts[name] if name in self._fixed else params[name]
+        check_precision(f"parameter {name!r}", "its value", value)
+        return value
 
 
 def projected(value: Array, projection: Array) -> Array:
     """The value of ``projection`` with the gradient of ``value``."""
     return value + jax.lax.stop_gradient(projection - value)
-
-
-def _matcher(where: Any) -> Callable[[str], bool]:
-    """``where`` as a predicate on site names."""
-    if callable(where):
-        return where  # type: ignore
-    patterns = [where] if isinstance(where, str) else list(where)
-    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_weight(message: Any) -> bool:

@@ -17,7 +17,7 @@ from pyro_vd.numpyro.posteriors import (
     DropoutNormal,
     WeightPosterior,
 )
-from pyro_vd.numpyro.posteriors.dropout import check_dropout_rate
+from pyro_vd.posteriors.dropout import check_dropout_rate
 
 
 class AutoBernoulliDropout(WeightGuide):

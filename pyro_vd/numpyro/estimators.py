@@ -129,6 +129,17 @@ def check_key(owner: str, key: Any) -> Array:
     )
 
 
+def check_precision(owner: str, name: str, value: Any) -> None:
+    """Raise where JAX would read a float64 array of NumPy or PyTorch as float32 without a word."""
+    if isinstance(value, (jax.Array, float)) or jax.config.read("jax_enable_x64"):
+        return
+    if str(getattr(value, "dtype", None)) in ("float64", "torch.float64"):
+        raise ValueError(
+            f"{owner}: expected {name} in float32, got float64 where JAX has 64-bit numbers switched off; write "
+            'jax.config.update("jax_enable_x64", True) before anything of JAX is made, or give it in float32'
+        )
+
+
 def at_least_single(dtype: Any) -> Any:
     """The floating point type, float32 in place of a half precision one."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)

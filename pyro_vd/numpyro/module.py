@@ -16,7 +16,9 @@ from numpyro.distributions import Distribution
 from numpyro.primitives import mutable
 
 from pyro_vd.numpyro.checks import require_key
-from pyro_vd.numpyro.nets import WEIGHT_LEAVES, Net, adapt, unit_dims
+from pyro_vd.numpyro.estimators import check_precision
+from pyro_vd.numpyro.nets import Net, adapt, is_layer
+from pyro_vd.numpyro.weights import RandomWeight
 
 Where = Callable[[str, Any], bool] | type | str | tuple | list | None
 Prior = Distribution | Mapping[str, Distribution] | Callable[[str, Array], Distribution]
@@ -39,9 +41,11 @@ class BayesianModule:
             parameter name or pattern (``"Dense_0.*"``, first match) to distributions; or a callable
             ``(parameter_name, parameter) -> distribution``.
         name: prefix of the sites, ``f"{name}.{parameter_name}"``.
-        where: which parameters are random. None: ``kernel`` or ``weight`` of Dense (linen), Linear (nnx, equinox) and
-            Conv. A layer type, or several: the weight of those. A parameter name or pattern, or several. A callable
-            ``(parameter_name, layer) -> bool``, with linen the type of the layer.
+        where: which parameters are random. None: the weights, no biases and no gains of normalisation: those of Dense
+            or Linear, DenseGeneral or LinearGeneral (which attention projects with), Einsum, Conv, ConvTranspose,
+            Embed or Embedding, and of recurrent cells (whose weights have one coherent draw for the whole sequence
+            and all examples, under every estimator). A layer type, or several: the weights of those. A parameter name
+            or pattern, or several. A callable ``(parameter_name, layer) -> bool``, with linen the type of the layer.
 
     Attributes:
         weight_names: names of the random parameters, in parameter order; tied ones once. With linen, from the first
@@ -49,7 +53,8 @@ class BayesianModule:
 
     Raises:
         ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior; use
-            inside a plate; no random key; a net with a state but without the state it was trained to.
+            inside a plate; no random key; a net with a state but without the state it was trained to; float64
+            parameters while JAX has float64 switched off.
 
     Example:
         >>> import equinox as eqx, jax, numpyro
@@ -89,6 +94,7 @@ class BayesianModule:
                 site = f"{self.name}.{parameter_name}"
                 stored = numpyro.param(site) if numpyro.primitives._PYRO_STACK else None  # type: ignore
                 trained = trained or stored is not None
+                check_precision(f"parameter {site!r}", "its value", stored)
                 values[parameter_name] = numpyro.param(site, parameter) if stored is None else stored
         holder = self._holder(trained)
         state = self.adapted.state if holder is None else holder["values"]
@@ -107,6 +113,8 @@ class BayesianModule:
 
     def _choose(self) -> None:
         parameters = self.adapted.parameters
+        for parameter_name, parameter in parameters.items():
+            check_precision(f"BayesianModule {self.name!r}", f"parameter {parameter_name!r} of the net", parameter)
         for weight in _chosen(self.adapted, self._where):
             self.priors[weight] = _prior_for(self._prior, weight, parameters[weight])
 
@@ -114,7 +122,7 @@ class BayesianModule:
         site = self.site(parameter_name)
         prior = self.priors[parameter_name].expand(parameter.shape).to_event(parameter.ndim)
         # Where a guide starts, and where the units of the weight lie.
-        infer = {"net_parameter": parameter, "unit_dims": unit_dims(parameter_name, parameter)}
+        infer = {"net_parameter": parameter, "unit_dims": self.adapted.unit_dims(parameter_name)}
         try:
             value: Any = numpyro.sample(site, prior, infer=infer)
         except AssertionError:
@@ -127,6 +135,8 @@ class BayesianModule:
                 "net was called inside a plate, which repeats its weights and scales its KL; call it before the "
                 "plate, and put only the likelihood inside"
             )
+        if isinstance(value, RandomWeight) and parameter_name in self.adapted.recurrent:
+            return value.materialize()  # used at every step of a sequence: no noise of its own for each
         return value
 
     def _holder(self, trained: bool) -> dict[str, Any] | None:
@@ -176,11 +186,11 @@ def _chosen(net: Net, where: Where) -> list[str]:
     parameters, owners = list(net.parameters), net.owners
     several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
     if where is None:
-        several = list(net.default_layers)
-    if several and all(isinstance(one, type) for one in several):
-        types = tuple(several)
-        weights = [n for n in parameters if n.rpartition(".")[2] in WEIGHT_LEAVES]
-        chosen = [n for n in weights if _is_layer(owners[n], types)]
+        chosen = [n for n in parameters if _is_weight(net, n)]
+    elif several and all(isinstance(one, type) for one in several):
+        chosen = [
+            n for n in parameters if is_layer(owners[n], tuple(several)) and _is_weight(net, n, "weight", "kernel")
+        ]
     elif several and all(isinstance(one, str) for one in several):
         unmatched = [pattern for pattern in several if not fnmatch.filter(parameters, pattern)]
         if unmatched:
@@ -193,13 +203,15 @@ def _chosen(net: Net, where: Where) -> list[str]:
     if not chosen:
         raise ValueError(
             f"where: expected at least one parameter to be random, got none of {parameters}; choose with "
-            f"where={net.default_layers[0].__name__}, where={parameters[:1]} or where=lambda name, layer: ..."
+            f"where={next(iter(net.weights))[0].__name__}, where={parameters[:1]} or where=lambda name, layer: ..."
         )
     return chosen
 
 
-def _is_layer(owner: Any, types: tuple) -> bool:
-    return issubclass(owner, types) if isinstance(owner, type) else isinstance(owner, types)
+def _is_weight(net: Net, name: str, *otherwise: str) -> bool:
+    """Whether a parameter is the weight of its layer; that of a layer unknown is called ``otherwise``."""
+    leaf, known = name.rpartition(".")[2], net.weight_of(name)
+    return leaf in otherwise if known is None else fnmatch.fnmatchcase(leaf, known)
 
 
 def _prior_for(prior: Prior, name: str, parameter: Array) -> Distribution:

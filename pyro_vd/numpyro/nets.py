@@ -15,8 +15,7 @@ import numpyro
 from jax import Array
 
 from pyro_vd.numpyro.checks import require_key
-
-WEIGHT_LEAVES = ("weight", "kernel", "embedding")
+from pyro_vd.numpyro.estimators import check_precision
 
 
 class Net(ABC):
@@ -25,14 +24,32 @@ class Net(ABC):
     Attributes:
         parameters: the arrays that can be trained, by name, in the order of the net.
         owners: for each parameter, the layer it belongs to: a module, or its type where a net has none at hand.
+        recurrent: names of the parameters of recurrent cells, which are used at every step of a sequence.
         state: a pytree of what a call may change and training does not (BatchNorm's averages); empty without one.
-        default_layers: types of the layers whose weight is random unless ``where`` says otherwise.
+        weights: types of layers that are linear in their weight, or recurrent, and the name or pattern of it: what is
+            random unless ``where`` says otherwise. No biases, no gains of normalisation layers.
+        general: types of those layers that sum over the first dimensions of their kernel, whatever their number.
     """
 
     parameters: dict[str, Array]
     owners: dict[str, Any]
+    recurrent: set[str]
     state: Any
-    default_layers: tuple[type, ...]
+    weights: dict[tuple[type, ...], str]
+    general: tuple[type, ...] = ()
+
+    def weight_of(self, name: str) -> str | None:
+        """The name or pattern of the weight of the layer that a parameter belongs to; None for a layer unknown."""
+        return next((leaf for types, leaf in self.weights.items() if is_layer(self.owners[name], types)), None)
+
+    def unit_dims(self, name: str) -> tuple[int, int]:
+        """The dimensions of the output and of the input units of a weight, by the layout of its library."""
+        ndim = self.parameters[name].ndim
+        if name.rpartition(".")[2] != "kernel":  # (out, in, *spatial)
+            return 0, min(1, ndim - 1)
+        if is_layer(self.owners[name], self.general):  # (*in, *out)
+            return ndim - 1, 0
+        return ndim - 1, max(ndim - 2, 0)  # (*spatial, in, out)
 
     def prepare(self, args: tuple, kwargs: dict) -> None:  # noqa: B027
         """See the arguments of the first call, for nets that need them to know their parameters."""
@@ -73,11 +90,9 @@ def adapt(net: Any) -> Net:
     )
 
 
-def unit_dims(name: str, parameter: Array) -> tuple[int, int]:
-    """The dimensions of the output and of the input units of a weight, by the layout of its library."""
-    if name.rpartition(".")[2] == "kernel":  # (*spatial, in, out)
-        return parameter.ndim - 1, max(parameter.ndim - 2, 0)
-    return 0, min(1, parameter.ndim - 1)  # (out, in, *spatial)
+def is_layer(owner: Any, types: tuple[type, ...]) -> bool:
+    """Whether the owner of a parameter, a layer or its type, is of one of the ``types``."""
+    return issubclass(owner, types) if isinstance(owner, type) else isinstance(owner, types)
 
 
 class LinenNet(Net):
@@ -85,8 +100,11 @@ class LinenNet(Net):
 
     def __init__(self, net: Any):
         from flax import linen
+        from flax.linen.recurrent import DenseParams  # of OptimizedLSTMCell
 
-        self.default_layers = (linen.Dense, linen.Conv)
+        self.general = (linen.DenseGeneral, linen.Einsum)
+        dense = (linen.Dense, *self.general, linen.Conv, linen.ConvTranspose, DenseParams)
+        self.weights = {dense: "kernel", (linen.Embed,): "embedding"}
         self._module, self._variables = net.unbind() if net.scope is not None else (net, None)
         self.owners = {}
 
@@ -119,6 +137,10 @@ class LinenNet(Net):
         self.parameters = {".".join(path): value for path, value in paths.items()}  # type: ignore
         self._paths = {".".join(path): path for path in paths}
         self.owners = {name: layers[path[:-1]] for name, path in self._paths.items()}
+        cells = {path for path, layer in layers.items() if issubclass(layer, linen.RNNCellBase)}
+        self.recurrent = {
+            name for name, path in self._paths.items() if any(path[:length] in cells for length in range(len(path)))
+        }
 
     def _initialised(self, args: tuple, kwargs: dict) -> Any:
         key = require_key("BayesianModule: the first call of an unbound net", numpyro.prng_key())
@@ -153,13 +175,20 @@ class NnxNet(Net):
     def __init__(self, net: Any):
         from flax import nnx
 
-        self.default_layers = (nnx.Linear, nnx.Conv)
+        self.general = (nnx.LinearGeneral, nnx.Einsum)
+        dense = (nnx.Linear, *self.general, nnx.Conv, nnx.ConvTranspose)
+        self.weights = {dense: "kernel", (nnx.Embed,): "embedding"}
         self._module = net
         _, parameters, _, state = self._split()
         self._paths = {".".join(map(str, path)): path for path in dict(nnx.to_flat_state(parameters))}
         flat = dict(nnx.to_flat_state(parameters))
         self.parameters = {name: flat[path][...] for name, path in self._paths.items()}
         self.owners = {name: _follow(net, path[:-1]) for name, path in self._paths.items()}
+        self.recurrent = {
+            name
+            for name, path in self._paths.items()
+            if any(isinstance(_follow(net, path[:length]), nnx.RNNCellBase) for length in range(len(path)))
+        }
         self.state = {".".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(state)}
 
     def _split(self) -> tuple:
@@ -200,7 +229,14 @@ class EquinoxNet(Net):
                 f"BayesianModule: expected the state of {type(net).__name__} beside it, got the module alone; write "
                 "net=eqx.nn.make_with_state(Net)(..., key=key), the pair of both"
             )
-        self.default_layers = (eqx.nn.Linear, eqx.nn.Conv)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            net
+        ):  # no parameter yet: equinox takes arrays of JAX alone
+            name = ".".join(str(_entry(part)) for part in path)
+            check_precision("BayesianModule", f"parameter {name!r} of the net", leaf)
+        cells = (eqx.nn.GRUCell, eqx.nn.LSTMCell)
+        dense = (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTranspose, eqx.nn.Embedding)
+        self.weights = {dense: "weight", cells: "weight_*"}
         self._stateful = state is not None
         self.state, self._state_tree = jax.tree.flatten(state)
         arrays, self._static = eqx.partition(net, eqx.is_inexact_array)
@@ -208,6 +244,7 @@ class EquinoxNet(Net):
         paths = [tuple(_entry(part) for part in path) for path, _ in leaves]
         self.parameters = {".".join(map(str, p)): leaf for p, (_, leaf) in zip(paths, leaves, strict=True)}
         self.owners = {".".join(map(str, path)): _follow(net, path[:-1]) for path in paths}
+        self.recurrent = {name for name, owner in self.owners.items() if isinstance(owner, cells)}
 
     def call(self, parameters: dict[str, Any], state: Any, args: tuple, kwargs: dict) -> tuple[Any, Any]:
         net = self._net(parameters)

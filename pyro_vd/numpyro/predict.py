@@ -14,6 +14,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from pyro_vd.numpyro.batches import is_array, number_of_examples, take_examples
 from pyro_vd.numpyro.checks import latent_sites, require_key
 from pyro_vd.numpyro.handlers import lrt, posterior_mean
+from pyro_vd.predict import _bounds as bounds
 
 MODES = ("weights", "local", "mean")
 
@@ -77,8 +78,8 @@ def posterior_predictive(
     guide = {"weights": lambda fn: fn, "local": lrt, "mean": posterior_mean}[mode](guide)
     chunks, lengths = [(args, kwargs)], [0]
     if batch_size is not None:
-        bounds = _bounds(number_of_examples(args, kwargs), batch_size)
-        chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(bounds)]
+        cuts = bounds(number_of_examples(args, kwargs), batch_size)
+        chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(cuts)]
         lengths = [number_of_examples(*chunk) for chunk in chunks]
     first = trace(substitute(seed(guide, rng_key), data=params)).get_trace(*args, **kwargs)
     latent = dict(latent_sites(first))
@@ -130,16 +131,6 @@ def _compiled(function: Callable) -> Callable:
         return compiled[tree](arrays)
 
     return call
-
-
-def _bounds(number: int, batch_size: int) -> list[int]:
-    """Where to cut. Pieces of two lengths tell a site along the examples from one that is as long as a piece."""
-    bounds = [*range(0, number, batch_size), number]
-    if number > batch_size == 1:
-        bounds.pop(1)
-    elif number > batch_size and number % batch_size == 0:
-        bounds.insert(-1, number - 1)
-    return bounds
 
 
 def _join(values: list[Array], lengths: list[int]) -> Array:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
 
-from pyro_vd.numpyro.estimators import check_key
+from pyro_vd.numpyro.estimators import check_key, check_precision
 
 
 class ImproperLogUniform(Distribution):
@@ -81,7 +81,8 @@ class TruncatedLogUniform(Distribution):
         high: largest size of a weight, > low.
 
     Raises:
-        ValueError: unless ``0 < low < high`` (where the numbers are known: not under jit).
+        ValueError: unless ``0 < low < high`` (where the numbers are known: not under jit); float64 while JAX has it
+            switched off.
 
     Example:
         >>> TruncatedLogUniform(1.0, math.e).log_prob(1.0).round(4)
@@ -100,6 +101,8 @@ class TruncatedLogUniform(Distribution):
     high: Any
 
     def __init__(self, low: Array | float, high: Array | float, *, validate_args: bool | None = None):
+        for name, bound in (("low", low), ("high", high)):
+            check_precision("TruncatedLogUniform", name, bound)
         known = not any(isinstance(x, Tracer) for x in (low, high))
         if known and not np.all((0 < np.asarray(low)) & (np.asarray(low) < np.asarray(high))):
             raise ValueError(

@@ -168,7 +168,8 @@ class RandomWeight(quax.ArrayValue):
         raise TypeError(_OUTSIDE.format(site=self.site, function="an operator or a conversion"))
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _outside
-    __pow__ = __rpow__ = __getitem__ = __iter__ = __float__ = __bool__ = __array__ = _outside
+    __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __abs__ = _outside
+    __lt__ = __le__ = __gt__ = __ge__ = __getitem__ = __iter__ = __len__ = __float__ = __bool__ = __array__ = _outside
 
     def __getattr__(self, name: str) -> Any:
         if name == "__jax_array__" and sys._getframe(1).f_globals.get("__name__") == _ARGUMENT_CHECK:

@@ -13,7 +13,7 @@ from jax import Array
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent
 from numpyro.distributions.kl import kl_divergence
 
-from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, check_key, safe_sqrt
+from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, check_key, check_precision, safe_sqrt
 
 
 class WeightPosterior(Distribution):
@@ -66,6 +66,7 @@ def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple
 
     Raises an error that names ``owner`` where they are no floating point arrays that broadcast.
     """
+    check_precision(owner, "loc", loc)
     if not isinstance(loc, (jax.Array, np.ndarray)) or not jnp.issubdtype(loc.dtype, jnp.floating):
         got = loc.dtype if isinstance(loc, (jax.Array, np.ndarray)) else type(loc).__name__
         raise TypeError(f"{owner}: expected loc to be a floating point array, got {got}; write loc.astype(float)")
@@ -85,11 +86,7 @@ def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple
 
 def as_array(owner: str, name: str, value: Any, like: Array | None = None) -> Array:
     """``value`` as an array, a number in the dtype of ``like``; no silent loss of float64."""
-    if isinstance(value, np.ndarray) and value.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
-        raise ValueError(
-            f"{owner}: expected {name} in float32, got float64 where JAX has 64-bit numbers switched off; write "
-            f'jax.config.update("jax_enable_x64", True) first, or {name}.astype("float32")'
-        )
+    check_precision(owner, name, value)
     if isinstance(value, (int, float)) and like is not None:
         return jnp.asarray(value, like.dtype)
     return jnp.asarray(value)

@@ -10,11 +10,12 @@ from jax import Array
 from jax.scipy.special import logit, xlogy
 from numpyro.distributions import Independent, Normal
 
+from pyro_vd.kl import LOG_UNIFORM_METHODS
 from pyro_vd.numpyro.kl import kl_log_uniform
 from pyro_vd.numpyro.posteriors.base import prior_of_weight, register_kl
-from pyro_vd.numpyro.posteriors.normal import LOG_UNIFORM_METHODS
 from pyro_vd.numpyro.posteriors.units import UnitPosterior, unit_values
 from pyro_vd.numpyro.priors import ImproperLogUniform
+from pyro_vd.posteriors.dropout import check_dropout_rate
 
 
 class CorrelatedDropoutNormal(UnitPosterior):
@@ -183,16 +184,6 @@ class ConcreteDropout(UnitPosterior):
         tiny = jnp.finfo(uniform.dtype).eps
         kept = jax.nn.sigmoid((logit(jnp.clip(uniform, tiny, 1 - tiny)) - self._logit_rate) / self.temperature)
         return kept / jax.nn.sigmoid(-self._logit_rate)
-
-
-def check_dropout_rate(owner: str, rate: float) -> float:
-    """The rate, or an error that names ``owner``."""
-    if not 0 <= rate < 1:
-        raise ValueError(
-            f"{owner}: expected dropout_rate in [0, 1), the probability of dropping, got {rate!r}; a probability of "
-            "keeping is 1 - dropout_rate"
-        )
-    return float(rate)
 
 
 @register_kl(CorrelatedDropoutNormal, Independent)

@@ -19,6 +19,7 @@ from pyro_vd.numpyro.posteriors.base import (
     register_kl,
 )
 from pyro_vd.numpyro.posteriors.normal import KL_METHODS, DropoutNormal
+from pyro_vd.posteriors.low_rank import check_rank
 
 
 class LowRankNormal(WeightPosterior):
@@ -111,12 +112,6 @@ class LowRankNormal(WeightPosterior):
         factor = self.factor.reshape(len(self.factor), -1).T
         diagonal = jnp.exp(self._log_sigma2).reshape(-1)
         return LowRankMultivariateNormal(self.loc.reshape(-1), factor, diagonal, validate_args=False)
-
-
-def check_rank(owner: str, rank: int, weights: int) -> None:
-    """Raise, naming ``owner``, unless ``1 <= rank <= weights``."""
-    if not 1 <= rank <= weights:
-        raise ValueError(f"{owner}: expected a rank between 1 and the {weights} weights of the layer, got {rank}")
 
 
 @register_kl(LowRankNormal, Independent)

@@ -15,9 +15,7 @@ from pyro_vd.numpyro.estimators import WeightNoise, at_least_single, check_key
 from pyro_vd.numpyro.kl import kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.numpyro.posteriors.base import WeightPosterior, broadcast_parameters, register_kl
 from pyro_vd.numpyro.priors import ImproperLogUniform
-
-LOG_UNIFORM_METHODS = ("sigmoid", "cubic", "lower_bound", "exact")
-KL_METHODS = (*LOG_UNIFORM_METHODS, "ard")
+from pyro_vd.posteriors.normal import KL_METHODS
 
 
 class DropoutNormal(WeightPosterior):
