@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pyro_vd.compiling import MAX_PROGRAMS, CompiledProgram, compile_program
+from pyro_vd.compiling import CompiledProgram, compile_program
 from pyro_vd.evaluation import Evaluation, agree, all_finite, handlers_are_active, same_noise
 from pyro_vd.loss_module import LossModule
+from pyro_vd.programs import Programs
 from pyro_vd.recording import Program, Standing
 
 
@@ -61,22 +61,19 @@ class CompiledLoss(nn.Module):
 
     def __init__(self, loss: LossModule, strict: bool):
         super().__init__()
-        self.loss, self.strict = loss, strict
+        self.loss = loss
         self._evaluation = Evaluation(*loss.callables, loss.elbo)
-        self._programs: dict[Any, tuple[CompiledProgram, list[Tensor]]] = {}
-        self._eager = False
+        self._programs = Programs(self._evaluation, ("a loss", "use the loss as it is"), strict, depth=6)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._eager or not torch.is_grad_enabled() or handlers_are_active():
+        if self._programs.ended or not torch.is_grad_enabled() or handlers_are_active():
             return self.loss(*args, **kwargs)
-        try:
-            tensors, key = self._evaluation.signature(args, kwargs)
-        except TypeError as error:
-            return self._give_up(f"an argument is neither a tensor nor hashable: {error}", args, kwargs)
-        key = key, *((held.dtype, held.device, held.data_ptr()) for held in self._evaluation.held())
+        held = [(tensor.dtype, tensor.device, tensor.data_ptr()) for tensor in self._evaluation.held()]
+        found = self._programs.key(args, kwargs, *held)
+        if found is None:
+            return self.loss(*args, **kwargs)
+        tensors, key = found
         if key not in self._programs:
-            if len(self._programs) == MAX_PROGRAMS:
-                return self._give_up(f"it has been compiled {MAX_PROGRAMS} times already", args, kwargs)
             return self._first_call(key, tensors, args, kwargs)
         program, used = self._programs[key]
         self._evaluation.inputs(used[0])
@@ -93,13 +90,14 @@ class CompiledLoss(nn.Module):
         try:
             program = compile_program(self._program(args, kwargs, parameters, used), read, tensors)
         except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
-            return self._give_up(f"{type(error).__name__}: {error}", args, kwargs)
+            self._programs.give_up(f"{type(error).__name__}: {error}")
+            return self.loss(*args, **kwargs)
         with same_noise([*parameters, *tensors]):
             loss, *gradients = program.on([tensor.detach().clone() for tensor in program.tensors], tensors)
         eager = self.loss(*args, **kwargs)
         expected = torch.autograd.grad(eager, used, retain_graph=True)
         if not agree(loss, eager.detach()) or not all(map(agree, gradients, expected, [0.02] * len(used))):
-            self._give_up("the compiled loss or gradient is not the eager one with the same noise")
+            self._programs.give_up("the compiled loss or gradient is not the eager one with the same noise")
         else:
             self._programs[key] = program, used
         return eager
@@ -121,16 +119,6 @@ class CompiledLoss(nn.Module):
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
         return program
-
-    def _give_up(self, reason: str, *call: Any) -> Any:
-        """From now on evaluate the loss eagerly; do it for the arguments given."""
-        message = f"expected a loss that can be compiled, got one that cannot: {reason}"
-        if self.strict:
-            raise ValueError(f"{message}; use the loss as it is, or write strict=False")
-        warnings.warn(f"{message}. It is evaluated eagerly from here on", stacklevel=4)
-        self._eager = True
-        self._programs.clear()
-        return self.loss(*call[0], **call[1]) if call else None
 
 
 class _Loss(torch.autograd.Function):

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from pyro_vd.recording import Program, record
 
-# More than these shapes and modes, and something is changing that should be a tensor.
-MAX_PROGRAMS = 8
 # ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones.
 # Without the pattern matcher: it would turn a gradient of two terms, a product and that of the KL, into a product added
 # in place, which needs the second term in memory first. In the layouts of the eager step: random numbers fill a

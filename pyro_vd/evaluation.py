@@ -39,7 +39,6 @@ class Evaluation:
                 f"{type(loss).__name__}"
             )
         self.model, self.guide, self.loss = model, guide, loss
-        self.parameters: dict[str, Tensor] = {}
         self._kl_weight: Tensor | None = None
         self._roots = [module for fn in (model, guide) for module in referenced_modules(fn)]
 

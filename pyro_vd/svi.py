@@ -7,7 +7,6 @@ tensors. That graph is compiled, and is all that later steps run.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +17,10 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vd.compiling import MAX_PROGRAMS, CompiledProgram, compile_program
+from pyro_vd.compiling import CompiledProgram, compile_program
 from pyro_vd.evaluation import Evaluation, agree, all_finite, handlers_are_active, same_noise
 from pyro_vd.optimizers import StepOptimizer
+from pyro_vd.programs import Programs
 from pyro_vd.recording import Program
 from pyro_vd.step_program import UnrecordableOptimizer, step_program
 
@@ -88,16 +88,15 @@ class CompiledSVI:
         if not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(f"accumulate: expected a whole number >= 1, got {accumulate!r}")
         self.model, self.guide, self.optim, self.loss = model, guide, optim, loss
-        self.accumulate, self.strict = accumulate, strict
+        self.accumulate = accumulate
         self._evaluation = Evaluation(model, guide, loss)
+        self._programs = Programs(self._evaluation, ("a step", "step with pyro.infer.SVI"), strict, depth=5)
         self._optimizer = StepOptimizer(optim, clip_norm)
         self._parameters: dict[str, Tensor] = {}
         self._failed: Tensor | None = None  # how many steps in a row were not finite; made by the first update
-        self._programs: dict[Any, CompiledProgram] = {}
         self._known: tuple[list[Tensor], list[Any]] = ([], [])
         self._gradient_norms: list[Tensor] = []  # of the last eager step
         self._steps = 0
-        self._eager = False
 
     @property
     def optimizer(self) -> Optimizer:
@@ -111,7 +110,7 @@ class CompiledSVI:
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step; returns the loss it was taken from, 0-dim, nats, without waiting for the device."""
         update = (self._steps + 1) % self.accumulate == 0
-        if self._failed is None or self._eager:
+        if self._failed is None or self._programs.ended:
             loss = self._eager_step(args, kwargs, update)
         else:
             loss = self._compiled_step(args, kwargs, update)
@@ -166,19 +165,13 @@ class CompiledSVI:
         if self._follow_changes():
             return self._eager_step(args, kwargs, update)
         if handlers_are_active():
-            return self._give_up("the step runs under effect handlers of the caller", args, kwargs, update)
-        try:
-            tensors, key = self._evaluation.signature(args, kwargs)
-        except TypeError as error:
-            return self._give_up(f"an argument is neither a tensor nor hashable: {error}", args, kwargs, update)
-        key = key, update, self._optimizer.constants()
+            self._programs.give_up("the step runs under effect handlers of the caller")
+            return self._eager_step(args, kwargs, update)
+        found = self._programs.key(args, kwargs, update, self._optimizer.constants())
+        if found is None:
+            return self._eager_step(args, kwargs, update)
+        tensors, key = found
         if key not in self._programs:
-            if len(self._programs) == MAX_PROGRAMS:
-                reason = (
-                    f"it has been compiled {MAX_PROGRAMS} times, and shapes, arguments that are no tensors, options of "
-                    "the optimizer or attributes of the modules are new again"
-                )
-                return self._give_up(reason, args, kwargs, update)
             return self._first_step(key, tensors, args, kwargs, update)
         program = self._programs[key]
         self._read()  # puts kl_weight and learning rates where the program reads them
@@ -199,7 +192,7 @@ class CompiledSVI:
             return loss
         _restore(program.tensors, before)
         torch.set_rng_state(noise)
-        self._give_up(
+        self._programs.give_up(
             f"the compiled loss is {loss:.6g}, the eager one {expected:.6g} with the same noise; the model reads a "
             "Python number that has changed, or draws random numbers from elsewhere than PyTorch"
         )
@@ -212,7 +205,8 @@ class CompiledSVI:
         except UnrecordableOptimizer as error:
             raise ValueError(str(error)) from error.__cause__
         except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
-            return self._give_up(f"{type(error).__name__}: {error}", args, kwargs, update)
+            self._programs.give_up(f"{type(error).__name__}: {error}")
+            return self._eager_step(args, kwargs, update)
         before = [tensor.detach().clone() for tensor in program.tensors]
         copies = [tensor.clone() for tensor in before]
         with same_noise(tensors):
@@ -229,9 +223,9 @@ class CompiledSVI:
             if eager.is_cuda:
                 program.capture(tensors)
         else:
-            if self.strict:
+            if self._programs.strict:
                 _restore(program.tensors, before)
-            self._give_up("the compiled step is not the eager one with the same noise")
+            self._programs.give_up("the compiled step is not the eager one with the same noise")
         return eager
 
     def _moved_by_rounding(self) -> list[Tensor]:
@@ -247,16 +241,6 @@ class CompiledSVI:
             for tensor in (*own, parameter.grad)
             if tensor is not None
         ]
-
-    def _give_up(self, reason: str, *step: Any) -> Any:
-        """From now on take eager steps; take the one whose arguments are given."""
-        message = f"expected a step that can be compiled, got one that cannot: {reason}"
-        if self.strict:
-            raise ValueError(f"{message}; step with pyro.infer.SVI, or write strict=False for eager steps")
-        warnings.warn(f"{message}. Steps are eager from here on", stacklevel=4)
-        self._eager = True
-        self._programs.clear()
-        return self._eager_step(*step) if step else None
 
     def _program(self, args: tuple, kwargs: dict, update: bool) -> Program:
         parameters = list(self._parameters.values())

@@ -15,7 +15,7 @@ from pyro.infer import SVI
 from svi_runs import Task, assert_same, run, values, without_compiler
 
 import pyro_vd as vd
-from pyro_vd import svi as svi_module
+from pyro_vd import programs
 
 BATCHES = [(x.double(), y) for x, y in Task().batches]
 
@@ -55,7 +55,7 @@ def expect_eager(shift, reason, number=10, batches=None):
     with pytest.warns(UserWarning, match="expected a step that can be compiled") as caught:
         found, parameters, svi = steps(vd.CompiledSVI, shift, number, batches)
     assert len(caught) == 1
-    assert reason in str(caught[0].message) and "Steps are eager from here on" in str(caught[0].message)
+    assert reason in str(caught[0].message) and "It is eager from here on" in str(caught[0].message)
     assert found == pytest.approx(losses, rel=1e-9)
     assert_same(parameters, expected, 1e-9)
     return svi
@@ -71,7 +71,7 @@ def expect_strict_error(shift, reason, number=10, batches=None):
         before.update(values())
         return svi.step(*args)
 
-    with pytest.raises(ValueError, match="step with pyro.infer.SVI, or write strict=False for eager steps") as caught:
+    with pytest.raises(ValueError, match="step with pyro.infer.SVI, or write strict=False to go on eagerly") as caught:
         run(step, batches or [b[:1] for b in BATCHES], number)
     assert reason in str(caught.value)
     assert_same(values(), before, 0.0)
@@ -195,7 +195,7 @@ def test_a_program_whose_update_is_wrong_is_not_used(monkeypatch):
 
 
 def test_too_many_programs(monkeypatch, graphs):
-    monkeypatch.setattr(svi_module, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(programs, "MAX_PROGRAMS", 2)
     batches = [(torch.ones(rows, 5),) for rows in (1, 2, 3, 4)]
     expect_eager(lambda: lambda x: 0.0, "it has been compiled 2 times", batches=batches)
     assert len(graphs) == 2
