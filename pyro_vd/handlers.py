@@ -107,8 +107,8 @@ class EstimatorMessenger(Messenger):
             )
         noise = posterior.noise()
         trace = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, _is_scoring)
-        variance = noise.variance if noise.independent else posterior.variance
-        msg["value"] = RandomWeight(noise, variance, trace)
+        variance = noise.variance if noise.independent else None
+        msg["value"] = RandomWeight(noise, posterior.variance if variance is None else variance, trace)
 
 
 def base_distribution(fn: Any) -> Distribution:

@@ -70,6 +70,21 @@ def weight_of(noise: WeightNoise, estimator: str = "local", site: str = "w", **o
     return vd.RandomWeight(noise, variance, jax.random.key(7), state)
 
 
+def make(*shape: int, seed: int = 0, **options: Any):
+    """A random weight of that shape."""
+    loc, scale = jax.random.normal(jax.random.key(seed), (2, *shape))
+    return random_weight(loc, scale**2, **options)
+
+
+def inside(function: Callable, *args: Any) -> Any:
+    return quax.quaxify(function)(*args)
+
+
+def keyed(weight: Any, key: Any):
+    """The same random weight with another key, in a state of its own."""
+    return vd.RandomWeight(weight.noise, weight.variance, key, type(weight.state)("w"))
+
+
 def _products() -> Iterator[Case]:
     for batch in ((), (3,), (2, 3)):
         example = (0, 0) if batch else None

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quax
 from jax import lax
-from numpyro_operations import random_weight, weight_of
+from numpyro_operations import inside, keyed, make, random_weight, weight_of
 from oracles import standard_errors
 
 import pyro_vd.numpyro as vd
@@ -46,19 +45,6 @@ VIEWS = {
     "nested": lambda w: (0.5 * w.T.reshape(6, 4)[1:5]).T,
     "of one element": lambda w: w[1, 2, 3],
 }
-
-
-def make(*shape, seed=0, **options):
-    loc, scale = jax.random.normal(jax.random.key(seed), (2, *shape))
-    return random_weight(loc, scale**2, **options)
-
-
-def inside(function, *args):
-    return quax.quaxify(function)(*args)
-
-
-def keyed(weight, key):
-    return vd.RandomWeight(weight.noise, weight.variance, key, type(weight.state)("w"))
 
 
 def split(number):

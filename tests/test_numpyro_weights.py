@@ -12,7 +12,7 @@ import pytest
 import quax
 from flax import linen
 from jax import lax
-from numpyro_operations import random_weight, weight_of
+from numpyro_operations import inside, keyed, make, random_weight, weight_of
 
 import pyro_vd.numpyro as vd
 from pyro_vd.numpyro.estimators import WeightNoise
@@ -20,19 +20,6 @@ from pyro_vd.numpyro.estimators import WeightNoise
 pytestmark = pytest.mark.usefixtures("x64")
 
 KEY = jax.random.key(3)
-
-
-def make(*shape, seed=0, **options):
-    loc, scale = jax.random.normal(jax.random.key(seed), (2, *shape))
-    return random_weight(loc, scale**2, **options)
-
-
-def inside(function, *args):
-    return quax.quaxify(function)(*args)
-
-
-def keyed(weight, key):
-    return vd.RandomWeight(weight.noise, weight.variance, key, type(weight.state)("w"))
 
 
 USES = {
