@@ -60,7 +60,9 @@ def seen_moments(monkeypatch) -> list:
     return seen
 
 
-@pytest.mark.parametrize("operation", [function for function, entry in TABLE.items() if entry.rule], ids=str)
+@pytest.mark.parametrize(
+    "operation", [function for function, entry in TABLE.items() if entry.rule], ids=lambda f: f.__name__
+)
 def test_rules_have_the_parameters_of_their_operations(operation):
     check_signature(TABLE[operation].rule, operation, TABLE[operation].weights)
 

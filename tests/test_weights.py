@@ -233,7 +233,11 @@ def test_per_example_keeps_the_shape_for_a_vector_and_for_stacked_matrices():
         assert (torch.ones(5, 4, 3).double() @ weight(5, 3, 2, estimator="per_example")).shape == (5, 4, 2)
 
 
-@pytest.mark.parametrize("function", views.METADATA, ids=lambda f: getattr(f, "__qualname__", str(f)))
+def name_of(function):
+    return function.__self__.__name__ if function.__name__ == "__get__" else function.__qualname__
+
+
+@pytest.mark.parametrize("function", sorted(views.METADATA, key=name_of), ids=name_of)
 def test_metadata_neither_draws_nor_warns(function):
     random = weight(2, 3)
     expected = function(random.loc)
