@@ -34,7 +34,7 @@ ONLY_PYRO_FILES = {
     "loss_module": "a loss as a torch module, for torch.optim",
     "parameters": "one tensor in a module and in Pyro's store",
     **dict.fromkeys(
-        ("svi", "step_program", "compiled_loss", "compiling", "recording", "evaluation", "optimizers"),
+        ("svi", "step_program", "programs", "compiled_loss", "compiling", "recording", "evaluation", "optimizers"),
         "numpyro.infer.SVI compiles",
     ),
     "uses": "what PyTorch functions did with each weight",
