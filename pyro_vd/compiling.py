@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 import torch._inductor
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pyro_vd.recording import Program, record
 
@@ -72,7 +75,9 @@ def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequ
     """Record ``program`` (see :func:`pyro_vd.recording.record`) and compile it."""
     graph, read = record(program, tensors, arguments)
     example = [tensor.detach() for tensor in (*read, *arguments)]
-    with torch.no_grad(), warnings.catch_warnings():
+    # Inductor looks into its cache on disk where shapes might vary, which they do not here.
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
+    with torch.no_grad(), warnings.catch_warnings(), tracing(TracingContext(mode)):
         warnings.simplefilter("ignore")  # of the compiler, about itself
         run = torch._inductor.compile(graph, example, options=_OPTIONS)  # type: ignore[arg-type]
     return CompiledProgram(run, read)  # type: ignore[arg-type]
