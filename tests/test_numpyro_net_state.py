@@ -142,7 +142,8 @@ def test_dropout_of_a_net_has_its_key_from_the_model(net):
     assert abs((first == 0).mean() - 0.5) < 0.1  # of 1000 fair coins: 6 standard errors
 
 
-@pytest.mark.parametrize("library, shape", [("nnx", "LeNet-300-100"), *((library, "LeNet-5") for library in LIBRARIES)])
+@pytest.mark.parametrize("shape", ["LeNet-300-100", "LeNet-5"])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_unmodified_nets_train_under_lrt_without_retracing(library, shape, recwarn):
     """The loss falls, every weight moves, a step is traced once, and no operation falls back to a draw."""
     net = perceptron(library) if shape == "LeNet-300-100" else lenet5(library)
