@@ -78,7 +78,7 @@ def _one_draw(
 ) -> dict[str, Tensor]:
     chunks, lengths = [(args, kwargs)], [0]
     if batch_size is not None:
-        bounds = _bounds(number_of_examples(args, kwargs), batch_size)
+        bounds = batch_bounds(number_of_examples(args, kwargs), batch_size)
         chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(bounds)]
         lengths = [number_of_examples(*chunk) for chunk in chunks]
     guide = posterior_mean(guide) if mode == "mean" else guide
@@ -101,7 +101,7 @@ def _one_draw(
     return {name: _join(values, lengths) for name, values in pieces.items()}
 
 
-def _bounds(number: int, batch_size: int) -> list[int]:
+def batch_bounds(number: int, batch_size: int) -> list[int]:
     """Where to cut. Pieces of two lengths tell a site along the examples from one that is as long as a piece."""
     bounds = [*range(0, number, batch_size), number]
     if number > batch_size == 1:

@@ -14,7 +14,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from pyro_vd.numpyro.batches import is_array, number_of_examples, take_examples
 from pyro_vd.numpyro.checks import latent_sites, require_key
 from pyro_vd.numpyro.handlers import lrt, posterior_mean
-from pyro_vd.predict import _bounds as bounds
+from pyro_vd.predict import batch_bounds
 
 MODES = ("weights", "local", "mean")
 
@@ -78,7 +78,7 @@ def posterior_predictive(
     guide = {"weights": lambda fn: fn, "local": lrt, "mean": posterior_mean}[mode](guide)
     chunks, lengths = [(args, kwargs)], [0]
     if batch_size is not None:
-        cuts = bounds(number_of_examples(args, kwargs), batch_size)
+        cuts = batch_bounds(number_of_examples(args, kwargs), batch_size)
         chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(cuts)]
         lengths = [number_of_examples(*chunk) for chunk in chunks]
     first = trace(substitute(seed(guide, rng_key), data=params)).get_trace(*args, **kwargs)
