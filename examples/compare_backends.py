@@ -97,15 +97,15 @@ def nll(bnn, guide, data) -> float:
 
 
 def step_times(programs: list[str], blocks: int) -> tuple[list[dict], str]:
-    """Rows of ``benchmark.py`` for a step of LeNet-300-100, batch 100, on one thread, and their table."""
+    """Rows of ``benchmark.py`` for a step of LeNet-300-100, batch 100, on two threads, and their table."""
     import _report
     import benchmark
     import pyro
     import torch
     from _programs import Problem
 
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # nothing else tells JAX how many threads it may use
+    torch.set_num_threads(2)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # nothing else tells JAX how many threads it may use
     pyro.enable_validation(False)
     problem = Problem("lenet-300-100", 0, 0, batch=100)
     rows = benchmark.measure(problem, argparse.Namespace(programs=programs, blocks=blocks, fresh_cache=False))
@@ -140,7 +140,7 @@ def main(args: argparse.Namespace) -> dict:
     curves = {backend: np.mean([r["loss"] for r in runs[backend]], 0) for backend in BACKENDS}
     apart = np.abs(curves["numpyro"] / curves["pyro"] - 1)
     print(f"mean loss curves: {100 * apart.mean():.2f} % apart on average, {100 * apart[-1]:.2f} % at the end")
-    print(f"a training step, batch 100, one thread:\n{step_table}")
+    print(f"a training step, batch 100, two threads:\n{step_table}")
     out = Path(args.out)
     _figures.loss_of_backends({b: [r["loss"] for r in runs[b]] for b in BACKENDS}, out / "backends.png")
     result = {"arguments": vars(args), "runs": runs, "steps": steps}
