@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import time
 from collections.abc import Callable
 
@@ -46,6 +47,13 @@ def copy_rate(traffic: int, device: str) -> float:
     source = torch.rand(max(1024, traffic // 8), device=device)
     target = torch.empty_like(source)
     return 8 * len(source) / _least_time(lambda: target.copy_(source))
+
+
+def use_threads(number: int) -> None:
+    """That many threads of the CPU for PyTorch and, where the system can, for JAX, which nothing else tells."""
+    torch.set_num_threads(number)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
 
 
 def synchronize() -> None:

@@ -98,11 +98,11 @@ def memory_over_steps(problem: Problem, steps: int) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
     if args.device == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        if hasattr(os, "sched_setaffinity"):  # nothing else tells JAX how many threads it may use
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+        _machine.use_threads(args.threads)
+    else:
+        torch.set_num_threads(args.threads)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     pyro.enable_validation(False)
     dtype = torch.bfloat16 if args.bf16 else torch.float32

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -98,14 +97,13 @@ def nll(bnn, guide, data) -> float:
 
 def step_times(programs: list[str], blocks: int) -> tuple[list[dict], str]:
     """Rows of ``benchmark.py`` for a step of LeNet-300-100, batch 100, on two threads, and their table."""
+    import _machine
     import _report
     import benchmark
     import pyro
-    import torch
     from _programs import Problem
 
-    torch.set_num_threads(2)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # nothing else tells JAX how many threads it may use
+    _machine.use_threads(2)
     pyro.enable_validation(False)
     problem = Problem("lenet-300-100", 0, 0, batch=100)
     rows = benchmark.measure(problem, argparse.Namespace(programs=programs, blocks=blocks, fresh_cache=False))

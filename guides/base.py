@@ -76,7 +76,7 @@ class WeightGuide(AutoGuide):
         init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
         create_plates: Callable | None = None,
     ):
-        self._where = None if where is None else _matcher(where)
+        self._where = None if where is None else site_matcher(where)
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
 
     @property
@@ -213,7 +213,7 @@ class WeightGuide(AutoGuide):
         Raises:
             ValueError: no such quantity; one without a gradient.
         """
-        sites = [site for site in self.weight_sites if where is None or _matcher(where)(site)]
+        sites = [site for site in self.weight_sites if where is None or site_matcher(where)(site)]
         if quantity not in self._quantities:
             raise ValueError(f"set_learnable: expected one of {sorted(self._quantities)}, got {quantity!r}")
         if not sites:
@@ -282,7 +282,7 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> AutoGuideList:
     return mixed
 
 
-def _matcher(where: Any) -> Callable[[str], bool]:
+def site_matcher(where: Any) -> Callable[[str], bool]:
     """``where`` as a predicate on site names."""
     if callable(where):
         return where  # type: ignore[return-value]

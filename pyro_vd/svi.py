@@ -156,7 +156,8 @@ class CompiledSVI:
                 f"step {self._steps + 1}: expected a finite gradient, got one that is not, of a loss of "
                 f"{loss.detach():.6g}; the parameters are those before it"
             )
-        self._gradient_norms = [torch.zeros(()) if g is None else torch.linalg.vector_norm(g) for g in gradients]
+        if not self._programs.ended:
+            self._gradient_norms = [torch.zeros(()) if g is None else torch.linalg.vector_norm(g) for g in gradients]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

@@ -15,8 +15,7 @@ from jax import Array
 from numpyro.distributions import constraints
 from numpyro.infer.autoguide import AutoGuide, AutoNormal
 
-from pyro_vd.guides.base import Where
-from pyro_vd.guides.base import _matcher as matcher
+from pyro_vd.guides.base import Where, site_matcher
 from pyro_vd.guides.numpyro.starts import alone, init_to_net_value, seen, started
 from pyro_vd.numpyro.checks import latent_sites, require_key
 from pyro_vd.numpyro.estimators import check_precision
@@ -60,7 +59,7 @@ class WeightGuide(AutoGuide):
         create_plates: Callable | None = None,
         prefix: str = "auto",
     ):
-        self._where = None if where is None else matcher(where)
+        self._where = None if where is None else site_matcher(where)
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
 
     @property
@@ -161,7 +160,7 @@ class WeightGuide(AutoGuide):
         Raises:
             ValueError: no such quantity; one without a gradient.
         """
-        sites = [site for site in self.weight_sites if where is None or matcher(where)(site)]
+        sites = [site for site in self.weight_sites if where is None or site_matcher(where)(site)]
         quantities = {name[len(self.prefix) + 1 :].partition(".")[0] for name in self._starts}
         if quantity not in quantities:
             raise ValueError(f"set_learnable: expected one of {sorted(quantities)}, got {quantity!r}")
