@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import operator
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -250,7 +249,11 @@ class WeightGuide(AutoGuide):
             owner.register_buffer(name, value)
 
     def _read(self, quantity: str, site: str) -> Tensor:
-        value = operator.attrgetter(site)(getattr(self, quantity))
+        owner: Any = self
+        *path, name = site.split(".")
+        for part in (quantity, *path):
+            owner = owner._modules[part]  # not by getattr, which is slow in a PyroModule
+        value = getattr(owner, name)
         if isinstance(value, nn.Parameter):
             adopt_stored_value(f"{self._pyro_name}.{quantity}.{site}", value)
         return value

@@ -5,6 +5,7 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ class TraceVD_ELBO(ELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             for total, particle in ((nll, _nll(model_trace)), (kl, self._kl(model_trace, guide_trace))):
                 for site, value in particle.items():
-                    total[site] = total.get(site, 0.0) + value / self.num_particles
+                    value = value / self.num_particles if self.num_particles > 1 else value
+                    total[site] = total[site] + value if site in total else value
         return LossTerms(nll, kl, self.kl_weight)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
@@ -248,7 +250,8 @@ class TraceVD_ELBO(ELBO):
         except ValueError as error:
             raise ValueError(f"site {name!r}: {error}") from error
         kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
-        return kl.sum() if isinstance(kl, Tensor) else torch.tensor(float(kl))
+        kl = kl if isinstance(kl, Tensor) else torch.tensor(float(kl))
+        return kl.sum() if kl.dim() else kl
 
 
 def _nll(model_trace: Any) -> dict[str, Tensor]:
@@ -263,4 +266,4 @@ def _log_prob_sum(site: Any) -> Tensor:
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:
-    return sum(terms.values(), torch.zeros(()))
+    return functools.reduce(torch.add, terms.values()) if terms else torch.zeros(())

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vd.differentiation import applied
+
 ESTIMATORS = ("local", "shared", "per_example", "flipout")
 
 DrawUnits = Callable[[torch.Size], Tensor]
@@ -128,7 +130,7 @@ def safe_sqrt(variance: Tensor) -> Tensor:
     Exact at 0: no floor under the root, which would add noise. Convolution algorithms can return a
     variance a little below 0; it is read as 0.
     """
-    return _SafeSqrt.apply(variance.view_as(variance))  # type: ignore[return-value]
+    return applied(_SafeSqrt, variance)
 
 
 def moments(op: LinearOp, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vd import _constants as c
+from pyro_vd.differentiation import applied
 
 
 def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
@@ -58,8 +59,7 @@ def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
         raise ValueError(
             f"kl_log_uniform: expected method to be one of {', '.join(map(repr, LOG_UNIFORM_METHODS))}, got {method!r}"
         )
-    # A view: autograd.Function looks at the tensor itself, which torch function modes have not met.
-    return _Elementwise.apply(log_alpha.view_as(log_alpha), method)  # type: ignore[return-value]
+    return applied(_Elementwise, log_alpha, method)
 
 
 def kl_ard(log_alpha: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596, equation 12.
     """
-    return _Elementwise.apply(log_alpha.view_as(log_alpha), "ard")  # type: ignore[return-value]
+    return applied(_Elementwise, log_alpha, "ard")
 
 
 def kl_additive(loc: Tensor, log_sigma2: Tensor, method: str = "sigmoid") -> Tensor:
@@ -106,7 +106,7 @@ def kl_additive(loc: Tensor, log_sigma2: Tensor, method: str = "sigmoid") -> Ten
     """
     if method not in _METHODS:
         raise ValueError(f"kl_additive: expected method to be one of {', '.join(map(repr, _METHODS))}, got {method!r}")
-    return _Additive.apply(loc.view_as(loc), log_sigma2.view_as(log_sigma2), method)[0]  # type: ignore[index]
+    return applied(_Additive, loc, log_sigma2, method)[0]
 
 
 def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:

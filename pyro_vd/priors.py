@@ -13,6 +13,8 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vd.weights import RandomWeight
+
 
 class ImproperLogUniform(TorchDistribution):
     """The improper log-uniform prior on the real line, ``log p(w) = -log |w|`` up to a constant.
@@ -49,6 +51,8 @@ class ImproperLogUniform(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``-log |value|``, not normalised, in nats; plus infinity at 0."""
+        if isinstance(value, RandomWeight) and (deferred := value.deferred_log_prob(self)) is not None:
+            return deferred
         log_prob = -value.abs().log()
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
