@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pyro_vd.agreement import agree, same_noise
 from pyro_vd.compiling import CompiledProgram, compile_program
-from pyro_vd.evaluation import Evaluation, agree, all_finite, handlers_are_active, same_noise
+from pyro_vd.evaluation import Evaluation, all_finite, handlers_are_active
 from pyro_vd.loss_module import LossModule
 from pyro_vd.programs import Programs
 from pyro_vd.recording import Program, Standing
@@ -89,11 +90,11 @@ class CompiledLoss(nn.Module):
         read = [*parameters, *self._evaluation.inputs(parameters[0])]
         try:
             program = compile_program(self._program(args, kwargs, parameters, used), read, tensors)
+            with same_noise([*parameters, *tensors]):
+                loss, *gradients = program.on([tensor.detach().clone() for tensor in program.tensors], tensors)
         except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
             self._programs.give_up(f"{type(error).__name__}: {error}")
             return self.loss(*args, **kwargs)
-        with same_noise([*parameters, *tensors]):
-            loss, *gradients = program.on([tensor.detach().clone() for tensor in program.tensors], tensors)
         eager = self.loss(*args, **kwargs)
         expected = torch.autograd.grad(eager, used, retain_graph=True)
         if not agree(loss, eager.detach()) or not all(map(agree, gradients, expected, [0.02] * len(used))):

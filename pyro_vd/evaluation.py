@@ -168,23 +168,9 @@ def handlers_are_active() -> bool:
     return bool(_PYRO_STACK)
 
 
-def same_noise(tensors: Iterable[Tensor]) -> Any:
-    """A context that leaves the random numbers of PyTorch, on the devices of ``tensors``, as they were before it."""
-    devices = {tensor.device.index for tensor in tensors if tensor.is_cuda}
-    return torch.random.fork_rng(devices=list(devices))
-
-
 def all_finite(values: Iterable[Tensor]) -> Tensor:
     """Whether every element of every floating point tensor is finite; 0-dim, no host synchronisation."""
     # A sum of zeros unless one is not: arithmetic that vectorises, which a reduction of truth values does not.
     # (Compilers know that a product with 0 is 0, and are wrong.)
     zeros = torch.stack([(value - value).sum().float() for value in values if value.is_floating_point()])
     return zeros.sum() == 0
-
-
-def agree(value: Tensor, expected: Tensor, tolerance: float = 1e-3) -> bool:
-    """Whether two tensors are the same up to rounding: by their norms, relative, in the precision that they have."""
-    if value.dtype in (torch.float16, torch.bfloat16):
-        tolerance = max(tolerance, 0.3)
-    error = torch.linalg.vector_norm((value - expected).double())
-    return bool(error <= tolerance * torch.linalg.vector_norm(expected.double()) + 1e-12)

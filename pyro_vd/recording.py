@@ -134,7 +134,9 @@ def _recorded_once(
     def run(recorded: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
         return program(recorded, inputs, lambda stand_ins: _Standing(tensors, stand_ins, unknown))
 
-    return make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(tensors, list(arguments)), unknown
+    # Without oneDNN, whose recurrent layers are one operation that no compiler takes apart.
+    with torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None):  # type: ignore
+        return make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(tensors, list(arguments)), unknown
 
 
 def _realize_scalars(graph: GraphModule) -> GraphModule:

@@ -7,25 +7,25 @@ tensors. That graph is compiled, and is all that later steps run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vd.agreement import agree, moved_alike, only_rounding, same_noise
 from pyro_vd.compiling import CompiledProgram, compile_program
-from pyro_vd.evaluation import Evaluation, agree, all_finite, handlers_are_active, same_noise
+from pyro_vd.evaluation import Evaluation, all_finite, handlers_are_active
 from pyro_vd.optimizers import StepOptimizer
 from pyro_vd.programs import Programs
 from pyro_vd.recording import Program
 from pyro_vd.step_program import UnrecordableOptimizer, step_program
+from pyro_vd.trained import TrainedParameters
 
 CHECK_EVERY = 100  # steps between looks at the flag of a step that was not finite, where a look waits for the device
-ROUNDING = 1e-5  # a gradient of less than this share of the largest is 0 but for rounding (a bias before BatchNorm)
 
 
 class CompiledSVI:
@@ -92,10 +92,8 @@ class CompiledSVI:
         self._evaluation = Evaluation(model, guide, loss)
         self._programs = Programs(self._evaluation, ("a step", "step with pyro.infer.SVI"), strict, depth=5)
         self._optimizer = StepOptimizer(optim, clip_norm)
-        self._parameters: dict[str, Tensor] = {}
+        self._parameters = TrainedParameters(self._evaluation, self._optimizer)
         self._failed: Tensor | None = None  # how many steps in a row were not finite; made by the first update
-        self._known: tuple[list[Tensor], list[Any]] = ([], [])
-        self._gradient_norms: list[Tensor] = []  # of the last eager step
         self._steps = 0
 
     @property
@@ -122,14 +120,15 @@ class CompiledSVI:
         """The loss, 0-dim, nats; nothing is changed."""
         return self._evaluation.unchecked(args, kwargs)
 
-    def _eager_step(self, args: tuple, kwargs: dict, update: bool) -> Tensor:
+    def _eager_step(self, args: tuple, kwargs: dict, update: bool, gradients: list | None = None) -> Tensor:
+        """A step as ``SVI`` takes it; its gradients are put in ``gradients``."""
         loss, met = self._evaluation.with_parameters(args, kwargs)
-        if not self._parameters:
-            self._parameters = met
-        self._check_names(met)
+        self._parameters.check(met)
         parameters = list(self._parameters.values())
         if loss.requires_grad:
-            self._add_gradients(loss, parameters)
+            new = self._add_gradients(loss, parameters)
+            if gradients is not None:
+                gradients += new
         if update:
             try:
                 self._optimizer.update(parameters)
@@ -145,10 +144,10 @@ class CompiledSVI:
             if self._failed is None:
                 self._failed = torch.zeros((), dtype=torch.int32, device=loss.device)
                 self._optimizer.move_counts(loss.device)
-                self._known = self._held()
+                self._parameters.remember()
         return loss.detach()
 
-    def _add_gradients(self, loss: Tensor, parameters: list[Tensor]) -> None:
+    def _add_gradients(self, loss: Tensor, parameters: list[Tensor]) -> Sequence[Tensor | None]:
         gradients = torch.autograd.grad(loss / self.accumulate, parameters, allow_unused=True)
         known = [gradient for gradient in gradients if gradient is not None]
         if not bool(all_finite([loss.detach(), *known])):
@@ -156,14 +155,16 @@ class CompiledSVI:
                 f"step {self._steps + 1}: expected a finite gradient, got one that is not, of a loss of "
                 f"{loss.detach():.6g}; the parameters are those before it"
             )
-        if not self._programs.ended:
-            self._gradient_norms = [torch.zeros(()) if g is None else torch.linalg.vector_norm(g) for g in gradients]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return gradients
 
     def _compiled_step(self, args: tuple, kwargs: dict, update: bool) -> Tensor:
-        if self._follow_changes():
+        changed, loaded = self._parameters.changes()
+        if changed:
+            self._programs.clear()
+        if loaded:
             return self._eager_step(args, kwargs, update)
         if handlers_are_active():
             self._programs.give_up("the step runs under effect handlers of the caller")
@@ -203,21 +204,21 @@ class CompiledSVI:
         """Compile a program, run it on copies, and take the step eagerly; keep the program if both agree."""
         try:
             program = compile_program(self._program(args, kwargs, update), self._read(), tensors)
+            before = [tensor.detach().clone() for tensor in program.tensors]
+            copies = [tensor.clone() for tensor in before]
+            with same_noise(tensors):
+                (loss,) = program.on(copies, tensors)
         except UnrecordableOptimizer as error:
             raise ValueError(str(error)) from error.__cause__
         except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
             self._programs.give_up(f"{type(error).__name__}: {error}")
             return self._eager_step(args, kwargs, update)
-        before = [tensor.detach().clone() for tensor in program.tensors]
-        copies = [tensor.clone() for tensor in before]
-        with same_noise(tensors):
-            (loss,) = program.on(copies, tensors)
-        eager = self._eager_step(args, kwargs, update)
-        ignored = self._moved_by_rounding()
+        gradients: list[Tensor | None] = []
+        eager = self._eager_step(args, kwargs, update, gradients)
+        left_out = self._moved_by_rounding(gradients)
         same = agree(loss, eager) and all(
-            agree(copy - old, after.detach() - old, 0.02)
+            moved_alike(old, copy, after.detach(), next((mask for other, mask in left_out if other is after), None))
             for after, copy, old in zip(program.tensors, copies, before, strict=True)
-            if old.is_floating_point() and all(after is not other for other in ignored)
         )
         if same:
             self._programs[key] = program
@@ -229,16 +230,13 @@ class CompiledSVI:
             self._programs.give_up("the compiled step is not the eager one with the same noise")
         return eager
 
-    def _moved_by_rounding(self) -> list[Tensor]:
-        """Parameters whose gradient is 0 but for rounding, and their state: an optimizer may take it to any size."""
+    def _moved_by_rounding(self, gradients: list[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+        """What the gradients of a step change, with a mask of the elements for which they are only rounding."""
         parameters = list(self._parameters.values())
-        largest = max(map(float, self._gradient_norms), default=0.0)
+        owners = self._optimizer.owners(parameters)
         return [
-            tensor
-            for parameter, own, norm in zip(
-                parameters, self._optimizer.owners(parameters), self._gradient_norms, strict=False
-            )
-            if float(norm) <= ROUNDING * largest
+            (tensor, mask)
+            for parameter, own, mask in zip(parameters, owners, only_rounding(gradients), strict=False)
             for tensor in (*own, parameter.grad)
             if tensor is not None
         ]
@@ -262,47 +260,6 @@ class CompiledSVI:
         """The eager loss with the noise that the program will have next; nothing is changed."""
         with same_noise((*self._parameters.values(),)), self._evaluation.buffers_kept():
             return self._evaluation.unchecked(args, kwargs)
-
-    def _held(self) -> tuple[list[Tensor], list[Any]]:
-        """The tensors that the modules and the optimizer hold, and where those of the parameters lie."""
-        tensors = [*self._evaluation.held(), *self._optimizer.state()]
-        return tensors, [(p.dtype, p.device, p.data_ptr()) for p in self._parameters.values()]
-
-    def _follow_changes(self) -> bool:
-        """Raise where the parameters are not those of the first step; forget all programs where another is not.
-
-        Whether Pyro's store holds other tensors than before, loaded or cleared, which an eager step takes in.
-        """
-        (tensors, places), (known, known_places) = held, _ = self._held(), self._known
-        for name, now, then in zip(self._parameters, places, known_places, strict=True):
-            if now[:2] != then[:2]:
-                raise ValueError(
-                    f"parameter {name!r}: expected {then[0]} on {then[1]} as in the first step, got {now[0]} on "
-                    f"{now[1]}; make a new CompiledSVI after .to(...)"
-                )
-        store = pyro.get_param_store()
-        loaded = any(store._params.get(name) is not parameter for name, parameter in self._parameters.items())
-        same = len(tensors) == len(known) and all(a is b for a, b in zip(tensors, known, strict=True))
-        if same and places == known_places and not loaded:
-            return False
-        new = [t for t in tensors if isinstance(t, torch.nn.Parameter) and all(t is not other for other in known)]
-        if new:
-            raise ValueError(
-                f"expected the parameters of the first step, got new ones of shapes {[tuple(p.shape) for p in new]} in "
-                "the modules of model or guide; make a new CompiledSVI after changing them"
-            )
-        self._known = held
-        self._programs.clear()
-        return loaded
-
-    def _check_names(self, met: dict[str, Tensor]) -> None:
-        added = [name for name, parameter in met.items() if self._parameters.get(name) is not parameter]
-        gone = [name for name in self._parameters if name not in met]
-        if added or gone:
-            raise ValueError(
-                f"expected the parameters of the first step, got new ones {added}, and without {gone}; make a new "
-                "CompiledSVI after changing them, or step with pyro.infer.SVI where they come and go"
-            )
 
     def _check_finite(self, loss: Tensor, args: tuple, kwargs: dict) -> None:
         if loss.is_cuda and self._steps % CHECK_EVERY:

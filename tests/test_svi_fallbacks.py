@@ -200,3 +200,14 @@ def test_too_many_programs(monkeypatch, graphs):
     expect_eager(lambda: lambda x: 0.0, "it has been compiled 2 times", batches=batches)
     assert len(graphs) == 2
     expect_strict_error(lambda: lambda x: 0.0, "it has been compiled 2 times", batches=batches)
+
+
+def test_a_program_that_fails_when_it_is_run(monkeypatch):
+    def compiled(graph, example, **options):
+        def run(*inputs):
+            raise RuntimeError("no such operation on this machine")
+
+        return run
+
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+    expect_eager(lambda: lambda x: x.sum(-1), "RuntimeError: no such operation on this machine")

@@ -144,6 +144,7 @@ def test_the_state_of_the_optimizer_can_be_loaded(graphs):
     svi.optimizer.load_state_dict(saved_optimizer)
     run(svi.step, task.batches, 5, seed=9)
     assert_same(values(), expected, 1e-9)
+    assert len(graphs) == 2  # one before and one after
 
 
 @pytest.mark.parametrize("hand_written_guide", [False, True])

@@ -1,0 +1,50 @@
+"""Whether a compiled program does what the eager code does with the same noise, but for rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A gradient of less than this share of the largest is 0 but for rounding: that of a bias before BatchNorm, or of the
+# bias of the keys of attention. An optimizer that divides by its size takes such an element any distance.
+ROUNDING = 1e-5
+MOVES = 0.02  # relative error allowed in what a step adds to a parameter
+
+
+def same_noise(tensors: Iterable[Tensor]) -> Any:
+    """A context that leaves the random numbers of PyTorch, on the devices of ``tensors``, as they were before it."""
+    devices = {tensor.device.index for tensor in tensors if tensor.is_cuda}
+    return torch.random.fork_rng(devices=list(devices))
+
+
+def agree(value: Tensor, expected: Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether two tensors are the same up to rounding: by their norms, relative, in the precision that they have."""
+    if value.dtype in (torch.float16, torch.bfloat16):
+        tolerance = max(tolerance, 0.3)
+    error = torch.linalg.vector_norm((value - expected).double())
+    return bool(error.isfinite() & (error <= tolerance * torch.linalg.vector_norm(expected.double()) + 1e-12))
+
+
+def only_rounding(gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """For each gradient, where it is 0 but for rounding: a mask of its shape, or one truth value for all of it."""
+    sizes = [0.0 if gradient is None else float(torch.linalg.vector_norm(gradient)) for gradient in gradients]
+    largest = max(sizes, default=0.0)
+    return [
+        torch.tensor(True)
+        if gradient is None or size <= ROUNDING * largest
+        else gradient.abs() <= ROUNDING * gradient.abs().max()
+        for gradient, size in zip(gradients, sizes, strict=True)
+    ]
+
+
+def moved_alike(before: Tensor, value: Tensor, expected: Tensor, left_out: Tensor | None = None) -> bool:
+    """Whether ``before`` has become ``value`` and ``expected`` by the same move, elements in ``left_out`` aside."""
+    if not before.is_floating_point():
+        return True
+    moves = [value - before, expected - before]
+    if left_out is not None:
+        moves = [move.masked_fill(left_out.to(move.device), 0.0) for move in moves]
+    return agree(*moves, MOVES)
