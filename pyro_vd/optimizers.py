@@ -105,11 +105,11 @@ class StepOptimizer:
     def constants(self) -> tuple:
         """What a recorded step has taken as it was: every option but the learning rate, made hashable."""
         return tuple(
-            (name, value)
+            value
             for optimizer in self.optimizers
             for group in optimizer.param_groups
             for name, value in group.items()
-            if name not in ("params", "lr", "initial_lr") and not _is_tensor(value)
+            if name not in _VARIABLE and not isinstance(value, Tensor)
         )
 
     @contextmanager
@@ -144,6 +144,7 @@ class StepOptimizer:
                 current.update(before)
 
 
+_VARIABLE = ("params", "lr", "initial_lr")
 # The implementation that is arithmetic on tensors throughout, the step count included.
 _RECORDABLE = {"differentiable": True, "capturable": False, "foreach": False, "fused": False}
 
