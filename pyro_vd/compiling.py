@@ -26,10 +26,15 @@ _OPTIONS = {
     "realize_reads_threshold": 0,
 }
 
-# On a CPU one C++ file holds all loops and calls them: less to compile than a file for each loop, and less between two
-# loops than Python needs. Its headers are read once, so compiling them beforehand takes longer. And the compiler is not
-# tried out on vector instructions that any has which can read PyTorch's headers.
-_CPU_OPTIONS = _OPTIONS | {"cpp_wrapper": True, "cpp_cache_precompile_headers": False, "cpp.vec_isa_ok": True}
+# On a CPU one C++ file has all loops and another calls them: less to compile than a file for each loop, and less
+# between two loops than Python needs. Headers are read twice in all, so compiling them beforehand takes longer. And the
+# compiler is not tried out on vector instructions that any has which can read PyTorch's headers.
+_CPU_OPTIONS = _OPTIONS | {
+    "cpp_wrapper": True,
+    "cpp_wrapper_build_separate": True,
+    "cpp_cache_precompile_headers": False,
+    "cpp.vec_isa_ok": True,
+}
 
 
 class CompiledProgram:
@@ -84,6 +89,8 @@ def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequ
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
     with torch.no_grad(), warnings.catch_warnings(), tracing(TracingContext(mode)):
         warnings.simplefilter("ignore")  # of the compiler, about itself
-        options = _CPU_OPTIONS if all(tensor.is_cpu for tensor in example) else _OPTIONS
+        wanted = _CPU_OPTIONS if all(tensor.is_cpu for tensor in example) else _OPTIONS
+        known = torch._inductor.list_options()  # which are not the same in every version of PyTorch
+        options = {name: value for name, value in wanted.items() if name in known}
         run = torch._inductor.compile(graph, example, options=options)  # type: ignore[arg-type]
     return CompiledProgram(run, read)  # type: ignore[arg-type]

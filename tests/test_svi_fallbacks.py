@@ -211,3 +211,17 @@ def test_a_program_that_fails_when_it_is_run(monkeypatch):
 
     monkeypatch.setattr(torch._inductor, "compile", compiled)
     expect_eager(lambda: lambda x: x.sum(-1), "RuntimeError: no such operation on this machine")
+
+
+def test_an_option_that_inductor_does_not_have_is_left_out(monkeypatch):
+    given = []
+
+    def compiled(graph, example, options):
+        given.append(options)
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: ["fallback_random", "max_autotune"])
+    task = Task()
+    run(vd.CompiledSVI(task.model, task.guide, pyro.optim.Adam({"lr": 0.05}), vd.TraceVD_ELBO()).step, task.batches, 3)
+    assert given == [{"fallback_random": True}]
