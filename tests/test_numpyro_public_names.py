@@ -34,9 +34,12 @@ ONLY_PYRO_FILES = {
     "loss_module": "a loss as a torch module, for torch.optim",
     "parameters": "one tensor in a module and in Pyro's store",
     **dict.fromkeys(
-        ("svi", "step_program", "programs", "compiled_loss", "compiling", "recording", "evaluation", "optimizers"),
+        ("svi", "step_program", "programs", "compiled_loss", "compiling", "recording", "evaluation", "optimizers",
+         "trained", "agreement"),
         "numpyro.infer.SVI compiles",
     ),
+    "differentiation": "jax.custom_jvp needs no signature at run time",
+    "deferred": "the compiler drops a log_prob that no one uses",
     "uses": "what PyTorch functions did with each weight",
     "regions": "what elements a view holds is in views",
     "__main__": "the table of PyTorch functions",
@@ -64,7 +67,8 @@ HOST_OPTIONS = {
 HOST_METHODS = {
     "TraceVD_ELBO": {"differentiable_loss", "loss_and_grads", "loss", "loss_with_mutable_state"},
     "BayesianModule": {"forward", "adapted", "weight_names"},
-    "RandomWeight": {"loc", "site", "default", "aval", "materialise", "scored_draw", "shape", "dtype", "T", "mT"},
+    "RandomWeight": {"loc", "site", "default", "aval", "materialise", "scored_draw", "deferred_log_prob",
+                     "shape", "dtype", "T", "mT"},
     "ImproperLogUniform": set(), "TruncatedLogUniform": set(),
 }  # fmt: skip
 
