@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -12,29 +13,32 @@ from torch.utils._pytree import tree_map
 
 T: Any = Tensor
 
-_KNOWN = {getattr(T, name).__get__ for name in ("shape", "dtype", "device", "ndim")} | {T.dim, T.size, T.numel}
-_DEFERRED = {T.reshape, T.sum, T.mul, T.__mul__, T.__rmul__}  # what distributions and Pyro do to a log_prob
+_METADATA = {getattr(T, name).__get__ for name in ("dtype", "device", "ndim")} | {T.dim, T.size, T.numel}
+_PRODUCTS = {T.mul, T.__mul__, T.__rmul__}
 
 
 class Deferred(Tensor):
-    """What ``compute()`` returns, computed when an operation asks for more than its shape; sums of it are deferred too.
+    """What ``compute()`` returns, computed when an operation asks for more than its shape.
 
-    Pyro's ELBOs have the log_prob of every weight evaluated, and those with an analytic KL make no use of it.
+    Pyro's ELBOs have the log_prob of every weight evaluated, and those with an analytic KL make no use of it. What
+    distributions and Pyro do to it, sums and a scale, is deferred too.
 
     Args:
         compute: returns the tensor.
         shape, dtype, device: of the tensor.
     """
 
+    shape: torch.Size = property(lambda self: self._shape)  # type: ignore[assignment]
+    _shape: torch.Size
     _compute: Callable[[], Tensor]
     _with_gradient: bool
 
     @staticmethod
     def __new__(
-        cls, compute: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+        cls, compute: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> Deferred:
         new = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore
-        new._compute, new._with_gradient = compute, torch.is_grad_enabled()
+        new._compute, new._shape, new._with_gradient = compute, torch.Size(shape), torch.is_grad_enabled()
         return new
 
     @cached_property
@@ -46,17 +50,15 @@ class Deferred(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _KNOWN:
+        if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
 
         def now() -> Any:
             return func(*tree_map(_value, args), **tree_map(_value, kwargs))
 
-        if func not in _DEFERRED:
-            return now()
-        like = func(*tree_map(_shape, args), **tree_map(_shape, kwargs))
-        return cls(now, like.shape, like.dtype, args[0].device)
+        shape = None if kwargs or not isinstance(args[0], cls) else _shape_after(func, *args)
+        return now() if shape is None else cls(now, shape, args[0].dtype, args[0].device)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -66,11 +68,20 @@ class Deferred(Tensor):
         )
 
 
+def _shape_after(func: Any, tensor: Tensor, *rest: Any) -> torch.Size | None:
+    """The shape of ``func(tensor, *rest)`` where that is a sum, its preparation or a scale; None elsewhere."""
+    if func is T.sum and rest == ():
+        return torch.Size()
+    if func is T.sum and rest == (-1,):
+        return tensor.shape[:-1]
+    if func is T.reshape and isinstance(rest[0], tuple):  # the last dimensions as one
+        kept = len(rest[0]) - 1
+        rows = tensor.shape[:kept]
+        return torch.Size((*rows, math.prod(tensor.shape[kept:]))) if rest == ((*rows, -1),) else None
+    if func in _PRODUCTS and (isinstance(rest[0], (int, float)) or (isinstance(rest[0], Tensor) and not rest[0].dim())):
+        return tensor.shape
+    return None
+
+
 def _value(argument: Any) -> Any:
     return argument.value if isinstance(argument, Deferred) else argument
-
-
-def _shape(argument: Any) -> Any:
-    if not isinstance(argument, Tensor):
-        return argument
-    return torch.empty(argument.shape, dtype=argument.dtype, device="meta")

@@ -149,8 +149,9 @@ class RandomWeight(Tensor):
         """``distribution.log_prob`` of a draw, where Pyro evaluates the log_probs of a trace; None elsewhere."""
         if not self.state.is_scoring():
             return None
-        shape = torch.broadcast_shapes(self.shape, distribution.batch_shape)
-        return Deferred(lambda: distribution.log_prob(self.scored_draw()), shape, self.dtype, self.device)
+        shape, loc = distribution.batch_shape, self.loc
+        shape = shape if shape == loc.shape else torch.broadcast_shapes(shape, loc.shape)
+        return Deferred(lambda: distribution.log_prob(self.scored_draw()), shape, loc.dtype, loc.device)
 
     def _viewed(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """The view ``function(self, *args, **kwargs)``: a random weight, or a tuple of them."""

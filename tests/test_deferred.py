@@ -102,14 +102,24 @@ def test_deferred_has_a_shape_at_once_and_a_value_when_asked():
 
     parameter = torch.arange(6.0).reshape(2, 3).requires_grad_()
     deferred = Deferred(compute, (2, 3), torch.float32, torch.device("cpu"))
-    rows = (deferred * torch.tensor(2.0)).reshape(2, -1).sum(-1)
+    rows = (deferred * torch.tensor(2.0)).reshape((2, -1)).sum(-1)
     assert (rows.shape, rows.dtype, deferred.dim(), type(rows), calls) == ((2,), torch.float32, 2, Deferred, [])
     with torch.no_grad():
         torch.testing.assert_close(rows + 1.0, torch.tensor([7.0, 25.0]))
+    assert deferred.reshape((-1,)).shape == (6,) and (2.0 * deferred).shape == (2, 3)
+    others = (deferred.reshape((3, -1)), deferred.reshape(3, 2), deferred.sum(0), deferred.sum(-1, keepdim=True))
+    for other in (*others, deferred * torch.ones(2, 3)):
+        assert type(other) is Tensor  # none of those that Pyro asks for: evaluated
     assert rows.requires_grad and deferred.sum().item() == 15.0 and "15." in repr(deferred.sum())
     rows.sum().backward()
     assert parameter.grad is not None and (parameter.grad == 2).all()
     assert calls == [1]
+
+
+def test_the_last_dimensions_of_a_batch_of_weights_are_one():
+    deferred = Deferred(lambda: torch.ones(2, 3, 4), torch.Size((2, 3, 4)), torch.float32, torch.device("cpu"))
+    rows = deferred.reshape((2, -1))
+    assert type(rows) is Deferred and rows.shape == rows.value.shape == (2, 12)
 
 
 def test_deferred_below_torch_functions_is_an_error():
