@@ -11,7 +11,7 @@ from torch import Tensor
 # A gradient of less than this share of the largest is 0 but for rounding: that of a bias before BatchNorm, or of the
 # bias of the keys of attention. An optimizer that divides by its size takes such an element any distance.
 ROUNDING = 1e-5
-MOVES = 0.02  # relative error allowed in what a step adds to a parameter
+GRADIENTS = 0.02  # relative error allowed in a gradient, and in what a step adds to a parameter
 
 
 def same_noise(tensors: Iterable[Tensor]) -> Any:
@@ -47,4 +47,4 @@ def moved_alike(before: Tensor, value: Tensor, expected: Tensor, left_out: Tenso
     moves = [value - before, expected - before]
     if left_out is not None:
         moves = [move.masked_fill(left_out.to(move.device), 0.0) for move in moves]
-    return agree(*moves, MOVES)
+    return agree(*moves, GRADIENTS)

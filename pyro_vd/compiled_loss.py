@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pyro_vd.agreement import agree, same_noise
+from pyro_vd.agreement import GRADIENTS, agree, same_noise
 from pyro_vd.compiling import CompiledProgram, compile_program
 from pyro_vd.evaluation import Evaluation, all_finite, handlers_are_active
 from pyro_vd.loss_module import LossModule
@@ -97,7 +97,7 @@ class CompiledLoss(nn.Module):
             return self.loss(*args, **kwargs)
         eager = self.loss(*args, **kwargs)
         expected = torch.autograd.grad(eager, used, retain_graph=True)
-        if not agree(loss, eager.detach()) or not all(map(agree, gradients, expected, [0.02] * len(used))):
+        if not agree(loss, eager.detach()) or not all(map(agree, gradients, expected, [GRADIENTS] * len(used))):
             self._programs.give_up("the compiled loss or gradient is not the eager one with the same noise")
         else:
             self._programs[key] = program, used

@@ -1,4 +1,4 @@
-"""A tensor that is computed when something asks for its value."""
+"""A log_prob of a random weight: a tensor that is computed when something asks for its value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.utils._pytree import tree_map
+
+from pyro_vd.weights import RandomWeight
 
 T: Any = Tensor
 
@@ -66,6 +69,15 @@ class Deferred(Tensor):
             f"expected an operation that PyTorch dispatches on the type of its arguments, got {func} from below that "
             "layer, on the log_prob of a random weight; write trace.nodes[site]['log_prob'].value"
         )
+
+
+def deferred_log_prob(distribution: Distribution, value: Tensor) -> Deferred | None:
+    """``distribution.log_prob`` of a draw of a random weight, where Pyro evaluates those of a trace; None elsewhere."""
+    if not isinstance(value, RandomWeight) or not value.state.is_scoring():
+        return None
+    shape, loc = distribution.batch_shape, value.loc
+    shape = shape if shape == loc.shape else torch.broadcast_shapes(shape, loc.shape)
+    return Deferred(lambda: distribution.log_prob(value.scored_draw()), shape, loc.dtype, loc.device)
 
 
 def _shape_after(func: Any, tensor: Tensor, *rest: Any) -> torch.Size | None:

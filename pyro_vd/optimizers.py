@@ -63,26 +63,33 @@ class StepOptimizer:
 
     def state(self) -> list[Tensor]:
         """All tensors that a step updates besides the parameters."""
-        return [v for o in self.optimizers for state in o.state.values() for v in state.values() if _is_tensor(v)]
+        return [
+            v for o in self.optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)
+        ]
 
     def owners(self, parameters: Sequence[Tensor]) -> list[list[Tensor]]:
         """For each parameter, itself and the tensors of its shape in the state: what its gradient changes."""
         owned = []
         for parameter in parameters:
             states = [optimizer.state[parameter] for optimizer in self.optimizers if parameter in optimizer.state]
-            values = [value for state in states for value in state.values() if _is_tensor(value)]
+            values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
             owned.append([parameter, *(value for value in values if value.shape == parameter.shape)])
         return owned
 
     def counts(self) -> list[Tensor]:
         """Those of :meth:`state` that count steps."""
-        return [state["step"] for o in self.optimizers for state in o.state.values() if _is_tensor(state.get("step"))]
+        return [
+            state["step"]
+            for o in self.optimizers
+            for state in o.state.values()
+            if isinstance(state.get("step"), Tensor)
+        ]
 
     def move_counts(self, device: torch.device) -> None:
         """Keep the step counts on the device, where a compiled step adds to them without waiting for the host."""
         for optimizer in self.optimizers:
             for state in optimizer.state.values():
-                if _is_tensor(state.get("step")):
+                if isinstance(state.get("step"), Tensor):
                     state["step"] = state["step"].to(device)
             for group in optimizer.param_groups:
                 if "capturable" in group and device.type == "cuda":
@@ -92,7 +99,7 @@ class StepOptimizer:
         """The learning rates as 0-dim tensors, with the values they have now."""
         for i, optimizer in enumerate(self.optimizers):
             for j, group in enumerate(optimizer.param_groups):
-                if _is_tensor(group["lr"]):
+                if isinstance(group["lr"], Tensor):
                     continue
                 rate, value = self._rates.get((i, j), (None, None))
                 if rate is None:
@@ -125,7 +132,7 @@ class StepOptimizer:
         for i, optimizer in enumerate(optimizers):
             for j, group in enumerate(optimizer.param_groups):
                 group.update({name: value for name, value in _RECORDABLE.items() if name in group})
-                if not _is_tensor(group["lr"]):
+                if not isinstance(group["lr"], Tensor):
                     group["lr"] = self._rates[i, j][0]
         during = [dict(group) for group, _ in groups]
         try:
@@ -135,7 +142,9 @@ class StepOptimizer:
                 if changed:
                     raise ValueError(f"changes its options {changed} in every step")
             for state, before in states:
-                changed = [name for name, value in before.items() if not _is_tensor(value) and state[name] != value]
+                changed = [
+                    name for name, value in before.items() if not isinstance(value, Tensor) and state[name] != value
+                ]
                 if changed:
                     raise ValueError(f"counts {changed} in Python numbers")
         finally:
@@ -147,10 +156,6 @@ class StepOptimizer:
 _VARIABLE = ("params", "lr", "initial_lr")
 # The implementation that is arithmetic on tensors throughout, the step count included.
 _RECORDABLE = {"differentiable": True, "capturable": False, "foreach": False, "fused": False}
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _checked(optimizer: Any) -> Optimizer:

@@ -13,7 +13,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vd.weights import RandomWeight
+from pyro_vd.deferred import deferred_log_prob
 
 
 class ImproperLogUniform(TorchDistribution):
@@ -51,7 +51,7 @@ class ImproperLogUniform(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``-log |value|``, not normalised, in nats; plus infinity at 0."""
-        if isinstance(value, RandomWeight) and (deferred := value.deferred_log_prob(self)) is not None:
+        if (deferred := deferred_log_prob(self, value)) is not None:
             return deferred
         log_prob = -value.abs().log()
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

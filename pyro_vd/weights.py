@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pyro_vd.deferred import Deferred
 from pyro_vd.estimators import SAMPLERS, LinearOp, WeightNoise, independent_noise
 from pyro_vd.operations import TABLE
 from pyro_vd.regions import Region, overlap, region_of
@@ -144,14 +142,6 @@ class RandomWeight(Tensor):
         if self.state.scored_draw is None:
             self.state.scored_draw = self.state.noise.draw(torch.Size())
         return self._view(self.state.scored_draw)
-
-    def deferred_log_prob(self, distribution: Distribution) -> Tensor | None:
-        """``distribution.log_prob`` of a draw, where Pyro evaluates the log_probs of a trace; None elsewhere."""
-        if not self.state.is_scoring():
-            return None
-        shape, loc = distribution.batch_shape, self.loc
-        shape = shape if shape == loc.shape else torch.broadcast_shapes(shape, loc.shape)
-        return Deferred(lambda: distribution.log_prob(self.scored_draw()), shape, loc.dtype, loc.device)
 
     def _viewed(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """The view ``function(self, *args, **kwargs)``: a random weight, or a tuple of them."""

@@ -77,8 +77,7 @@ HOST_OPTIONS = {
 HOST_METHODS = {
     "TraceVD_ELBO": {"differentiable_loss", "loss_and_grads", "loss", "loss_with_mutable_state"},
     "BayesianModule": {"forward", "adapted", "weight_names"},
-    "RandomWeight": {"loc", "site", "default", "aval", "materialise", "scored_draw", "deferred_log_prob",
-                     "shape", "dtype", "T", "mT"},
+    "RandomWeight": {"loc", "site", "default", "aval", "materialise", "scored_draw", "shape", "dtype", "T", "mT"},
     "ImproperLogUniform": set(), "TruncatedLogUniform": set(),
 }  # fmt: skip
 

@@ -206,7 +206,7 @@ def test_where_a_gradient_is_only_rounding(monkeypatch, layers):
     monkeypatch.setattr(torch._inductor, "compile", compiled)
     task = Task(layers)
     svi = vd.CompiledSVI(task.model, task.guide, pyro.optim.Adam({"lr": 0.01}), vd.TraceVD_ELBO(), strict=True)
-    run(svi.step, task.batches, 3)
+    run(svi.step, task.batches, 9)
     assert len(svi._programs) == 1
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, constraints, register_kl
 
+from pyro_vd.deferred import deferred_log_prob
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.kl import LOG_UNIFORM_METHODS, kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters
 from pyro_vd.priors import ImproperLogUniform
-from pyro_vd.weights import RandomWeight
 
 KL_METHODS = (*LOG_UNIFORM_METHODS, "ard")
 
@@ -136,7 +136,7 @@ class DropoutNormal(WeightPosterior):
         return torch.distributions.Normal(self.loc, self.scale, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if isinstance(value, RandomWeight) and (deferred := value.deferred_log_prob(self)) is not None:
+        if (deferred := deferred_log_prob(self, value)) is not None:
             return deferred
         return self._normal().log_prob(value)
 
