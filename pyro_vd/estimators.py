@@ -121,7 +121,9 @@ class _SafeSqrt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
-        return (0.5 * grad_output / root).masked_fill(root == 0, 0.0)
+        known = grad_output * root.sign()  # 0 at 0
+        smallest = torch.finfo(root.dtype).tiny
+        return torch.addcdiv(known.new_zeros(()), known, root.clamp(min=smallest), value=0.5)
 
 
 def safe_sqrt(variance: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
         raise ValueError(
             f"kl_log_uniform: expected method to be one of {', '.join(map(repr, LOG_UNIFORM_METHODS))}, got {method!r}"
         )
-    return applied(_Elementwise, log_alpha, method)
+    return applied(_Elementwise, log_alpha, method)[0]
 
 
 def kl_ard(log_alpha: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596, equation 12.
     """
-    return applied(_Elementwise, log_alpha, "ard")
+    return applied(_Elementwise, log_alpha, "ard")[0]
 
 
 def kl_additive(loc: Tensor, log_sigma2: Tensor, method: str = "sigmoid") -> Tensor:
@@ -126,27 +126,34 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
         >>> log_alpha_additive(torch.tensor(1e-3), torch.tensor(-10.0))
         tensor(3.8155)
     """
-    return torch.sub(log_sigma2, loc.abs().clamp_min(torch.finfo(loc.dtype).tiny).log(), alpha=2)
+    return torch.sub(log_sigma2, _size(loc).log(), alpha=2)
+
+
+def _size(loc: Tensor) -> Tensor:
+    return loc.abs().clamp_min_(torch.finfo(loc.dtype).tiny)
 
 
 class _Elementwise(torch.autograd.Function):
-    """A value and its slope, each a function of log_alpha alone."""
+    """A value that is a function of log_alpha alone, and its slope, which is kept for the gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(log_alpha: Tensor, method: str) -> Tensor:
-        return _METHODS[method][0](log_alpha)
+    def forward(log_alpha: Tensor, method: str) -> tuple[Tensor, Tensor]:
+        return _METHODS[method](log_alpha)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
         ctx.method = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        (log_alpha,) = ctx.saved_tensors
-        return grad_output * _METHODS[ctx.method][1](log_alpha), None
+    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor, None]:
+        log_alpha, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a derivative of the derivative
+            slope = _METHODS[ctx.method](log_alpha)[1]
+        return grad_output * slope, None
 
 
 class _Additive(torch.autograd.Function):
@@ -156,8 +163,7 @@ class _Additive(torch.autograd.Function):
 
     @staticmethod
     def forward(loc: Tensor, log_sigma2: Tensor, method: str) -> tuple[Tensor, Tensor]:
-        log_alpha = log_alpha_additive(loc, log_sigma2)
-        return _METHODS[method][0](log_alpha), log_alpha
+        return _METHODS[method](log_alpha_additive(loc, log_sigma2))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
@@ -167,70 +173,59 @@ class _Additive(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor, Tensor, None]:
-        loc, log_sigma2, log_alpha = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a derivative of the derivative
-            log_alpha = log_alpha_additive(loc, log_sigma2)
-        slope = grad_output * _METHODS[ctx.method][1](log_alpha)
-        known = loc.abs() >= torch.finfo(loc.dtype).tiny
-        by_loc = torch.where(known, slope / torch.where(known, loc, 1.0), 0.0) * -2.0
+        loc, log_sigma2, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            slope = _METHODS[ctx.method](log_alpha_additive(loc, log_sigma2))[1]
+        slope = grad_output * slope
+        by_size = slope * loc.sign()  # 0 at 0
+        by_loc = torch.addcdiv(slope.new_zeros(()), by_size, _size(loc), value=-2.0)
         return by_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape), None
 
 
-def _sigmoid(log_alpha: Tensor) -> Tensor:
+# Each method: its value and its slope, in as few passes over memory as there can be without a compiler.
+
+
+def _sigmoid(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     # k1 - k1 * sigmoid(x) is written k1 * sigmoid(-x): no cancellation where the KL is small.
     s = torch.mul(log_alpha, -c.SIGMOID_K3).sub_(c.SIGMOID_K2).sigmoid_()
-    return _ard(log_alpha).add_(s, alpha=c.SIGMOID_K1)
+    value, slope = _ard(log_alpha)
+    return value.add_(s, alpha=c.SIGMOID_K1), torch.addcmul(slope, s, s - 1.0, value=c.SIGMOID_K1 * c.SIGMOID_K3)
 
 
-def _sigmoid_slope(log_alpha: Tensor) -> Tensor:
-    s = torch.mul(log_alpha, -c.SIGMOID_K3).sub_(c.SIGMOID_K2).sigmoid_()
-    return torch.addcmul(_ard_slope(log_alpha), s, s - 1.0, value=c.SIGMOID_K1 * c.SIGMOID_K3)
-
-
-def _cubic(log_alpha: Tensor) -> Tensor:
+def _cubic(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
+    valid = log_alpha <= 0
     log_alpha = log_alpha.clamp(max=0.0)
     alpha = log_alpha.exp()
-    return c.KL_CONSTANT - 0.5 * log_alpha - alpha * (c.CUBIC_C1 + alpha * (c.CUBIC_C2 + alpha * c.CUBIC_C3))
-
-
-def _cubic_slope(log_alpha: Tensor) -> Tensor:
-    alpha = log_alpha.clamp(max=0.0).exp()
+    value = c.KL_CONSTANT - 0.5 * log_alpha - alpha * (c.CUBIC_C1 + alpha * (c.CUBIC_C2 + alpha * c.CUBIC_C3))
     slope = -0.5 - alpha * (c.CUBIC_C1 + alpha * (2 * c.CUBIC_C2 + alpha * (3 * c.CUBIC_C3)))
-    return torch.where(log_alpha <= 0, slope, 0.0)
+    return value, torch.where(valid, slope, 0.0)
 
 
-def _lower_bound(log_alpha: Tensor) -> Tensor:
-    return c.KL_CONSTANT - 0.5 * log_alpha.clamp(max=0.0)
+def _lower_bound(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
+    return c.KL_CONSTANT - 0.5 * log_alpha.clamp(max=0.0), -0.5 * (log_alpha <= 0).to(log_alpha.dtype)
 
 
-def _lower_bound_slope(log_alpha: Tensor) -> Tensor:
-    return -0.5 * (log_alpha <= 0).to(log_alpha.dtype)
-
-
-def _exact(log_alpha: Tensor) -> Tensor:
+def _exact(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     """By two Chebyshev series in tanh of log_alpha (see ``_constants``)."""
-    return _ard(log_alpha) + _chebyshev(c.DAWSON_VALUE, c.VALUE_TERMS_SINGLE, log_alpha)
-
-
-def _exact_slope(log_alpha: Tensor) -> Tensor:
+    value, slope = _ard(log_alpha)
+    t = torch.tanh(0.5 * (c.DAWSON_CENTER - log_alpha))
     # u / (1 + 2 * u) = 0.5 * sigmoid(-log_alpha): the factor that keeps relative accuracy as alpha grows,
     # where loc's gradient multiplies it by 2 / loc.
-    return _ard_slope(log_alpha) * _chebyshev(c.DAWSON_SLOPE, c.SLOPE_TERMS_SINGLE, log_alpha)
+    return (
+        value + _chebyshev(c.DAWSON_VALUE, c.VALUE_TERMS_SINGLE, t),
+        slope * _chebyshev(c.DAWSON_SLOPE, c.SLOPE_TERMS_SINGLE, t),
+    )
 
 
-def _ard(log_alpha: Tensor) -> Tensor:
+def _ard(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
+    negative = -log_alpha
     # PyTorch's default threshold of 20 would cost 1e-9 in float64.
-    return softplus(-log_alpha, threshold=40.0).mul_(0.5)
+    return softplus(negative, threshold=40.0).mul_(0.5), -0.5 * torch.sigmoid(negative)
 
 
-def _ard_slope(log_alpha: Tensor) -> Tensor:
-    return -0.5 * torch.sigmoid(-log_alpha)
-
-
-def _chebyshev(coefficients: Sequence[float], terms_single: int, log_alpha: Tensor) -> Tensor:
-    """Clenshaw's recurrence for sum_k coefficients[k] * T_k(tanh((center - log_alpha) / 2))."""
-    t = torch.tanh(0.5 * (c.DAWSON_CENTER - log_alpha))
-    if log_alpha.dtype != torch.float64:
+def _chebyshev(coefficients: Sequence[float], terms_single: int, t: Tensor) -> Tensor:
+    """Clenshaw's recurrence for sum_k coefficients[k] * T_k(t)."""
+    if t.dtype != torch.float64:
         coefficients = coefficients[:terms_single]
     b1 = b2 = torch.zeros_like(t)
     for coefficient in reversed(coefficients[1:]):
@@ -239,10 +234,10 @@ def _chebyshev(coefficients: Sequence[float], terms_single: int, log_alpha: Tens
 
 
 LOG_UNIFORM_METHODS = ("sigmoid", "cubic", "lower_bound", "exact")
-_METHODS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "sigmoid": (_sigmoid, _sigmoid_slope),
-    "cubic": (_cubic, _cubic_slope),
-    "lower_bound": (_lower_bound, _lower_bound_slope),
-    "exact": (_exact, _exact_slope),
-    "ard": (_ard, _ard_slope),
+_METHODS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "sigmoid": _sigmoid,
+    "cubic": _cubic,
+    "lower_bound": _lower_bound,
+    "exact": _exact,
+    "ard": _ard,
 }

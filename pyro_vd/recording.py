@@ -21,7 +21,8 @@ from pyro_vd.weights import RandomWeight
 
 aten = torch.ops.aten
 _ROUNDS = 3
-_DECOMPOSED = (torch.float32, torch.float64)  # exp(80) is infinite in half precision
+# Terms of the series of atanh(t) to t = 1 / 3, for full precision; in half precision exp(80) is infinite.
+_DECOMPOSED = {torch.float32: 7, torch.float64: 15}
 Standing = Callable[[Sequence[Tensor]], TorchFunctionMode]
 Program = Callable[[list[Tensor], list[Tensor], Standing], list[Tensor]]
 
@@ -101,12 +102,19 @@ def record(
 
 
 def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    """With the exponential and the quotient of :func:`_sigmoid`, its gradient, so that they are computed once."""
+    """``max(x, 0) + log1p(exp(-|x|))``, with the exponential of :func:`_sigmoid`, its gradient, and no logarithm.
+
+    ``log1p(s) = 2 * atanh(t)`` with ``t = s / (2 + s) <= 1 / 3`` is a short series, which stays within a loop; a
+    logarithm is a call of a function from within it, which is slower.
+    """
     if x.dtype not in _DECOMPOSED or beta != 1:
         return NotImplemented
     r, w = _exponential(x)
-    log1p = w.log() - ((w - 1.0) - r) * w.reciprocal()  # what was lost in 1 + r is given back, to first order
-    return torch.where(x > threshold, x, log1p)
+    t = r.clamp(max=1.0) / (r.clamp(min=1.0) + w)
+    *rest, series = (2.0 / (2 * k + 1) for k in range(_DECOMPOSED[x.dtype]))
+    for coefficient in reversed(rest):
+        series = series * (t * t) + coefficient
+    return torch.where(x > threshold, x, x.clamp(min=0.0) + t * series)
 
 
 def _sigmoid(x: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch.nn import functional as F
 
 from pyro_vd.recording import record
 
@@ -56,3 +58,32 @@ def test_arithmetic_of_scalars_is_taken_out_of_the_loops():
         if node.op == "call_function" and "val" in node.meta and node.meta["val"].dim() == 1:
             scalars = [n for n in node.all_input_nodes if "select" not in str(n.target) and n.op == "call_function"]
             assert not [n for n in scalars if n.meta["val"].dim() == 0], node
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 6e-7), (torch.float64, 2e-15)], ids=str)
+def test_softplus_and_sigmoid_are_recorded_as_arithmetic_in_full_precision(dtype, error):
+    def program(recorded, inputs, standing):
+        return [F.softplus(inputs[0], threshold=40.0), inputs[0].sigmoid()]
+
+    x = torch.linspace(-80, 90, 20_001, dtype=dtype)
+    graph, _ = record(program, [], [x])
+    names = " ".join(str(node.target) for node in graph.graph.nodes)
+    assert not any(name in names for name in ("softplus", "sigmoid", "log"))
+    exact = x.double()
+    log1p = torch.log1p(torch.exp(-exact.abs()))
+    results = graph(x)
+    torch.testing.assert_close(results[0].double(), exact.clamp(min=0) + log1p, rtol=error, atol=0)
+    torch.testing.assert_close(results[1].double(), 1 / (1 + torch.exp(-exact)), rtol=error, atol=0)
+    far = torch.tensor([-torch.inf, -200.0, 200.0, torch.inf, torch.nan], dtype=dtype)
+    for result, expected in zip(graph(far), (F.softplus(far), far.sigmoid()), strict=True):
+        torch.testing.assert_close(result, expected, rtol=error, atol=1e-30, equal_nan=True)
+
+
+def test_softplus_of_another_kind_is_recorded_as_it_is():
+    def program(recorded, inputs, standing):
+        return [F.softplus(inputs[0], beta=2.0), F.softplus(inputs[0].half())]
+
+    x = torch.linspace(-30, 30, 50)
+    graph, _ = record(program, [], [x])
+    for result, expected in zip(graph(x), program([], [x], None), strict=True):
+        assert torch.equal(result, expected)
