@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch._inductor
@@ -81,6 +83,19 @@ class CompiledProgram:
         self._replay = replay
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Recording makes many objects, and imports Inductor's; hardly any are garbage, and looking for it is slow."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_garbage_collection()
 def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequence[Tensor]) -> CompiledProgram:
     """Record ``program`` (see :func:`pyro_vd.recording.record`) and compile it."""
     graph, read = record(program, tensors, arguments)

@@ -176,9 +176,9 @@ class _Additive(torch.autograd.Function):
         loc, log_sigma2, slope = ctx.saved_tensors
         if torch.is_grad_enabled():
             slope = _METHODS[ctx.method](log_alpha_additive(loc, log_sigma2))[1]
+        inverse = loc.sign().div_(_size(loc))  # of loc; 0 at 0
         slope = grad_output * slope
-        by_size = slope * loc.sign()  # 0 at 0
-        by_loc = torch.addcdiv(slope.new_zeros(()), by_size, _size(loc), value=-2.0)
+        by_loc = torch.addcmul(slope.new_zeros(()), slope, inverse, value=-2.0)
         return by_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape), None
 
 

@@ -98,7 +98,7 @@ def record(
         in_place = functionalize(lambda *flat: graph(list(flat[:number]), list(flat[number:])))
         functional = make_fx(in_place, _DECOMPOSITIONS, tracing_mode="fake")(*flat)
     functional.graph.eliminate_dead_code()
-    return _realize_scalars(GraphModule(functional, fx_graph_cse(functional.graph))), tensors
+    return GraphModule(functional, _realize_scalars(fx_graph_cse(functional.graph))), tensors
 
 
 def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
@@ -147,27 +147,27 @@ def _recorded_once(
         return make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(tensors, list(arguments)), unknown
 
 
-def _realize_scalars(graph: GraphModule) -> GraphModule:
+def _realize_scalars(graph: Graph) -> Graph:
     """Take the arithmetic of 0-dim inputs (a learning rate, bias corrections) out of the loops over tensors.
 
     A compiler would repeat it for every element. Stacked, it is computed once; and a tensor divided by one of its
     results is multiplied by the reciprocal.
     """
     scalars: dict[Node, None] = {}
-    for node in graph.graph.nodes:
+    for node in graph.nodes:
         inputs = node.all_input_nodes
         derived = node.op == "call_function" and inputs and all(n in scalars for n in inputs) and _is_pure(node)
         if _is_scalar(node) and (node.op == "placeholder" or derived):
             scalars[node] = None
     computed = [node for node in scalars if node.op == "call_function"]
-    rest = [node for node in graph.graph.nodes if node not in scalars and node.op != "placeholder"]
+    rest = [node for node in graph.nodes if node not in scalars and node.op != "placeholder"]
     wanted = dict.fromkeys(
         _use(n, user) for user in rest if _is_pure(user) for n in user.all_input_nodes if n in computed
     )
     if not wanted:
         return graph
     new, known = Graph(), {}
-    for node in (*(node for node in graph.graph.nodes if node.op == "placeholder"), *computed):
+    for node in (*(node for node in graph.nodes if node.op == "placeholder"), *computed):
         known[node] = new.node_copy(node, known.__getitem__)
     realized = {}
     for dtype in {dtype for _, _, dtype in wanted}:
@@ -186,7 +186,7 @@ def _realize_scalars(graph: GraphModule) -> GraphModule:
         known[node] = new.node_copy(node, read)
         if pure and any(_use(n, node)[1] for n in node.all_input_nodes if n in computed):
             known[node].target = aten.mul.Tensor
-    return GraphModule(graph, new)
+    return new
 
 
 def _use(scalar: Node, node: Node) -> tuple[Node, bool, torch.dtype]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import warnings
 
@@ -168,6 +169,24 @@ def test_a_machine_without_a_compiler(monkeypatch, error):
     monkeypatch.setattr(torch._inductor, "compile", fail)
     expect_eager(lambda: lambda x: 0.0, type(error).__name__)
     expect_strict_error(lambda: lambda x: 0.0, type(error).__name__)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_not_looked_for_while_a_program_is_compiled_and_as_before_afterwards(monkeypatch, enabled):
+    during = []
+
+    def fail(*args, **options):
+        during.append(gc.isenabled())
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    try:
+        if not enabled:
+            gc.disable()
+        expect_eager(lambda: lambda x: 0.0, "no C++ compiler")
+        assert during == [False] and gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def test_a_program_that_is_wrong_is_not_used(monkeypatch):
