@@ -159,7 +159,7 @@ def _realize_scalars(graph: Graph) -> Graph:
         derived = node.op == "call_function" and inputs and all(n in scalars for n in inputs) and _is_pure(node)
         if _is_scalar(node) and (node.op == "placeholder" or derived):
             scalars[node] = None
-    computed = [node for node in scalars if node.op == "call_function"]
+    computed = dict.fromkeys(node for node in scalars if node.op == "call_function")
     rest = [node for node in graph.nodes if node not in scalars and node.op != "placeholder"]
     wanted = dict.fromkeys(
         _use(n, user) for user in rest if _is_pure(user) for n in user.all_input_nodes if n in computed
