@@ -130,6 +130,7 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
 
 
 def _size(loc: Tensor) -> Tensor:
+    """``|loc|``, but at least the smallest normal number."""
     return loc.abs().clamp_min_(torch.finfo(loc.dtype).tiny)
 
 
@@ -176,7 +177,7 @@ class _Additive(torch.autograd.Function):
         loc, log_sigma2, slope = ctx.saved_tensors
         if torch.is_grad_enabled():
             slope = _METHODS[ctx.method](log_alpha_additive(loc, log_sigma2))[1]
-        inverse = loc.sign().div_(_size(loc))  # of loc; 0 at 0
+        inverse = loc.sign().div_(_size(loc))  # 1 / loc, but 0 at 0
         slope = grad_output * slope
         by_loc = torch.addcmul(slope.new_zeros(()), slope, inverse, value=-2.0)
         return by_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape), None
