@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.differentiation import applied
+from pyro_vd.differentiation import applied, reciprocal_or_zero
 
 ESTIMATORS = ("local", "shared", "per_example", "flipout")
 
@@ -121,9 +121,7 @@ class _SafeSqrt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
-        known = grad_output * root.sign()  # 0 at 0
-        smallest = torch.finfo(root.dtype).tiny
-        return torch.addcdiv(known.new_zeros(()), known, root.clamp(min=smallest), value=0.5)
+        return 0.5 * grad_output * reciprocal_or_zero(root)
 
 
 def safe_sqrt(variance: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vd import _constants as c
-from pyro_vd.differentiation import applied
+from pyro_vd.differentiation import applied, at_least_tiny, reciprocal_or_zero
 
 
 def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
@@ -126,12 +126,7 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
         >>> log_alpha_additive(torch.tensor(1e-3), torch.tensor(-10.0))
         tensor(3.8155)
     """
-    return torch.sub(log_sigma2, _size(loc).log(), alpha=2)
-
-
-def _size(loc: Tensor) -> Tensor:
-    """``|loc|``, but at least the smallest normal number."""
-    return loc.abs().clamp_min_(torch.finfo(loc.dtype).tiny)
+    return torch.sub(log_sigma2, at_least_tiny(loc.abs()).log(), alpha=2)
 
 
 class _Elementwise(torch.autograd.Function):
@@ -177,7 +172,7 @@ class _Additive(torch.autograd.Function):
         loc, log_sigma2, slope = ctx.saved_tensors
         if torch.is_grad_enabled():
             slope = _METHODS[ctx.method](log_alpha_additive(loc, log_sigma2))[1]
-        inverse = loc.sign().div_(_size(loc))  # 1 / loc, but 0 at 0
+        inverse = reciprocal_or_zero(loc)
         slope = grad_output * slope
         by_loc = torch.addcmul(slope.new_zeros(()), slope, inverse, value=-2.0)
         return by_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape), None
