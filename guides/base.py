@@ -19,8 +19,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_vd._pyro import adopt_stored_value
 from pyro_vd.handlers import base_distribution
-from pyro_vd.parameters import adopt_stored_value
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.priors import ImproperLogUniform
 

@@ -1,18 +1,21 @@
 """Variational dropout as Pyro models: random weights, their KL, and local reparameterization."""
 
 from pyro_vd import kl as kl
-from pyro_vd.compiled_loss import compile_loss as compile_loss
+from pyro_vd.compiled.loss import compile_loss as compile_loss
+from pyro_vd.compiled.svi import CompiledSVI as CompiledSVI
 from pyro_vd.convert import from_numpyro as from_numpyro
 from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.elbo import LossTerms as LossTerms
 from pyro_vd.elbo import TraceVD_ELBO as TraceVD_ELBO
 from pyro_vd.estimators import LinearOp as LinearOp
+from pyro_vd.gradient_variance import GradientVariance as GradientVariance
+from pyro_vd.gradient_variance import gradient_variance as gradient_variance
 from pyro_vd.handlers import flipout as flipout
 from pyro_vd.handlers import lrt as lrt
 from pyro_vd.handlers import per_example as per_example
 from pyro_vd.handlers import posterior_mean as posterior_mean
-from pyro_vd.measure import GradientVariance as GradientVariance
-from pyro_vd.measure import gradient_variance as gradient_variance
+from pyro_vd.lrt_report import LRTReport as LRTReport
+from pyro_vd.lrt_report import lrt_report as lrt_report
 from pyro_vd.module import BayesianModule as BayesianModule
 from pyro_vd.module import data_plate as data_plate
 from pyro_vd.operations import operations_table as operations_table
@@ -29,7 +32,4 @@ from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
 from pyro_vd.sparsity import prune as prune
 from pyro_vd.sparsity import sparsity_report as sparsity_report
 from pyro_vd.sparsity import weight_posteriors as weight_posteriors
-from pyro_vd.svi import CompiledSVI as CompiledSVI
-from pyro_vd.uses import LRTReport as LRTReport
-from pyro_vd.uses import lrt_report as lrt_report
 from pyro_vd.weights import RandomWeight as RandomWeight

@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.utils._pytree import tree_leaves
 
-from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe
-from pyro_vd.diagnosis import non_finite_input
+from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe, non_finite_input
 from pyro_vd.handlers import EstimatorMessenger
 from pyro_vd.loss_module import LossModule
 from pyro_vd.weights import RandomWeight

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.differentiation import applied, reciprocal_or_zero
+from pyro_vd._torch import applied, reciprocal_or_zero
 
 ESTIMATORS = ("local", "shared", "per_example", "flipout")
 

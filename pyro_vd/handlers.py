@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.trace_struct import Trace
 from torch.distributions import Distribution, Independent
 
+from pyro_vd._pyro import is_scoring
 from pyro_vd.estimators import ESTIMATORS
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.weights import RandomWeight, WeightState
@@ -106,7 +105,7 @@ class EstimatorMessenger(Messenger):
                 f"shared_sites=[{site!r}]"
             )
         noise = posterior.noise()
-        trace = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, _is_scoring)
+        trace = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, is_scoring)
         variance = noise.variance if noise.independent else None
         msg["value"] = RandomWeight(noise, posterior.variance if variance is None else variance, trace)
 
@@ -121,20 +120,3 @@ def base_distribution(fn: Any) -> Distribution:
 def _handler(estimator: str, fn: Callable | None, shared_sites: Collection[str], reuse: str, strict: bool) -> Any:
     messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict)
     return messenger if fn is None else messenger(fn)
-
-
-_SCORING = {Trace.compute_log_prob.__code__, Trace.compute_score_parts.__code__, Trace.log_prob_sum.__code__}
-
-
-def _is_scoring() -> bool:
-    """Whether Pyro is evaluating log_probs of a finished trace.
-
-    Pyro's own ELBOs evaluate the log_prob of every site, weights too, also where the KL is analytic. That is no
-    use of the weight by the model, and nothing in the arguments tells one from the other.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code in _SCORING:
-            return True
-        frame = frame.f_back
-    return False

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vd import _constants as c
-from pyro_vd.differentiation import applied, at_least_tiny, reciprocal_or_zero
+from pyro_vd._torch import applied, at_least_tiny, reciprocal_or_zero
 
 
 def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from pyro_vd.parameters import adopt_stored_value
+from pyro_vd._pyro import adopt_stored_value
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
 Prior = (

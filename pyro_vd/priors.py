@@ -13,7 +13,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vd.deferred import deferred_log_prob
+from pyro_vd.scoring import deferred_log_prob
 
 
 class ImproperLogUniform(TorchDistribution):

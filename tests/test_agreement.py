@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_vd.agreement import ROUNDING, agree, moved_alike, only_rounding, same_noise
+from pyro_vd.compiled.agreement import ROUNDING, agree, moved_alike, only_rounding, same_noise
 
 
 def test_agree_is_relative_to_the_norm_in_the_precision_of_the_value():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pyro_vd as vd
-from pyro_vd.deferred import Deferred
+from pyro_vd.scoring import Deferred
 
 LOC = torch.tensor([[0.5, -1.0, 2.0], [0.1, 0.3, -0.7]], dtype=torch.float64)
 LOG_SIGMA2 = torch.tensor([[-2.0, -1.0, 0.5], [-3.0, 0.0, -4.0]], dtype=torch.float64)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pyro_vd as vd
+import pyro_vd.estimators
 import pyro_vd.weights
 from pyro_vd.estimators import LinearOp, WeightNoise, independent_noise, local, moments, safe_sqrt
 
@@ -70,7 +71,7 @@ def test_moments_equal_explicit_loops_and_one_noise_is_drawn(case, kind, monkeyp
         torch.manual_seed(1)
         return local(op)
 
-    monkeypatch.setitem(pyro_vd.weights.SAMPLERS, "local", spy)
+    monkeypatch.setitem(pyro_vd.estimators.SAMPLERS, "local", spy)
     with Recorder() as recorder:
         output = case.call(x, weight, bias)
     ((got_mean, got_variance),) = seen
@@ -196,7 +197,7 @@ def test_variance_is_computed_in_float32_in_half_precision(dtype, autocast, monk
         x, loc = x.to(dtype), loc.to(dtype)
     weight = weight_of(WeightNoise(loc, variance, draw=lambda shape: loc), variance)
     seen = []
-    monkeypatch.setitem(pyro_vd.weights.SAMPLERS, "local", lambda op: seen.append(moments(op)) or local(op))
+    monkeypatch.setitem(pyro_vd.estimators.SAMPLERS, "local", lambda op: seen.append(moments(op)) or local(op))
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         y = F.linear(x, weight)
     ((mean, got),) = seen

@@ -18,6 +18,7 @@ from programs import NOTHING, run_locally
 from torch import Tensor, nn
 
 import pyro_vd as vd
+import pyro_vd.estimators
 import pyro_vd.weights
 from pyro_vd.estimators import local, moments
 from pyro_vd.guides import AutoSparseVD
@@ -88,7 +89,7 @@ def test_packed_projection_is_used_in_disjoint_parts_under_every_estimator(name,
 def test_projections_have_the_moments_of_weight_space(name, monkeypatch):
     """Query, key and value: mean x W', variance x**2 S', each with its part of the packed weight."""
     seen = []
-    monkeypatch.setitem(pyro_vd.weights.SAMPLERS, "local", lambda op: seen.append(moments(op)) or local(op))
+    monkeypatch.setitem(pyro_vd.estimators.SAMPLERS, "local", lambda op: seen.append(moments(op)) or local(op))
     options, args, kwargs = ATTENTION[name]
     net = nn.MultiheadAttention(8, 2, bias=False, dtype=torch.float64, **options)
     run_locally(net, *args, where="*weight", log_sigma2=-1.0, **kwargs)
@@ -180,7 +181,7 @@ class Gain(nn.Module):
 @pytest.mark.parametrize("kind", ["gain", "mask"])
 def test_scaled_and_masked_weight_has_the_moments_of_the_product(kind, monkeypatch):
     seen = []
-    monkeypatch.setitem(pyro_vd.weights.SAMPLERS, "local", lambda op: seen.append(moments(op)) or local(op))
+    monkeypatch.setitem(pyro_vd.estimators.SAMPLERS, "local", lambda op: seen.append(moments(op)) or local(op))
     net, x = nn.Linear(3, 2, bias=False, dtype=torch.float64), torch.randn(4, 3).double()
     if kind == "gain":
         parametrize.register_parametrization(net, "weight", Gain())

@@ -32,29 +32,14 @@ ONLY_PYRO = {
 # Files whose job one side does not have.
 ONLY_PYRO_FILES = {
     "loss_module": "a loss as a torch module, for torch.optim",
-    "parameters": "one tensor in a module and in Pyro's store",
-    **dict.fromkeys(
-        (
-            "svi",
-            "step_program",
-            "programs",
-            "compiled_loss",
-            "compiling",
-            "recording",
-            "evaluation",
-            "optimizers",
-            "trained",
-            "agreement",
-        ),
-        "numpyro.infer.SVI compiles",
-    ),
-    "differentiation": "jax.custom_jvp needs no signature at run time",
-    "deferred": "the compiler drops a log_prob that no one uses",
-    "uses": "what PyTorch functions did with each weight",
-    "regions": "what elements a view holds is in views",
-    "__main__": "the table of PyTorch functions",
-    "convert": "both sides have the same file",
-    "_constants": "both sides have the same file",
+    "compiled": "JAX compiles by itself",
+    "common": "shared by both",
+    "convert": "serves both sides",
+    "scoring": "NumPyro's ELBOs evaluate no log_prob of a weight",
+    "lrt_report": "not on the NumPyro side yet",
+    "_constants": "shared by both",
+    "_pyro": "private corners of Pyro",
+    "_torch": "private corners of PyTorch",
 }
 ONLY_NUMPYRO_FILES = {
     "nets": "three libraries of nets",

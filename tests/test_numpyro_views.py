@@ -16,8 +16,8 @@ from numpyro_operations import inside, keyed, make, random_weight, weight_of
 from oracles import standard_errors
 
 import pyro_vd.numpyro as vd
-from pyro_vd.numpyro import views
 from pyro_vd.numpyro.posteriors import CorrelatedDropoutNormal, GroupNormal, LowRankNormal
+from pyro_vd.numpyro.weights import views
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_vd as vd
+import pyro_vd.estimators
 import pyro_vd.weights
 from pyro_vd.estimators import LinearOp, local, moments
 from pyro_vd.operations.table import TABLE, check_signature
@@ -56,7 +57,7 @@ class Looked(dict):
 
 def seen_moments(monkeypatch) -> list:
     seen = []
-    monkeypatch.setitem(pyro_vd.weights.SAMPLERS, "local", lambda op: seen.append(moments(op)) or local(op))
+    monkeypatch.setitem(pyro_vd.estimators.SAMPLERS, "local", lambda op: seen.append(moments(op)) or local(op))
     return seen
 
 
@@ -69,7 +70,7 @@ def test_rules_have_the_parameters_of_their_operations(operation):
 
 def test_every_entry_of_the_table_has_a_case(monkeypatch):
     looked = Looked()
-    monkeypatch.setattr(pyro_vd.weights, "TABLE", looked)
+    monkeypatch.setattr(pyro_vd.weights.random_weight, "TABLE", looked)
     for case in CASES.values():
         x, weight, bias, _, _ = case.build(case.biases[-1])
         case.call(x, weight, bias)
@@ -133,7 +134,7 @@ def test_variance_below_zero_from_a_fast_convolution_does_not_reach_the_root(cas
         apply = op.apply
         return local(vd.LinearOp(apply, op.x, op.weight, apply_variance=lambda x, v, b: apply(x, v, b) * 0 - 1e-9))
 
-    monkeypatch.setitem(pyro_vd.weights.SAMPLERS, "local", below_zero)
+    monkeypatch.setitem(pyro_vd.estimators.SAMPLERS, "local", below_zero)
     output = case.call(x, random_weight(loc, weight.variance), bias)
     torch.testing.assert_close(output, mean, rtol=0, atol=1e-12)
     assert torch.autograd.grad(output.sum(), loc)[0].isfinite().all() and rule.kind == "approximate"

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_vd.optimizers import StepOptimizer
+from pyro_vd.compiled.optimizers import StepOptimizer
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.1, foreach=True)
 

@@ -14,6 +14,7 @@ from cases import random_weight
 from torch import Tensor
 
 import pyro_vd as vd
+import pyro_vd.estimators
 import pyro_vd.weights
 from pyro_vd.estimators import local, moments
 
@@ -42,7 +43,7 @@ def outputs(call, x: Tensor, loc: Tensor, variance: Tensor, monkeypatch) -> tupl
         seen.append(moments(op))
         return local(op)
 
-    monkeypatch.setitem(pyro_vd.weights.SAMPLERS, "local", spy)
+    monkeypatch.setitem(pyro_vd.estimators.SAMPLERS, "local", spy)
     output = call(x, random_weight(loc, variance))
     return output, seen[0][1], seen[0][0]
 

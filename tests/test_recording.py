@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_vd.recording import record
+from pyro_vd.compiled.recording import record
 
 OUTSIDE = torch.tensor([1.0, 2.0, 3.0])
 

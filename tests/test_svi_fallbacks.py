@@ -16,7 +16,7 @@ from pyro.infer import SVI
 from svi_runs import Task, assert_same, run, values, without_compiler
 
 import pyro_vd as vd
-from pyro_vd import programs
+from pyro_vd.compiled import cache
 
 BATCHES = [(x.double(), y) for x, y in Task().batches]
 
@@ -214,7 +214,7 @@ def test_a_program_whose_update_is_wrong_is_not_used(monkeypatch):
 
 
 def test_too_many_programs(monkeypatch, graphs):
-    monkeypatch.setattr(programs, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(cache, "MAX_PROGRAMS", 2)
     batches = [(torch.ones(rows, 5),) for rows in (1, 2, 3, 4)]
     expect_eager(lambda: lambda x: 0.0, "it has been compiled 2 times", batches=batches)
     assert len(graphs) == 2

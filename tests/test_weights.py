@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear as linear_imported_by_name
 
 import pyro_vd as vd
-from pyro_vd import views
+from pyro_vd.weights import views
 
 MASK = torch.tensor([[[1.0, 0.0, 2.0, -1.0]], [[0.0, 1.0, 3.0, 0.5]]]).double()  # broadcasts with (2, 3, 4)
 SCALAR = torch.tensor(-1.5).double()

@@ -5,12 +5,12 @@ from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.numpyro import kl as kl
 from pyro_vd.numpyro.elbo import LossTerms as LossTerms
 from pyro_vd.numpyro.elbo import TraceVD_ELBO as TraceVD_ELBO
+from pyro_vd.numpyro.gradient_variance import GradientVariance as GradientVariance
+from pyro_vd.numpyro.gradient_variance import gradient_variance as gradient_variance
 from pyro_vd.numpyro.handlers import flipout as flipout
 from pyro_vd.numpyro.handlers import lrt as lrt
 from pyro_vd.numpyro.handlers import per_example as per_example
 from pyro_vd.numpyro.handlers import posterior_mean as posterior_mean
-from pyro_vd.numpyro.measure import GradientVariance as GradientVariance
-from pyro_vd.numpyro.measure import gradient_variance as gradient_variance
 from pyro_vd.numpyro.module import BayesianModule as BayesianModule
 from pyro_vd.numpyro.module import data_plate as data_plate
 from pyro_vd.numpyro.posteriors import BernoulliDropout as BernoulliDropout

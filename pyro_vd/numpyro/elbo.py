@@ -26,9 +26,9 @@ from pyro_vd.numpyro.checks import (
     check_sites,
     describe,
     latent_sites,
+    non_finite_input,
     require_key,
 )
-from pyro_vd.numpyro.diagnosis import non_finite_input
 from pyro_vd.numpyro.handlers import EstimatorMessenger
 from pyro_vd.numpyro.weights import RandomWeight
 

@@ -19,8 +19,8 @@ from jax.typing import ArrayLike
 
 from pyro_vd.numpyro.estimators import WeightNoise, at_least_single
 from pyro_vd.numpyro.operations import OPERATIONS, bias
-from pyro_vd.numpyro.views import SHAPE_VIEWS, Region, compose, shape_view, unit_dim_after
-from pyro_vd.numpyro.weights import RandomWeight, sample, without_rule
+from pyro_vd.numpyro.weights.random_weight import RandomWeight, sample, without_rule
+from pyro_vd.numpyro.weights.views import SHAPE_VIEWS, Region, compose, shape_view, unit_dim_after
 
 
 def rearranged(weight: RandomWeight, view: Partial) -> RandomWeight | None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, constraints, register_kl
 
-from pyro_vd.deferred import deferred_log_prob
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.kl import LOG_UNIFORM_METHODS, kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters
 from pyro_vd.priors import ImproperLogUniform
+from pyro_vd.scoring import deferred_log_prob
 
 KL_METHODS = (*LOG_UNIFORM_METHODS, "ard")
 

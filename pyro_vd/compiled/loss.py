@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pyro_vd.agreement import GRADIENTS, agree, same_noise
-from pyro_vd.compiling import CompiledProgram, compile_program
-from pyro_vd.evaluation import Evaluation, all_finite, handlers_are_active
+from pyro_vd._pyro import handlers_are_active
+from pyro_vd.compiled.agreement import GRADIENTS, agree, same_noise
+from pyro_vd.compiled.cache import Programs
+from pyro_vd.compiled.inductor import CompiledProgram, compile_program
+from pyro_vd.compiled.loss_program import Evaluation, all_finite
+from pyro_vd.compiled.recording import Program, Standing
 from pyro_vd.loss_module import LossModule
-from pyro_vd.programs import Programs
-from pyro_vd.recording import Program, Standing
 
 
 def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:

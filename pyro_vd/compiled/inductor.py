@@ -14,7 +14,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from pyro_vd.recording import Program, record
+from pyro_vd.compiled.recording import Program, record
 
 # ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones.
 # Without the pattern matcher: it would turn a gradient of two terms, a product and that of the KL, into a product added
@@ -97,7 +97,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @_without_garbage_collection()
 def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequence[Tensor]) -> CompiledProgram:
-    """Record ``program`` (see :func:`pyro_vd.recording.record`) and compile it."""
+    """Record ``program`` (see :func:`pyro_vd.compiled.recording.record`) and compile it."""
     graph, read = record(program, tensors, arguments)
     example = [tensor.detach() for tensor in (*read, *arguments)]
     # Inductor looks into its cache on disk where shapes might vary, which they do not here.

@@ -1,9 +1,13 @@
-"""One tensor for a parameter in its module and in Pyro's parameter store."""
+"""The private corners of Pyro: its parameter store's tables, its handler stack, and what evaluates a trace."""
 
 from __future__ import annotations
 
+import sys
+
 import pyro
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_struct import Trace
 from torch import nn
 
 
@@ -28,3 +32,25 @@ def adopt_stored_value(name: str, parameter: nn.Parameter) -> None:
     with torch.no_grad():
         parameter.copy_(stored)
     store[name] = parameter
+
+
+def handlers_are_active() -> bool:
+    """Whether the caller runs under effect handlers of its own, which no recording would know of."""
+    return bool(_PYRO_STACK)
+
+
+_SCORING = {Trace.compute_log_prob.__code__, Trace.compute_score_parts.__code__, Trace.log_prob_sum.__code__}
+
+
+def is_scoring() -> bool:
+    """Whether Pyro is evaluating log_probs of a finished trace.
+
+    Pyro's own ELBOs evaluate the log_prob of every site, weights too, also where the KL is analytic. That is no
+    use of the weight by the model, and nothing in the arguments tells one from the other.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in _SCORING:
+            return True
+        frame = frame.f_back
+    return False

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vd.batches import number_of_examples, take_examples
+from pyro_vd.common.examples import number_of_examples, take_examples
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,55 +18,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_vd.estimators import SAMPLERS, LinearOp, WeightNoise, independent_noise
 from pyro_vd.operations import TABLE
-from pyro_vd.regions import Region, overlap, region_of
-from pyro_vd.views import CASTS, COMMUTATIVE, METADATA, SCALINGS, TRANSPOSES, is_view, repeats
-
-
-@dataclass
-class WeightState:
-    """What has happened to one random weight in one trace; shared by all its views.
-
-    Attributes:
-        site: the name of the sample site.
-        estimator: "local", "per_example" or "flipout".
-        reuse: "error", or "independent" to let a second use draw noise of its own.
-        strict: raise where an operation has no rule.
-        warned: (site, operation) pairs already warned of, kept over traces by the handler.
-        is_scoring: whether a log_prob of the trace is being evaluated right now.
-        with_gradient: whether gradients were enabled when the weight was made.
-        used: every use of its elements with noise of their own, or of its draw: operation and region.
-        draw: the coherent draw of the trace, None while no operation has asked for one.
-        scored_draw: the draw at which its log_prob is evaluated.
-    """
-
-    site: str
-    noise: WeightNoise
-    estimator: str = "local"
-    reuse: str = "error"
-    strict: bool = False
-    warned: set[tuple[str, str]] = field(default_factory=set)
-    is_scoring: Callable[[], bool] = lambda: False
-    with_gradient: bool = field(default_factory=torch.is_grad_enabled)
-    used: list[tuple[str, Region | None]] = field(default_factory=list)
-    draw: Tensor | None = None
-    scored_draw: Tensor | None = None
-
-    def claim(self, region: Region | None, operation: str) -> None:
-        """Note a use of the elements in ``region`` with noise of its own; error where they had one already."""
-        if self.with_gradient and self.noise.loc.requires_grad and not torch.is_grad_enabled():
-            raise ValueError(
-                f"site {self.site!r}: expected a use with gradients enabled, as when the weight was made, got "
-                f"{operation} inside torch.no_grad or a custom autograd function, where the gradient of the weight "
-                f"would be lost; write weight.materialize() before it, or shared_sites=[{self.site!r}]"
-            )
-        if self.reuse == "error" and any(overlap(region, other) for _, other in self.used):
-            raise ValueError(
-                f"site {self.site!r}: expected one use of the weight in a trace under estimator {self.estimator!r}, "
-                f"got a second one in {operation}: two uses of one weight share their noise, but each would be "
-                f"sampled with noise of its own. Write shared_sites=[{self.site!r}] to draw this weight "
-                'once a step, or reuse="independent" to accept independent noise'
-            )
-        self.used.append((operation, region))
+from pyro_vd.weights.state import Region, WeightState, region_of
+from pyro_vd.weights.views import CASTS, COMMUTATIVE, METADATA, SCALINGS, TRANSPOSES, is_view, repeats
 
 
 class RandomWeight(Tensor):

@@ -1,16 +1,13 @@
-"""The arguments of a model as examples: how many there are, and some of them."""
+"""The arguments of a model as examples: how many there are, some of them, and where to cut them into pieces."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax
-import numpy as np
-
 
 def is_array(argument: Any) -> bool:
-    """Whether an argument is an array, of JAX or NumPy."""
-    return isinstance(argument, (jax.Array, np.ndarray))
+    """Whether an argument is an array: of torch, JAX or NumPy."""
+    return hasattr(argument, "ndim") and hasattr(argument, "shape") and hasattr(argument, "dtype")
 
 
 def number_of_examples(args: tuple, kwargs: dict) -> int:
@@ -34,3 +31,13 @@ def take_examples(args: tuple, kwargs: dict, index: Any) -> tuple[tuple, dict]:
         return argument[index] if is_data else argument
 
     return tuple(map(take, args)), {name: take(argument) for name, argument in kwargs.items()}
+
+
+def batch_bounds(number: int, batch_size: int) -> list[int]:
+    """Where to cut. Pieces of two lengths tell a site along the examples from one that is as long as a piece."""
+    bounds = [*range(0, number, batch_size), number]
+    if number > batch_size == 1:
+        bounds.pop(1)
+    elif number > batch_size and number % batch_size == 0:
+        bounds.insert(-1, number - 1)
+    return bounds

@@ -11,18 +11,16 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functionalize
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pyro_vd.views import METADATA
+from pyro_vd.compiled.rewriting import DECOMPOSITIONS, realize_scalars
 from pyro_vd.weights import RandomWeight
+from pyro_vd.weights.views import METADATA
 
-aten = torch.ops.aten
 _ROUNDS = 3
-# Terms of the series of atanh(t) to t = 1 / 3, for full precision; in half precision exp(80) is infinite.
-_DECOMPOSED = {torch.float32: 7, torch.float64: 15}
 Standing = Callable[[Sequence[Tensor]], TorchFunctionMode]
 Program = Callable[[list[Tensor], list[Tensor], Standing], list[Tensor]]
 
@@ -96,41 +94,9 @@ def record(
     with torch.no_grad():
         flat = [tensor.detach() for tensor in (*tensors, *arguments)]
         in_place = functionalize(lambda *flat: graph(list(flat[:number]), list(flat[number:])))
-        functional = make_fx(in_place, _DECOMPOSITIONS, tracing_mode="fake")(*flat)
+        functional = make_fx(in_place, DECOMPOSITIONS, tracing_mode="fake")(*flat)
     functional.graph.eliminate_dead_code()
-    return GraphModule(functional, _realize_scalars(fx_graph_cse(functional.graph))), tensors
-
-
-def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    """``max(x, 0) + log1p(exp(-|x|))``, with the exponential of :func:`_sigmoid`, its gradient, and no logarithm.
-
-    ``log1p(s) = 2 * atanh(t)`` with ``t = s / (2 + s) <= 1 / 3`` is a short series, which stays within a loop; a
-    logarithm is a call of a function from within it, which is slower.
-    """
-    if x.dtype not in _DECOMPOSED or beta != 1:
-        return NotImplemented
-    r, w = _exponential(x)
-    t = r.clamp(max=1.0) / (r.clamp(min=1.0) + w)
-    *rest, series = (2.0 / (2 * k + 1) for k in range(_DECOMPOSED[x.dtype]))
-    for coefficient in reversed(rest):
-        series = series * (t * t) + coefficient
-    return torch.where(x > threshold, x, x.clamp(min=0.0) + t * series)
-
-
-def _sigmoid(x: Tensor) -> Tensor:
-    if x.dtype not in _DECOMPOSED:
-        return NotImplemented
-    r, w = _exponential(x)
-    return r * w.reciprocal()
-
-
-def _exponential(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``exp(x)``, and one more, neither of them infinite."""
-    r = x.clamp(max=80.0).exp()
-    return r, r + 1.0
-
-
-_DECOMPOSITIONS: dict[Any, Callable] = {aten.softplus.default: _softplus, aten.sigmoid.default: _sigmoid}
+    return GraphModule(functional, realize_scalars(fx_graph_cse(functional.graph))), tensors
 
 
 def _recorded_once(
@@ -145,65 +111,3 @@ def _recorded_once(
     # Without oneDNN, whose recurrent layers are one operation that no compiler takes apart.
     with torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None):  # type: ignore
         return make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(tensors, list(arguments)), unknown
-
-
-def _realize_scalars(graph: Graph) -> Graph:
-    """Take the arithmetic of 0-dim inputs (a learning rate, bias corrections) out of the loops over tensors.
-
-    A compiler would repeat it for every element. Stacked, it is computed once; and a tensor divided by one of its
-    results is multiplied by the reciprocal.
-    """
-    scalars: dict[Node, None] = {}
-    for node in graph.nodes:
-        inputs = node.all_input_nodes
-        derived = node.op == "call_function" and inputs and all(n in scalars for n in inputs) and _is_pure(node)
-        if _is_scalar(node) and (node.op == "placeholder" or derived):
-            scalars[node] = None
-    computed = dict.fromkeys(node for node in scalars if node.op == "call_function")
-    rest = [node for node in graph.nodes if node not in scalars and node.op != "placeholder"]
-    wanted = dict.fromkeys(
-        _use(n, user) for user in rest if _is_pure(user) for n in user.all_input_nodes if n in computed
-    )
-    if not wanted:
-        return graph
-    new, known = Graph(), {}
-    for node in (*(node for node in graph.nodes if node.op == "placeholder"), *computed):
-        known[node] = new.node_copy(node, known.__getitem__)
-    realized = {}
-    for dtype in {dtype for _, _, dtype in wanted}:
-        uses = [use for use in wanted if use[2] == dtype]
-        values = [known[n] if not divides else new.call_function(aten.reciprocal.default, (known[n],))
-                  for n, divides, _ in uses]  # fmt: skip
-        values = [new.call_function(aten.to.dtype, (value, dtype)) for value in values]
-        stack = new.call_function(aten.stack.default, ([*values, values[0]],))  # a stack of one would be none
-        realized |= {use: new.call_function(aten.select.int, (stack, 0, i)) for i, use in enumerate(uses)}
-    for node in rest:
-        pure = _is_pure(node)
-
-        def read(input: Node, node: Node = node, pure: bool = pure) -> Node:
-            return realized[_use(input, node)] if pure and input in computed else known[input]
-
-        known[node] = new.node_copy(node, read)
-        if pure and any(_use(n, node)[1] for n in node.all_input_nodes if n in computed):
-            known[node].target = aten.mul.Tensor
-    return new
-
-
-def _use(scalar: Node, node: Node) -> tuple[Node, bool, torch.dtype]:
-    """How ``node`` uses a scalar: which one, whether it divides by it, in what precision."""
-    divides = node.target is aten.div.Tensor and node.args[1] is scalar and node.args[0] is not scalar
-    return scalar, divides, node.meta["val"].dtype
-
-
-def _is_scalar(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point()
-
-
-def _is_pure(node: Node) -> bool:
-    """Whether it is arithmetic on one tensor: no output, no write to a tensor, no random number."""
-    target: Any = node.target
-    schema = getattr(target, "_schema", None)
-    if schema is None or schema.is_mutable or not isinstance(node.meta.get("val"), Tensor):
-        return False
-    return torch.Tag.nondeterministic_seeded not in target.tags and node.meta["val"].is_floating_point()

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from pyro_vd.numpyro.batches import number_of_examples, take_examples
+from pyro_vd.common.examples import number_of_examples, take_examples
 from pyro_vd.numpyro.checks import latent_sites, require_key
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vd.evaluation import Evaluation, all_finite
-from pyro_vd.optimizers import StepOptimizer
-from pyro_vd.recording import Program, Standing
+from pyro_vd.compiled.loss_program import Evaluation, all_finite
+from pyro_vd.compiled.optimizers import StepOptimizer
+from pyro_vd.compiled.recording import Program, Standing
 
 
 class UnrecordableOptimizer(Exception):

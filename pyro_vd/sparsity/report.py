@@ -1,19 +1,16 @@
-"""Sparsity of a trained guide: which weights stay, the report, and the pruned net."""
+"""Sparsity of a trained guide: which weights stay, and the report."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vd.handlers import base_distribution
-from pyro_vd.module import BayesianModule
 from pyro_vd.posteriors import WeightPosterior
 
 Posteriors = Mapping[str, WeightPosterior] | Callable
@@ -105,6 +102,7 @@ def sparsity_report(guide: Posteriors, log_alpha_threshold: float = 3.0) -> Spar
             choice: look at the error of the pruned net over several.
 
     Example:
+        >>> import torch
         >>> from pyro_vd.posteriors import DropoutNormal
         >>> q = DropoutNormal(torch.tensor([1.0, 0.01]), log_sigma2=-3.0)
         >>> print(sparsity_report({"w": q}))
@@ -115,7 +113,7 @@ def sparsity_report(guide: Posteriors, log_alpha_threshold: float = 3.0) -> Spar
     References:
         Molchanov et al. 2017, arXiv:1701.05369, section 5.
     """
-    kept = {site: keep_mask(q, log_alpha_threshold) for site, q in _posteriors(guide).items()}
+    kept = {site: keep_mask(q, log_alpha_threshold) for site, q in posteriors_of(guide).items()}
     rows = tuple(SparsityRow(site, tuple(m.shape), m.numel(), int(m.sum())) for site, m in kept.items())
     return SparsityReport(rows, log_alpha_threshold)
 
@@ -125,40 +123,12 @@ def keep_mask(posterior: WeightPosterior, log_alpha_threshold: float = 3.0) -> T
     return (posterior.log_alpha <= log_alpha_threshold).expand(posterior.loc.shape)
 
 
-def prune(bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3.0) -> nn.Module:
-    """A plain copy of the net with posterior means for weights, zero where ``log_alpha > log_alpha_threshold``.
-
-    Args:
-        bnn: the module of the model.
-        guide: a guide of :mod:`pyro_vd.guides`, or the dict that :func:`weight_posteriors` returns.
-        log_alpha_threshold: see :func:`sparsity_report`; ``math.inf`` gives the mean network.
-
-    Returns:
-        A deep copy of ``bnn.net``: no Pyro, deterministic parameters and buffers as trained.
-
-    Raises:
-        ValueError: the guide has no posterior for a weight of ``bnn``.
-    """
-    posteriors = _posteriors(guide)
-    net = copy.deepcopy(bnn.net)
-    parameters = dict(net.named_parameters())
-    for name in bnn.weight_names:
-        if bnn.site(name) not in posteriors:
-            raise ValueError(
-                f"prune: expected a guide with a weight at site {bnn.site(name)!r}, got one with {list(posteriors)}; "
-                "pass the guide that was trained with this module"
-            )
-        posterior = posteriors[bnn.site(name)]
-        with torch.no_grad():
-            parameters[name].copy_(posterior.mean * keep_mask(posterior, log_alpha_threshold))
-    return net
-
-
-def _posteriors(guide: Posteriors) -> Mapping[str, WeightPosterior]:
+def posteriors_of(guide: Posteriors) -> Mapping[str, WeightPosterior]:
+    """The distribution of every weight: of a guide, of the parts of a mixed one, or as given."""
     if isinstance(guide, Mapping):
         return guide
     if isinstance(guide, AutoGuideList):
-        return {site: q for part in guide for site, q in _posteriors(part).items()}
+        return {site: q for part in guide for site, q in posteriors_of(part).items()}
     try:
         with poutine.block():
             return guide.posteriors()  # type: ignore[attr-defined]

@@ -8,8 +8,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vd.evaluation import Evaluation
-from pyro_vd.optimizers import StepOptimizer
+from pyro_vd.compiled.loss_program import Evaluation
+from pyro_vd.compiled.optimizers import StepOptimizer
 
 
 class TrainedParameters(dict[str, Tensor]):

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vd.batches import number_of_examples, take_examples
+from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
 from pyro_vd.handlers import lrt, posterior_mean
 
 MODES = ("weights", "local", "mean")
@@ -99,16 +99,6 @@ def _one_draw(
             if site["type"] == "sample" and (name in sites if sites else name not in trace.nodes):
                 pieces.setdefault(name, []).append(site["value"])
     return {name: _join(values, lengths) for name, values in pieces.items()}
-
-
-def batch_bounds(number: int, batch_size: int) -> list[int]:
-    """Where to cut. Pieces of two lengths tell a site along the examples from one that is as long as a piece."""
-    bounds = [*range(0, number, batch_size), number]
-    if number > batch_size == 1:
-        bounds.pop(1)
-    elif number > batch_size and number % batch_size == 0:
-        bounds.insert(-1, number - 1)
-    return bounds
 
 
 def _join(values: list[Tensor], lengths: list[int]) -> Tensor:

@@ -10,13 +10,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from pyro_vd.compiled.recording import Standing
 from pyro_vd.elbo import TraceVD_ELBO
 from pyro_vd.loss_module import referenced_modules
-from pyro_vd.recording import Standing
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
@@ -168,11 +167,6 @@ class Evaluation:
     def held(self) -> list[Tensor]:
         """Every parameter and buffer of those modules, as it is now."""
         return [t for m in self.modules() for own in (m._parameters, m._buffers) for t in own.values() if t is not None]
-
-
-def handlers_are_active() -> bool:
-    """Whether the caller runs under effect handlers of its own, which no recording would know of."""
-    return bool(_PYRO_STACK)
 
 
 def all_finite(values: Iterable[Tensor]) -> Tensor:

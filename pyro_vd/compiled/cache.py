@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vd.evaluation import Evaluation
+from pyro_vd.compiled.loss_program import Evaluation
 
 # More than these shapes and modes, and something is changing that should be a tensor.
 MAX_PROGRAMS = 8

@@ -16,14 +16,15 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vd.agreement import agree, moved_alike, only_rounding, same_noise
-from pyro_vd.compiling import CompiledProgram, compile_program
-from pyro_vd.evaluation import Evaluation, all_finite, handlers_are_active
-from pyro_vd.optimizers import StepOptimizer
-from pyro_vd.programs import Programs
-from pyro_vd.recording import Program
-from pyro_vd.step_program import UnrecordableOptimizer, step_program
-from pyro_vd.trained import TrainedParameters
+from pyro_vd._pyro import handlers_are_active
+from pyro_vd.compiled.agreement import agree, moved_alike, only_rounding, same_noise
+from pyro_vd.compiled.cache import Programs
+from pyro_vd.compiled.inductor import CompiledProgram, compile_program
+from pyro_vd.compiled.loss_program import Evaluation, all_finite
+from pyro_vd.compiled.optimizers import StepOptimizer
+from pyro_vd.compiled.recording import Program
+from pyro_vd.compiled.step import UnrecordableOptimizer, step_program
+from pyro_vd.compiled.trained import TrainedParameters
 
 CHECK_EVERY = 100  # steps between looks at the flag of a step that was not finite, where a look waits for the device
 

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.handlers import replay, seed, substitute, trace
 
-from pyro_vd.numpyro.batches import is_array, number_of_examples, take_examples
+from pyro_vd.common.examples import batch_bounds, is_array, number_of_examples, take_examples
 from pyro_vd.numpyro.checks import latent_sites, require_key
 from pyro_vd.numpyro.handlers import lrt, posterior_mean
-from pyro_vd.predict import batch_bounds
 
 MODES = ("weights", "local", "mean")
 

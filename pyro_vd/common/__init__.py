@@ -1,0 +1,1 @@
+"""What needs neither torch nor JAX, and serves both backends."""

@@ -1,0 +1,3 @@
+"""What a fitted model predicts: draws from the posterior predictive distribution."""
+
+from pyro_vd.numpyro.predict.draws import posterior_predictive as posterior_predictive

@@ -1,0 +1,6 @@
+"""What becomes of a trained posterior: the weights that stay, the report, and the pruned net."""
+
+from pyro_vd.numpyro.sparsity.prune import prune as prune
+from pyro_vd.numpyro.sparsity.report import keep_mask as keep_mask
+from pyro_vd.numpyro.sparsity.report import sparsity_report as sparsity_report
+from pyro_vd.numpyro.sparsity.report import weight_posteriors as weight_posteriors

@@ -1,0 +1,104 @@
+"""What has happened to one random weight in one trace, and which of its elements a view of it holds.
+
+Two views of a weight may be used under local sampling where they share no element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_get_bdim
+
+from pyro_vd.estimators import WeightNoise
+
+Region = tuple[tuple[int, ...], tuple[int, ...], int]  # size, stride, storage offset
+
+
+@dataclass
+class WeightState:
+    """What has happened to one random weight in one trace; shared by all its views.
+
+    Attributes:
+        site: the name of the sample site.
+        estimator: "local", "per_example" or "flipout".
+        reuse: "error", or "independent" to let a second use draw noise of its own.
+        strict: raise where an operation has no rule.
+        warned: (site, operation) pairs already warned of, kept over traces by the handler.
+        is_scoring: whether a log_prob of the trace is being evaluated right now.
+        with_gradient: whether gradients were enabled when the weight was made.
+        used: every use of its elements with noise of their own, or of its draw: operation and region.
+        draw: the coherent draw of the trace, None while no operation has asked for one.
+        scored_draw: the draw at which its log_prob is evaluated.
+    """
+
+    site: str
+    noise: WeightNoise
+    estimator: str = "local"
+    reuse: str = "error"
+    strict: bool = False
+    warned: set[tuple[str, str]] = field(default_factory=set)
+    is_scoring: Callable[[], bool] = lambda: False
+    with_gradient: bool = field(default_factory=torch.is_grad_enabled)
+    used: list[tuple[str, Region | None]] = field(default_factory=list)
+    draw: Tensor | None = None
+    scored_draw: Tensor | None = None
+
+    def claim(self, region: Region | None, operation: str) -> None:
+        """Note a use of the elements in ``region`` with noise of its own; error where they had one already."""
+        if self.with_gradient and self.noise.loc.requires_grad and not torch.is_grad_enabled():
+            raise ValueError(
+                f"site {self.site!r}: expected a use with gradients enabled, as when the weight was made, got "
+                f"{operation} inside torch.no_grad or a custom autograd function, where the gradient of the weight "
+                f"would be lost; write weight.materialize() before it, or shared_sites=[{self.site!r}]"
+            )
+        if self.reuse == "error" and any(overlap(region, other) for _, other in self.used):
+            raise ValueError(
+                f"site {self.site!r}: expected one use of the weight in a trace under estimator {self.estimator!r}, "
+                f"got a second one in {operation}: two uses of one weight share their noise, but each would be "
+                f"sampled with noise of its own. Write shared_sites=[{self.site!r}] to draw this weight "
+                'once a step, or reuse="independent" to accept independent noise'
+            )
+        self.used.append((operation, region))
+
+
+def region_of(view: Tensor, whole: Tensor, origin: Region | None) -> Region | None:
+    """The elements of ``whole`` in ``view``; a copy holds as much as its ``origin``. None is all of them."""
+    view, whole = _plain(view), _plain(whole)
+    if view.untyped_storage()._cdata == whole.untyped_storage()._cdata:
+        return tuple(view.shape), tuple(view.stride()), int(view.storage_offset())
+    return origin
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor under the wrappers of torch.func, which hide the storage; the first of a batch."""
+    while is_functorch_wrapped_tensor(tensor):
+        axis = maybe_get_bdim(tensor)
+        tensor = get_unwrapped(tensor)
+        tensor = tensor if axis < 0 else tensor.select(axis, 0)
+    return tensor
+
+
+def overlap(first: Region | None, second: Region | None) -> bool:
+    """Whether two views hold a common element of the weight; None is all of it."""
+    if first is None or second is None:
+        return True
+    (start, end), (other_start, other_end) = _bounds(first), _bounds(second)
+    if end < other_start or other_end < start:
+        return False
+    return not _elements(first).isdisjoint(_elements(second))
+
+
+def _bounds(region: Region) -> tuple[int, int]:
+    size, stride, offset = region
+    return offset, offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+
+
+def _elements(region: Region) -> set[int]:
+    size, stride, offset = region
+    elements = {offset}
+    for length, step in zip(size, stride, strict=True):
+        elements = {element + index * step for element in elements for index in range(length)}
+    return elements
