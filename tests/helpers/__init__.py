@@ -1,0 +1,1 @@
+"""What several tests share. No test file imports another; what two of them need lies here."""

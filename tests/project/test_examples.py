@@ -1,0 +1,193 @@
+"""Every example runs as a user runs it, with tiny arguments; one that is not in the table fails the test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.paths import EXAMPLES
+
+PICTURES = ("training.png", "threshold.png", "log_alpha.png", "kept_inputs.png")
+PNG = b"\x89PNG"
+
+
+def check_mini_vd(output: str, out: Path) -> None:
+    for pattern in (r"step +19  loss +(\S+) nats per example", r"held-out error, all weights: (\S+)",
+                    r"held-out error, pruned: (\S+)"):  # fmt: skip
+        found = re.search(pattern, output)
+        assert found and math.isfinite(float(found[1])), pattern
+    assert re.search(r"hidden layer: \d+ of 400 weights kept", output)
+
+
+def check_sparse_mlp(output: str, out: Path) -> None:
+    result = json.loads((out / "result.json").read_text())
+    assert result.pop("arguments")["epochs"] == 2
+    for name in ("error_mean_network", "error_pruned", "error_posterior_samples", "nll_posterior_samples"):
+        assert math.isfinite(result[name]), name
+    assert result["compression"] >= 1
+    for name in PICTURES:
+        assert (out / name).read_bytes().startswith(PNG), name
+    assert re.search(r"^net\.0\.weight +300x64 +19,200 ", output, re.MULTILINE)
+    assert f"held-out error, pruned network        {result['error_pruned']:6.2f} %" in output
+
+
+def check_gradient_variance(output: str, out: Path) -> None:
+    numbers = [value for value in leaves(json.loads((out / "result.json").read_text())) if isinstance(value, float)]
+    assert numbers and all(map(math.isfinite, numbers))
+    assert (out / "variance.png").read_bytes().startswith(PNG)
+    for estimator in ("local", "per_example", "shared"):
+        assert re.search(rf"^{estimator} .*\dx$", output, re.MULTILINE), estimator
+
+
+def check_dropout_families(output: str, out: Path) -> None:
+    errors = leaves(json.loads((out / "result.json").read_text())["error"])
+    assert errors and all(0 <= error <= 100 for error in errors)
+    assert (out / "families.png").read_bytes().startswith(PNG)
+    assert "3 x 8" in output
+
+
+def check_random_labels(output: str, out: Path) -> None:
+    result = json.loads((out / "result.json").read_text())
+    assert 10 <= result["chance"] <= 30
+    families = {name: row for name, row in result.items() if name not in ("arguments", "chance")}
+    assert len(families) == 2
+    for name, row in families.items():
+        assert 0 <= row["training_accuracy"] <= 100 and 0 <= row["kept"] <= row["weights"] == 64 * 300 + 31_000
+        assert re.search(rf"^{name} .* %", output, re.MULTILINE), name
+
+
+def check_any_network(output: str, out: Path) -> None:
+    assert re.search(r"^net.up.weight +16x8x2x2 +512 +local +conv_transpose2d$", output, re.MULTILINE)
+    assert "100.0% of the weights are sampled locally\n0 warnings\n" in output
+    first, last = map(float, re.findall(r"(\d+\.\d+) in the", output))
+    assert last < first
+
+
+def check_benchmark(output: str, out: Path) -> None:
+    with (out / "benchmark.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["width"], row["program"]) for row in rows] == [(w, name) for w in ("8", "16") for name in BENCHMARKED]
+    for row in rows:
+        assert float(row["ms"]) >= float(row["fastest_ms"]) > 0 and float(row["floor_ms"]) > 0
+        assert float(row["peak_MB"] or "1") > 0 and float(row["first_s"]) > 0
+        assert re.search(rf"^{row['program']} +{float(row['ms']):.3f} ", output, re.MULTILINE), row["program"]
+    assert (out / "benchmark.png").read_bytes().startswith(PNG)
+    assert re.search(r"^time ~ weights \*\* exponent: over 6,352 to 12,704", output, re.MULTILINE)
+
+
+def leaves(tree: object) -> list:
+    """The values of nested dicts and lists."""
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
+    return [tree] if children is None else [leaf for child in children for leaf in leaves(child)]
+
+
+def check_compare_backends(output: str, out: Path) -> None:
+    result = json.loads((out / "result.json").read_text())
+    for backend in ("pyro", "numpyro"):
+        (run,) = result["runs"][backend]
+        assert len(run["loss"]) == 2 and run["loss"][-1] < run["loss"][0]
+        assert 0 <= run["sparsity"] < 100 and math.isfinite(run["NLL"]) and run["peak memory"] > 100
+    assert {row["program"] for row in result["steps"]} == {"numpyro", "lrt-jax"}
+    assert (out / "backends.png").read_bytes().startswith(PNG)
+    assert re.search(r"^mean loss curves: .* % apart", output, re.MULTILINE)
+    assert re.search(r"^program .*/ lrt-jax.*\nnumpyro ", output, re.MULTILINE)
+
+
+# file name: (arguments, "{out}" stands for an empty folder; check of standard output and that folder)
+QUIET = ["--quiet", "--out", "{out}"]
+BENCHMARKED = [
+    "deterministic",
+    "lrt",
+    "svi-weight-draws",
+    "svi-lrt",
+    "svi-vd",
+    "vd-loss",
+]
+SMALL = ["--width", "8", "--depth", "1", "--batch", "32", "--threads", "1", "--blocks", "2", "--out", "{out}"]
+TABLE = {
+    "any_network.py": (["--net", "unet", "--steps", "20"], check_any_network),
+    "benchmark.py": (
+        ["--net", "mlp", "--widths", "8", "16", "--depths", "--batches", "--programs", *BENCHMARKED, *SMALL],
+        check_benchmark,
+    ),
+    "compare_backends.py": (
+        [
+            "--epochs",
+            "2",
+            "--seeds",
+            "1",
+            "--hidden",
+            "8",
+            "--eager",
+            "--blocks",
+            "1",
+            "--programs",
+            "numpyro",
+            "lrt-jax",
+        ]
+        + QUIET,
+        check_compare_backends,
+    ),
+    "dropout_families.py": (["--epochs", "1", "--seeds", "1", "--widths", "8", *QUIET], check_dropout_families),
+    "gradient_variance.py": (
+        ["--epochs", "1", "--batch", "10", "--draws", "4", "--largest-batch", "20", *QUIET],
+        check_gradient_variance,
+    ),
+    "mini_vd.py": (["--steps", "20"], check_mini_vd),
+    "random_labels.py": (["--epochs", "2", "--examples", "100", *QUIET], check_random_labels),
+    "sparse_mlp.py": (["--epochs", "2", "--eager", "--device", "cpu", *QUIET], check_sparse_mlp),
+}
+
+
+def run(name: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_table_is_complete():
+    present = {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("_")}
+    assert present == set(TABLE), "every example needs a row in TABLE"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_example(name, tmp_path):
+    arguments, check = TABLE[name]
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    folder.mkdir()
+    done = run(name, [argument.replace("{out}", str(out)) for argument in arguments], folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr[-3000:]
+    assert "nan" not in done.stdout.lower()
+    check(done.stdout, out)
+    assert not list(folder.iterdir()), "an example writes to --out only"
+
+
+def test_sparse_mlp_trains_on_numpyro(tmp_path):
+    out = tmp_path / "out"
+    done = run("sparse_mlp.py", ["--epochs", "2", "--backend", "numpyro", "--quiet", "--out", str(out)], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_sparse_mlp(done.stdout, out)
+    assert json.loads((out / "result.json").read_text())["error_mean_network"] < 80  # of ten classes: it learned
+
+
+def test_missing_data_stops_with_one_sentence(tmp_path):
+    """No network: every download goes through a proxy that is not there."""
+    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "sparse_mlp.py"), "--dataset", "mnist", "--data-dir", str(tmp_path / "data")],
+        cwd=tmp_path, env=os.environ | proxies | {"no_proxy": "", "NO_PROXY": ""}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "mnist: expected train-images-idx3-ubyte" in done.stderr and "--data-dir" in done.stderr
