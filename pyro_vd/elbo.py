@@ -5,10 +5,8 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -25,44 +23,10 @@ from torch.distributions import kl_divergence
 from torch.utils._pytree import tree_leaves
 
 from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe, non_finite_input
+from pyro_vd.common.terms import LossTerms
 from pyro_vd.handlers import EstimatorMessenger
 from pyro_vd.loss_module import LossModule
 from pyro_vd.weights import RandomWeight
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """The terms of one evaluation of the loss; each a 0-dim tensor in nats, mean over particles.
-
-    Attributes:
-        nll: negative log likelihood of each observed site, scaled by its plates.
-        kl: KL(q || p) of each latent site, as it is, before ``kl_weight``.
-        kl_weight: the weight of the KL in ``loss``.
-    """
-
-    nll: dict[str, Tensor]
-    kl: dict[str, Tensor]
-    kl_weight: float | Tensor = 1.0
-
-    @property
-    def data(self) -> Tensor:
-        """The data term: the sum of ``nll``."""
-        return _total(self.nll)
-
-    @property
-    def kl_total(self) -> Tensor:
-        """The sum of ``kl``."""
-        return _total(self.kl)
-
-    @property
-    def loss(self) -> Tensor:
-        """``data + kl_weight * kl_total``, what is minimised."""
-        return self.data + self.kl_weight * self.kl_total
-
-    @property
-    def negative_elbo(self) -> Tensor:
-        """``data + kl_total``: the loss at ``kl_weight=1``, comparable over a warm-up."""
-        return self.data + self.kl_total
 
 
 class TraceVD_ELBO(ELBO):
@@ -155,7 +119,8 @@ class TraceVD_ELBO(ELBO):
                 for site, value in particle.items():
                     value = value / self.num_particles if self.num_particles > 1 else value
                     total[site] = total[site] + value if site in total else value
-        return LossTerms(nll, kl, self.kl_weight)
+        zero = 0.0 if nll and kl else torch.zeros(())
+        return LossTerms(nll, kl, self.kl_weight, zero)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a 0-dim tensor, without a host synchronisation and without a check for NaN."""
@@ -262,7 +227,3 @@ def _log_prob_sum(site: Any) -> Tensor:
     value = value.scored_draw() if isinstance(value, RandomWeight) else value
     log_prob = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, scale=site["scale"], mask=site["mask"]).sum()
-
-
-def _total(terms: dict[str, Tensor]) -> Tensor:
-    return functools.reduce(torch.add, terms.values()) if terms else torch.zeros(())

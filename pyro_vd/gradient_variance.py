@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,42 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vd.common.examples import number_of_examples, take_examples
-
-
-@dataclass(frozen=True)
-class GradientVariance:
-    """What :func:`gradient_variance` returns. Prints as a table.
-
-    Attributes:
-        parameters: for each parameter, the variance of its gradient over draws, elementwise, in the shape
-            of the parameter; for a loss in nats.
-        sites: names of the sites of the guide.
-        num_draws: number of gradients it is from; its relative standard error is near ``sqrt(2 / num_draws)``
-            for one element, and far less for a mean over many.
-    """
-
-    parameters: dict[str, Tensor]
-    sites: tuple[str, ...]
-    num_draws: int
-
-    def per_parameter(self) -> dict[str, float]:
-        """Mean over the elements of each parameter."""
-        return {name: variance.mean().item() for name, variance in self.parameters.items()}
-
-    def per_layer(self) -> dict[str, float]:
-        """Mean over the elements of all parameters of a layer: those of one site up to its last dot."""
-        layers: dict[str, list[Tensor]] = {}
-        for name, variance in self.parameters.items():
-            site = next((site for site in self.sites if name.endswith(site)), name)
-            layers.setdefault(site.rpartition(".")[0] or site, []).append(variance.flatten())
-        return {layer: torch.cat(variances).mean().item() for layer, variances in layers.items()}
-
-    def __str__(self) -> str:
-        rows = self.per_parameter()
-        width = max(map(len, rows))
-        lines = [f"{'parameter':<{width}}  {'elements':>9}  mean variance over {self.num_draws} draws"]
-        lines += [f"{n:<{width}}  {self.parameters[n].numel():>9,}  {value:.4e}" for n, value in rows.items()]
-        return "\n".join(lines)
+from pyro_vd.common.reports import GradientVariance
 
 
 def gradient_variance(

@@ -6,7 +6,6 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.elbo import _check_mean_field_requirement as check_mean_field_requirement
 from numpyro.util import check_model_guide_match
 
+from pyro_vd.common.terms import LossTerms
 from pyro_vd.numpyro.checks import (
     GuideCovers,
     check_finite_number,
@@ -32,41 +32,7 @@ from pyro_vd.numpyro.checks import (
 from pyro_vd.numpyro.handlers import EstimatorMessenger
 from pyro_vd.numpyro.weights import RandomWeight
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LossTerms:
-    """The terms of one evaluation of the loss; each a 0-dim array in nats, mean over particles. A pytree.
-
-    Attributes:
-        nll: negative log likelihood of each observed site, scaled by its plates.
-        kl: KL(q || p) of each latent site, as it is, before ``kl_weight``.
-        kl_weight: the weight of the KL in ``loss``.
-    """
-
-    nll: dict[str, Array]
-    kl: dict[str, Array]
-    kl_weight: float | Array = 1.0
-
-    @property
-    def data(self) -> Array:
-        """The data term: the sum of ``nll``."""
-        return _total(self.nll)
-
-    @property
-    def kl_total(self) -> Array:
-        """The sum of ``kl``."""
-        return _total(self.kl)
-
-    @property
-    def loss(self) -> Array:
-        """``data + kl_weight * kl_total``, what is minimised."""
-        return self.data + self.kl_weight * self.kl_total
-
-    @property
-    def negative_elbo(self) -> Array:
-        """``data + kl_total``: the loss at ``kl_weight=1``, comparable over a warm-up."""
-        return self.data + self.kl_total
+jax.tree_util.register_dataclass(LossTerms)
 
 
 class TraceVD_ELBO(ELBO):
@@ -192,7 +158,7 @@ class TraceVD_ELBO(ELBO):
             state = jax.tree.map(
                 lambda value: value.mean(0) if jnp.issubdtype(value.dtype, jnp.floating) else value[0], particles[2]
             )
-        return LossTerms(nll, kl, kl_weight), state
+        return LossTerms(nll, kl, kl_weight, jnp.zeros(())), state
 
     def _traces(
         self, rng_key: Array, params: Mapping[str, Any], model: Any, guide: Any, args: tuple, kwargs: dict
@@ -269,7 +235,3 @@ def _log_prob_sum(site: Any) -> Array:
     value = value.scored_draw() if isinstance(value, RandomWeight) else value
     more = (site["intermediates"],) if site["intermediates"] else ()
     return jnp.sum(scale_and_mask(site["fn"].log_prob(value, *more), scale=site["scale"]))
-
-
-def _total(terms: dict[str, Array]) -> Array:
-    return sum(terms.values(), jnp.zeros(()))

@@ -1,8 +1,8 @@
 """What becomes of a trained posterior: the weights that stay, the report, and the pruned net."""
 
+from pyro_vd.common.reports import SparsityReport as SparsityReport
+from pyro_vd.common.reports import SparsityRow as SparsityRow
 from pyro_vd.sparsity.prune import prune as prune
-from pyro_vd.sparsity.report import SparsityReport as SparsityReport
-from pyro_vd.sparsity.report import SparsityRow as SparsityRow
 from pyro_vd.sparsity.report import keep_mask as keep_mask
 from pyro_vd.sparsity.report import sparsity_report as sparsity_report
 from pyro_vd.sparsity.report import weight_posteriors as weight_posteriors

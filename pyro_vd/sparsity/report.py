@@ -3,77 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor
 
+from pyro_vd.common.reports import SparsityReport, SparsityRow
 from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
 
 Posteriors = Mapping[str, WeightPosterior] | Callable
-
-
-@dataclass(frozen=True)
-class SparsityRow:
-    """One site, or the total: number of weights, how many are kept, and the two ratios of them.
-
-    ``sparsity = 1 - kept / weights``; ``compression = weights / kept``, infinite where none is kept.
-    """
-
-    site: str
-    shape: tuple[int, ...]
-    weights: int
-    kept: int
-
-    @property
-    def sparsity(self) -> float:
-        return 1 - self.kept / self.weights
-
-    @property
-    def compression(self) -> float:
-        return self.weights / self.kept if self.kept else float("inf")
-
-
-@dataclass(frozen=True)
-class SparsityReport:
-    """What :func:`sparsity_report` returns: a row for each site, and the total. Prints as a table."""
-
-    rows: tuple[SparsityRow, ...]
-    log_alpha_threshold: float
-
-    @property
-    def total(self) -> SparsityRow:
-        return SparsityRow("total", (), sum(r.weights for r in self.rows), sum(r.kept for r in self.rows))
-
-    @property
-    def sparsity(self) -> float:
-        return self.total.sparsity
-
-    @property
-    def compression(self) -> float:
-        return self.total.compression
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """``{site: {"shape", "weights", "kept", "sparsity", "compression"}}``, "total" last."""
-        rows = {}
-        for row in (*self.rows, self.total):
-            fields = asdict(row) | {"sparsity": row.sparsity, "compression": row.compression}
-            rows[fields.pop("site")] = fields
-        return rows
-
-    def __str__(self) -> str:
-        width = max(len(row.site) for row in (*self.rows, self.total))
-        lines = [f"{'site':<{width}}  {'shape':>14}  {'weights':>9}  {'kept':>9}  {'sparsity':>8}  {'compression':>11}"]
-        for row in (*self.rows, self.total):
-            shape = "x".join(map(str, row.shape))
-            lines.append(
-                f"{row.site:<{width}}  {shape:>14}  {row.weights:>9,}  {row.kept:>9,}  {row.sparsity:>8.2%}  "
-                f"{row.compression:>10.1f}x"
-            )
-        return "\n".join(lines)
 
 
 def weight_posteriors(guide: Callable, *args: Any, **kwargs: Any) -> dict[str, WeightPosterior]:

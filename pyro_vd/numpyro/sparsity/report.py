@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
+from pyro_vd.common.reports import SparsityReport, SparsityRow
 from pyro_vd.numpyro.checks import latent_sites, require_key
 from pyro_vd.numpyro.handlers import base_distribution
 from pyro_vd.numpyro.posteriors import WeightPosterior
-from pyro_vd.sparsity import SparsityReport, SparsityRow
 
 Posteriors = Mapping[str, WeightPosterior] | Callable
 

@@ -1,0 +1,109 @@
+"""What a user prints: tables of sparsity and of gradient variance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SparsityRow:
+    """One site, or the total: number of weights, how many are kept, and the two ratios of them.
+
+    ``sparsity = 1 - kept / weights``; ``compression = weights / kept``, infinite where none is kept.
+    """
+
+    site: str
+    shape: tuple[int, ...]
+    weights: int
+    kept: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.kept / self.weights
+
+    @property
+    def compression(self) -> float:
+        return self.weights / self.kept if self.kept else float("inf")
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """What :func:`sparsity_report` returns: a row for each site, and the total. Prints as a table."""
+
+    rows: tuple[SparsityRow, ...]
+    log_alpha_threshold: float
+
+    @property
+    def total(self) -> SparsityRow:
+        return SparsityRow("total", (), sum(r.weights for r in self.rows), sum(r.kept for r in self.rows))
+
+    @property
+    def sparsity(self) -> float:
+        return self.total.sparsity
+
+    @property
+    def compression(self) -> float:
+        return self.total.compression
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """``{site: {"shape", "weights", "kept", "sparsity", "compression"}}``, "total" last."""
+        rows = {}
+        for row in (*self.rows, self.total):
+            fields = asdict(row) | {"sparsity": row.sparsity, "compression": row.compression}
+            rows[fields.pop("site")] = fields
+        return rows
+
+    def __str__(self) -> str:
+        width = max(len(row.site) for row in (*self.rows, self.total))
+        lines = [f"{'site':<{width}}  {'shape':>14}  {'weights':>9}  {'kept':>9}  {'sparsity':>8}  {'compression':>11}"]
+        for row in (*self.rows, self.total):
+            shape = "x".join(map(str, row.shape))
+            lines.append(
+                f"{row.site:<{width}}  {shape:>14}  {row.weights:>9,}  {row.kept:>9,}  {row.sparsity:>8.2%}  "
+                f"{row.compression:>10.1f}x"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class GradientVariance:
+    """What :func:`gradient_variance` returns. Prints as a table.
+
+    Attributes:
+        parameters: for each parameter, the variance of its gradient over draws, elementwise, in the shape
+            of the parameter; for a loss in nats.
+        sites: names of the sites of the guide.
+        num_draws: number of gradients it is from; its relative standard error is near ``sqrt(2 / num_draws)``
+            for one element, and far less for a mean over many.
+    """
+
+    parameters: dict[str, Any]
+    sites: tuple[str, ...]
+    num_draws: int
+
+    def per_parameter(self) -> dict[str, float]:
+        """Mean over the elements of each parameter."""
+        return {name: float(variance.mean()) for name, variance in self.parameters.items()}
+
+    def per_layer(self) -> dict[str, float]:
+        """Mean over the elements of all parameters of a layer: those of one site up to its last dot."""
+        layers: dict[str, list[tuple[float, int]]] = {}
+        for name, mean in self.per_parameter().items():
+            site = next((site for site in self.sites if name.endswith(site)), name)
+            layers.setdefault(site.rpartition(".")[0] or site, []).append((mean, self._elements(name)))
+        return {
+            layer: sum(mean * number for mean, number in parts) / sum(number for _, number in parts)
+            for layer, parts in layers.items()
+        }
+
+    def _elements(self, name: str) -> int:
+        return math.prod(self.parameters[name].shape)
+
+    def __str__(self) -> str:
+        rows = self.per_parameter()
+        width = max(map(len, rows))
+        lines = [f"{'parameter':<{width}}  {'elements':>9}  mean variance over {self.num_draws} draws"]
+        lines += [f"{n:<{width}}  {self._elements(n):>9,}  {value:.4e}" for n, value in rows.items()]
+        return "\n".join(lines)
