@@ -1,4 +1,10 @@
-"""The private corners of Pyro: its parameter store's tables, its handler stack, and what evaluates a trace."""
+"""The private corners of Pyro: its parameter store's tables, its handler stack, and what evaluates a trace.
+
+Tried with the versions of Pyro that ``constraints.txt`` names. Sources: https://github.com/pyro-ppl/pyro,
+``pyro/params/param_store.py`` (``_params``), ``pyro/poutine/runtime.py`` (``_PYRO_STACK``),
+``pyro/poutine/trace_struct.py`` and ``pyro/infer/trace_mean_field_elbo.py``. ``tests/pyro_seam/test_pyro_corners.py``
+has one test for each, which names what broke.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ import sys
 
 import pyro
 import torch
+from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement as check_mean_field_requirement  # noqa: F401
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_struct import Trace
 from torch import nn

@@ -1,25 +1,103 @@
-"""What autograd functions are made with: applying one without looking its signature up, and 1 / x at 0."""
+"""The private corners of PyTorch that random weights stand on, each in one place; and two numerical helpers.
+
+Tried with the versions of PyTorch that ``constraints.txt`` names. Sources: https://github.com/pytorch/pytorch, at the
+path beside each name. ``tests/core/test_torch_corners.py`` has one test for each, which names what broke. The corners
+that compiled steps use are in ``compiled/``.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunctionSubclass as DisableTorchFunctionSubclass  # torch/_C/__init__.pyi.in
+from torch._C._functorch import (  # torch/csrc/functorch/init.cpp
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    maybe_get_bdim,
+)
 from torch.autograd import Function
+from torch.overrides import get_testing_overrides, resolve_name
+from torch.utils._pytree import tree_flatten as tree_flatten  # torch/utils/_pytree.py
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_map_only as tree_map_only
 
 
 def applied(function: type[Function], *inputs: Any) -> Any:
-    """``function.apply(*inputs)``, for a function with ``setup_context``.
+    """``function.apply(*inputs)``, for a function with ``setup_context``, in less time.
 
-    ``apply`` inspects the signature of ``forward`` each time, which takes longer than an operation on a small tensor.
-    Where no transform of ``torch.func`` is active, nothing but the filling in of defaults is lost without it.
+    ``apply`` inspects the signature of ``forward`` in every call, which takes longer than an operation on a small
+    tensor. Where no transform of ``torch.func`` is active, only the filling in of defaults is lost without it.
+    See ``torch/autograd/function.py``, ``Function.apply``.
     """
     # A view: a Function looks at the tensor itself, which torch function modes have not met.
     inputs = tuple(one.view_as(one) if isinstance(one, Tensor) else one for one in inputs)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*inputs)
     return super(Function, function).apply(*inputs)  # type: ignore[misc]
+
+
+def new_wrapper(cls: type[Tensor], shape: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A tensor of a subclass, with metadata and no storage. See ``torch/csrc/autograd/python_variable.cpp``."""
+    return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor under the wrappers of ``torch.func``, which hide the storage; the first of a batch."""
+    while is_functorch_wrapped_tensor(tensor):
+        axis = maybe_get_bdim(tensor)
+        tensor = get_unwrapped(tensor)
+        tensor = tensor if axis < 0 else tensor.select(axis, 0)
+    return tensor
+
+
+def share_storage(first: Tensor, second: Tensor) -> bool:
+    """Whether two plain tensors look at the same memory. See ``torch/storage.py``, ``UntypedStorage._cdata``."""
+    return first.untyped_storage()._cdata == second.untyped_storage()._cdata
+
+
+def visible(function: Any, **names: Any) -> Any:
+    """A copy of a Python function of torch that runs on random weights instead of handing itself over to them.
+
+    Nothing of torch is changed: the copy has global names of its own. It stands on ``function.__code__`` and on the
+    name ``has_torch_function`` in ``torch/nn/functional.py``.
+    """
+    copy = FunctionType(
+        function.__code__,
+        {**function.__globals__, "has_torch_function": lambda arguments: False, **names},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def parameters_of(operation: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """The parameters of an operation, None where nobody knows them.
+
+    PyTorch keeps a stand-in with the signature of every function that it dispatches on types
+    (``torch/overrides.py``, ``get_testing_overrides``).
+    """
+    known = get_testing_overrides().get(operation, operation)
+    try:
+        parameters = dict(inspect.signature(known).parameters)
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()):
+        return None
+    return parameters
+
+
+def full_name(function: Any) -> str:
+    """Name of a function of torch with its module; of any other function, its own."""
+    known = resolve_name(function) if function in get_testing_overrides() else None
+    return known or getattr(function, "__qualname__", str(function))
 
 
 def reciprocal_or_zero(x: Tensor) -> Tensor:

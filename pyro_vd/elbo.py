@@ -13,15 +13,15 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBO
-from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
 from torch.distributions import kl_divergence
-from torch.utils._pytree import tree_leaves
 
+from pyro_vd._pyro import check_mean_field_requirement
+from pyro_vd._torch import tree_leaves
 from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe, non_finite_input
 from pyro_vd.common.terms import LossTerms
 from pyro_vd.handlers import EstimatorMessenger
@@ -179,7 +179,7 @@ class TraceVD_ELBO(ELBO):
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
-            _check_mean_field_requirement(model_trace, guide_trace)
+            check_mean_field_requirement(model_trace, guide_trace)
             site: Any
             for site in (*model_trace.nodes.values(), *guide_trace.nodes.values()):
                 if site["type"] == "sample":

@@ -11,9 +11,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
 
 from pyro_vd._pyro import adopt_stored_value
+from pyro_vd._torch import tree_leaves
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
 Prior = (

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.utils._pytree import tree_map
 
+from pyro_vd._torch import DisableTorchFunctionSubclass, new_wrapper, tree_map
 from pyro_vd.weights import RandomWeight
 
 T: Any = Tensor
@@ -40,7 +40,7 @@ class Deferred(Tensor):
     def __new__(
         cls, compute: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> Deferred:
-        new = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore
+        new = new_wrapper(cls, shape, dtype, device)
         new._compute, new._shape, new._with_gradient = compute, torch.Size(shape), torch.is_grad_enabled()
         return new
 
@@ -54,7 +54,7 @@ class Deferred(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
 
         def now() -> Any:

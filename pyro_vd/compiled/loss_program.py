@@ -11,8 +11,8 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
 
+from pyro_vd._torch import tree_flatten, tree_map_only
 from pyro_vd.compiled.recording import Standing
 from pyro_vd.elbo import TraceVD_ELBO
 from pyro_vd.loss_module import referenced_modules

@@ -14,8 +14,8 @@ from torch.func import functionalize
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
+from pyro_vd._torch import tree_map
 from pyro_vd.compiled.rewriting import DECOMPOSITIONS, realize_scalars
 from pyro_vd.weights import RandomWeight
 from pyro_vd.weights.views import METADATA

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_vd._torch import visible
 from pyro_vd.operations.table import enter
 
 
@@ -23,8 +23,8 @@ from pyro_vd.operations.table import enter
 def multi_head_attention_forward(*args: Any, **kwargs: Any) -> Callable[[], Any]:
     """Each projection, packed or separate, is exact for each token; covariance between tokens of an example is dropped.
 
-    For ``nn.MultiheadAttention`` and the transformer layers, in training and evaluation alike: their fast paths stand
-    back where an argument is no plain tensor. "per_example" and "flipout" have one noise for each example in the input
+    For ``nn.MultiheadAttention`` and the transformer layers, in training and evaluation alike: their fast
+    paths are skipped for tensor subclasses. "per_example" and "flipout" have one noise for each example in the input
     projections, and one for each token in the output projection, which PyTorch computes on rows without an example.
     """
     return partial(_attention, *args, **kwargs)
@@ -37,24 +37,10 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Tensor:
     return F.linear(input.transpose(0, 1), weight, bias).transpose(0, 1).contiguous()  # it is viewed next
 
 
-def _visible(function: Any, **names: Any) -> Any:
-    """A copy of a Python function of torch that runs on random weights instead of handing itself over to them.
-
-    Nothing of torch is changed: the copy has global names of its own.
-    """
-    copy = FunctionType(
-        function.__code__,
-        {**function.__globals__, "has_torch_function": lambda arguments: False, **names},
-        function.__name__, function.__defaults__, function.__closure__,
-    )  # fmt: skip
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
 _functional: Any = F  # its private functions too
-_attention = _visible(
+_attention = visible(
     F.multi_head_attention_forward,
     linear=_linear,
-    _in_projection_packed=_visible(_functional._in_projection_packed, linear=_linear),
-    _in_projection=_visible(_functional._in_projection, linear=_linear),
+    _in_projection_packed=visible(_functional._in_projection_packed, linear=_linear),
+    _in_projection=visible(_functional._in_projection, linear=_linear),
 )

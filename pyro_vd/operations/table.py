@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch.overrides import get_testing_overrides, resolve_name
-
+from pyro_vd._torch import full_name, parameters_of
 from pyro_vd.estimators import LinearOp
 
 KINDS = ("exact", "approximate", "coherent draw")
@@ -52,7 +51,7 @@ class Entry:
         if result is None or isinstance(result, LinearOp) or callable(result):
             return result
         raise TypeError(
-            f"rule {_full_name(self.rule)} for {operation}: expected a LinearOp, a function without arguments or None, "
+            f"rule {full_name(self.rule)} for {operation}: expected a LinearOp, a function without arguments or None, "
             f"got {type(result).__name__}; write return LinearOp(apply, x, weight, bias)"
         )
 
@@ -175,9 +174,9 @@ def check_signature(rule: Callable[..., Any], operation: Any, weights: tuple[str
     unknown = [name for name in weights if name not in own]
     if unknown and not variable:
         raise ValueError(
-            f"register_rule: expected weight to name parameters of {_full_name(rule)}, {list(own)}, got {unknown}"
+            f"register_rule: expected weight to name parameters of {full_name(rule)}, {list(own)}, got {unknown}"
         )
-    theirs = _parameters(operation)
+    theirs = parameters_of(operation)
     if theirs is None or variable:
         return
     names = [next(iter(own), name) if name == "self" else name for name in theirs]
@@ -187,28 +186,10 @@ def check_signature(rule: Callable[..., Any], operation: Any, weights: tuple[str
     obliges = [name for name in places if own[name].default is inspect.Parameter.empty and name not in required]
     if not in_place or obliges or not set(required) <= set(own):
         raise TypeError(
-            f"register_rule: expected {_full_name(rule)} to have the parameters of {_full_name(operation)}, "
+            f"register_rule: expected {full_name(rule)} to have the parameters of {full_name(operation)}, "
             f"({', '.join(map(str, theirs.values()))}), got {inspect.signature(rule)}; write the same names in the same"
             " order, with a default where the operation has one (optional ones may be left out at the end)"
         )
-
-
-def _parameters(operation: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
-    """The parameters of an operation, None where nobody knows them."""
-    # PyTorch keeps a stand-in with the signature of every function that it dispatches on types.
-    known = get_testing_overrides().get(operation, operation)
-    try:
-        parameters = dict(inspect.signature(known).parameters)
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()):
-        return None
-    return parameters
-
-
-def _full_name(function: Any) -> str:
-    known = resolve_name(function) if function in get_testing_overrides() else None
-    return known or getattr(function, "__qualname__", str(function))
 
 
 def _short_name(operation: Any) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_vd._torch import DisableTorchFunctionSubclass, new_wrapper, tree_leaves, tree_map
 from pyro_vd.estimators import SAMPLERS, LinearOp, WeightNoise, independent_noise
 from pyro_vd.operations import TABLE
 from pyro_vd.weights.state import Region, WeightState, region_of
@@ -70,7 +70,7 @@ class RandomWeight(Tensor):
             raise TypeError(
                 f"site {state.site!r}: expected a random weight of floating point, got {loc.dtype}; write loc.float()"
             )
-        new = Tensor._make_wrapper_subclass(cls, loc.shape, dtype=loc.dtype, device=loc.device)  # type: ignore
+        new = new_wrapper(cls, loc.shape, loc.dtype, loc.device)
         new.loc, new.variance, new.noise, new.state, new.site = loc, variance, noise, state, state.site
         new._view, new._region = view, region
         return new
@@ -130,7 +130,7 @@ class RandomWeight(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         entry = TABLE.get(func)
         if entry is not None and entry.rule is None:

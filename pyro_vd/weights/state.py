@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_get_bdim
 
+from pyro_vd._torch import plain, share_storage
 from pyro_vd.estimators import WeightNoise
 
 Region = tuple[tuple[int, ...], tuple[int, ...], int]  # size, stride, storage offset
@@ -66,19 +66,10 @@ class WeightState:
 
 def region_of(view: Tensor, whole: Tensor, origin: Region | None) -> Region | None:
     """The elements of ``whole`` in ``view``; a copy holds as much as its ``origin``. None is all of them."""
-    view, whole = _plain(view), _plain(whole)
-    if view.untyped_storage()._cdata == whole.untyped_storage()._cdata:
+    view, whole = plain(view), plain(whole)
+    if share_storage(view, whole):
         return tuple(view.shape), tuple(view.stride()), int(view.storage_offset())
     return origin
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor under the wrappers of torch.func, which hide the storage; the first of a batch."""
-    while is_functorch_wrapped_tensor(tensor):
-        axis = maybe_get_bdim(tensor)
-        tensor = get_unwrapped(tensor)
-        tensor = tensor if axis < 0 else tensor.select(axis, 0)
-    return tensor
 
 
 def overlap(first: Region | None, second: Region | None) -> bool:
