@@ -1,6 +1,7 @@
 """Variational dropout as Pyro models: random weights, their KL, and local reparameterization."""
 
 from pyro_vd import kl as kl
+from pyro_vd.common.names import public_names as _public_names
 from pyro_vd.compiled.loss import compile_loss as compile_loss
 from pyro_vd.compiled.svi import CompiledSVI as CompiledSVI
 from pyro_vd.convert import from_numpyro as from_numpyro
@@ -33,3 +34,9 @@ from pyro_vd.sparsity import prune as prune
 from pyro_vd.sparsity import sparsity_report as sparsity_report
 from pyro_vd.sparsity import weight_posteriors as weight_posteriors
 from pyro_vd.weights import RandomWeight as RandomWeight
+
+__version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    return _public_names(globals())

@@ -1,5 +1,6 @@
 """Variational dropout as NumPyro models: random weights, their KL, and local reparameterization."""
 
+from pyro_vd.common.names import public_names as _public_names
 from pyro_vd.convert import from_numpyro as from_numpyro
 from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.numpyro import kl as kl
@@ -26,3 +27,7 @@ from pyro_vd.numpyro.sparsity import prune as prune
 from pyro_vd.numpyro.sparsity import sparsity_report as sparsity_report
 from pyro_vd.numpyro.sparsity import weight_posteriors as weight_posteriors
 from pyro_vd.numpyro.weights import RandomWeight as RandomWeight
+
+
+def __dir__() -> list[str]:
+    return _public_names(globals())

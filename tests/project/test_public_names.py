@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 import subprocess
@@ -146,3 +147,15 @@ def test_arguments_have_the_library_s_words(name, value):
 def test_modules_have_a_docstring_and_no_star_export():
     for module in modules():
         assert module.__doc__, module.__name__
+
+
+def test_dir_shows_public_names_only():
+    shown = set(dir(pyro_vd))
+    assert {"BayesianModule", "TraceVD_ELBO", "kl", "guides", "__version__"} <= shown
+    assert not [name for name in shown if name.startswith("_") and name != "__version__"]
+    inner = {"module", "handlers", "elbo", "weights", "compiled", "common", "estimators", "sys", "annotations"}
+    assert not shown & inner
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert pyro_vd.__version__ == importlib.metadata.version("pyro_vd")
