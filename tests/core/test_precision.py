@@ -29,8 +29,8 @@ CALLS = {
     "conv1d": (lambda x, w: F.conv1d(x, w, padding=1), (2, 3, 6), (4, 3, 3)),
     "conv2d": (lambda x, w: F.conv2d(x, w), (2, 3, 6, 6), (4, 3, 3, 3)),
     "conv_transpose2d": (lambda x, w: F.conv_transpose2d(x, w, stride=2), (2, 3, 4, 4), (3, 4, 2, 2)),
-    "embedding": (lambda x, w: F.embedding(BAG, w), (1,), (5, 4)),
-    "embedding_bag": (lambda x, w: F.embedding_bag(BAG, w, mode="mean"), (1,), (5, 4)),
+    "embedding": (lambda x, w: F.embedding(BAG.to(w.device), w), (1,), (5, 4)),
+    "embedding_bag": (lambda x, w: F.embedding_bag(BAG.to(w.device), w, mode="mean"), (1,), (5, 4)),
     "scaled": (lambda x, w: F.linear(x, 0.5 * w), (4, 6), (5, 6)),
 }
 

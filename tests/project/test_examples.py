@@ -47,6 +47,10 @@ def check_gradient_variance(output: str, out: Path) -> None:
         assert re.search(rf"^{estimator} .*\dx$", output, re.MULTILINE), estimator
 
 
+def check_gpu_report(output: str, out: Path) -> None:
+    assert output == "no CUDA: nothing is measured here\n"  # tests/project/test_gpu_report.py has the rest
+
+
 def check_dropout_families(output: str, out: Path) -> None:
     errors = leaves(json.loads((out / "result.json").read_text())["error"])
     assert errors and all(0 <= error <= 100 for error in errors)
@@ -137,6 +141,7 @@ TABLE = {
         check_compare_backends,
     ),
     "dropout_families.py": (["--epochs", "1", "--seeds", "1", "--widths", "8", *QUIET], check_dropout_families),
+    "gpu_report.py": ([], check_gpu_report),
     "gradient_variance.py": (
         ["--epochs", "1", "--batch", "10", "--draws", "4", "--largest-batch", "20", *QUIET],
         check_gradient_variance,
