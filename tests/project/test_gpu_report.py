@@ -16,8 +16,8 @@ if EXAMPLES.exists():
 
 
 def test_a_row_has_its_numbers_and_its_name():
-    row = {"problem": "LeNet", "program": "compiled-svi", "ms": "0.1234", "over_graph": "0.5", "over_deterministic": "2",
-           "peak_MB": "1234.5", "first_s": "3.21"}  # fmt: skip
+    row = {"problem": "LeNet", "program": "compiled-svi", "ms": "0.1234", "over_graph": "0.5"}
+    row |= {"over_deterministic": "2", "peak_MB": "1234.5", "first_s": "3.21"}
     line = gpu_report.table([row]).splitlines()[-1]
     assert line == "| LeNet | **`CompiledSVI`** | 0.123 | 0.50 | 2.00 | 1,234 | 3.2 |"
 
