@@ -14,6 +14,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from pyro_vd.compiled.draws import take_out_draws
 from pyro_vd.compiled.recording import Program, record
 
 # ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones.
@@ -99,7 +100,8 @@ def _without_garbage_collection() -> Iterator[None]:
 def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequence[Tensor]) -> CompiledProgram:
     """Record ``program`` (see :func:`pyro_vd.compiled.recording.record`) and compile it."""
     graph, read = record(program, tensors, arguments)
-    example = [tensor.detach() for tensor in (*read, *arguments)]
+    graph, draws, noise = take_out_draws(graph)
+    example = [*(tensor.detach() for tensor in (*read, *arguments)), *noise]
     # Inductor looks into its cache on disk where shapes might vary, which they do not here.
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
     with torch.no_grad(), warnings.catch_warnings(), tracing(TracingContext(mode)):
@@ -108,4 +110,6 @@ def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequ
         known = torch._inductor.list_options()  # which are not the same in every version of PyTorch
         options = {name: value for name, value in wanted.items() if name in known}
         run = torch._inductor.compile(graph, example, options=options)  # type: ignore[arg-type]
-    return CompiledProgram(run, read)  # type: ignore[arg-type]
+    if not draws:
+        return CompiledProgram(run, read)  # type: ignore[arg-type]
+    return CompiledProgram(lambda *inputs: run(*inputs, *[draw() for draw in draws]), read)  # type: ignore[arg-type]
