@@ -18,13 +18,13 @@ class AdditiveGuide(WeightGuide):
     kl = "sigmoid"
 
     def __init__(self, model: Callable, init_log_sigma2: float = -10.0, **options: Any):
-        super().__init__(model, **options)
         self.init_log_sigma2 = float(init_log_sigma2)
+        super().__init__(model, **options)
 
     def posterior(self, site: str) -> DropoutNormal:
         return DropoutNormal(self._read("locs", site), log_sigma2=self._read("log_sigma2s", site), kl=self.kl)
 
-    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
+    def _init_weight(self, site: str, value: Tensor) -> None:
         self._store("locs", site, value)
         self._store("log_sigma2s", site, torch.full_like(value, self.init_log_sigma2))
 
@@ -62,9 +62,9 @@ class AutoSparseVD(AdditiveGuide):
         zero_above: float | None = None,
         **options: Any,
     ):
-        super().__init__(model, init_log_sigma2, **options)
         self.kl = kl
         self.zero_above = zero_above
+        super().__init__(model, init_log_sigma2, **options)
 
     def posterior(self, site: str) -> DropoutNormal:
         posterior = super().posterior(site)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -11,20 +10,15 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.infer.autoguide import AutoGuideList, AutoNormal
-from pyro.infer.autoguide.guides import AutoGuide
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
-from pyro.nn import PyroModule
-from torch import Tensor, nn
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vd._pyro import adopt_stored_value
+from pyro_vd.guides import parameters
+from pyro_vd.guides.sites import SiteGuide, Where, site_matcher
 from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.priors import ImproperLogUniform
-
-Where = Callable[[str], bool] | str | tuple | list | None
 
 
 def init_to_net_value(site: Any) -> Tensor:
@@ -43,14 +37,18 @@ def init_to_net_value(site: Any) -> Tensor:
     return init_to_median(site)  # type: ignore[return-value]
 
 
-class WeightGuide(AutoGuide):
+class WeightGuide(SiteGuide):
     """Abstract: a mean-field automatic guide with a :class:`WeightPosterior` at every weight site.
 
     Weight sites are those of a :class:`pyro_vd.BayesianModule`, those with the improper log-uniform prior, and those
-    that ``where`` names. Without ``where``, every other latent site (a noise scale, say) gets Pyro's
-    ``AutoNormal``, whose KL is estimated from its draw. With ``where``, only the sites it matches are
-    covered, and several guides are combined by :func:`mixed_guide`. As with any Pyro modules, two guides of one
-    class share their values in Pyro's parameter store: ``pyro.clear_param_store()`` starts afresh.
+    that ``where`` names. The parameters of the first are made at once, for every BayesianModule that the model refers
+    to; the others when the model first runs, or when a state dict that has them is loaded.
+
+    Without ``where``, every other latent site (a noise scale, say) gets a normal distribution on the real line, as
+    Pyro's ``AutoNormal`` does, whose KL is estimated from its draw. With ``where``, only the sites it matches are
+    covered, and several guides are combined by :func:`mixed_guide`. A site is left to the model where no observation
+    depends on it (a label that a call is without), and where it is inside a plate with subsampling, such as
+    :func:`pyro_vd.data_plate`.
 
     Args:
         model: a Pyro model.
@@ -59,11 +57,10 @@ class WeightGuide(AutoGuide):
         create_plates: as in Pyro's automatic guides.
 
     Raises:
-        ValueError: ``where`` matches no latent site of the model; a site this family cannot cover.
+        ValueError: ``where`` matches no latent site of the model; a site this family cannot cover; two nets of the
+            model with one name.
     """
 
-    prototype_trace: Any  # of the model, from the first call on
-    unit_dim: Any = None  # dimension where the units lie, in families whose noise is shared by units
     # quantity -> why it cannot be trained
     never_learnable: Mapping[str, str] = {}
 
@@ -75,30 +72,11 @@ class WeightGuide(AutoGuide):
         init_loc_fn: Callable[[Any], Tensor] = init_to_net_value,
         create_plates: Callable | None = None,
     ):
-        self._where = None if where is None else site_matcher(where)
-        super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
-
-    @property
-    def weight_sites(self) -> tuple[str, ...]:
-        """Names of the sites that are random weights, in model order.
-
-        Raises:
-            ValueError: before the first call, when the model has not been seen.
-        """
-        if self.prototype_trace is None:
-            raise ValueError(
-                f"{type(self).__name__}: expected a guide that has seen its model once, got a new one; call "
-                "guide(*args) with the arguments of the model first"
-            )
-        return self._weight_sites
+        super().__init__(model, where, init_loc_fn, create_plates)
 
     @abstractmethod
     def posterior(self, site: str) -> WeightPosterior:
         """The distribution of the weight at ``site``, without ``to_event``, from the current parameters."""
-
-    @abstractmethod
-    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
-        """Make the parameters of one weight site, its mean starting at ``value``."""
 
     def posteriors(self) -> dict[str, WeightPosterior]:
         """The distribution of every weight site."""
@@ -120,57 +98,29 @@ class WeightGuide(AutoGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every site; returns a dict from site name to value."""
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
+        self.see(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         result: dict[str, Tensor] = {}
-        for site in self._order:  # that of the model: other ELBOs take another for a sign of dependence
-            if site in self._others:
-                result.update(getattr(self, self._others[site])(*args, **kwargs))
-                continue
-            message: Any = self.prototype_trace.nodes[site]  # type: ignore[union-attr]
-            posterior = self.posterior(site)
+        for site, prototype in self._prototypes.items():  # as the model: other ELBOs take it for dependence else
+            posterior = None if site in self._others else self.posterior(site)
             with ExitStack() as stack:
-                for frame in message["cond_indep_stack"]:
+                for frame in prototype.frames:
                     stack.enter_context(plates[frame.name])
-                result[site] = pyro.sample(site, posterior.to_event(message["fn"].event_dim - posterior.event_dim))
+                if posterior is None:
+                    result[site] = getattr(self, self._others[site])(prototype)
+                else:
+                    result[site] = pyro.sample(site, posterior.to_event(prototype.event_dim - posterior.event_dim))
         return result
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The posterior mean of every weight, and the median of every other site."""
-        with poutine.block():
-            self(*args, **kwargs)  # the parts for the other sites see the model at their first call
-        medians = {site: posterior.mean.detach() for site, posterior in self.posteriors().items()}
-        for part in self._others.values():
-            medians.update(getattr(self, part).median(*args, **kwargs))
-        return {site: medians[site] for site in self._order}
-
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        latent = dict(self.prototype_trace.iter_stochastic_nodes())
-        if self._where is None:
-            weights = tuple(name for name, message in latent.items() if _is_weight(message))
-        else:
-            weights = tuple(name for name in latent if self._where(name))
-        if not weights:
-            reason = (
-                "is a weight (of a BayesianModule, or under ImproperLogUniform)"
-                if self._where is None
-                else "matches where"
-            )
-            raise ValueError(
-                f"{type(self).__name__}: expected a latent site that {reason}, got the sites {list(latent)}; name the "
-                "weights with where="
-            )
-        self._weight_sites = weights
-        for site in weights:
-            self._check_site(site, latent[site])
-            self._init_weight(site, latent[site]["value"].detach(), latent[site])
-        rest = [name for name in latent if name not in weights] if self._where is None else []
-        self._order = tuple(name for name in latent if name in weights or name in rest)
-        self._others = {site: f"other_{i}" for i, site in enumerate(rest)}
-        for site, part in self._others.items():
-            setattr(self, part, AutoNormal(poutine.block(self.model, expose=[site])))
+        self.see(*args, **kwargs)
+        return {
+            site: getattr(self, self._others[site]).median(prototype)
+            if site in self._others
+            else self.posterior(site).mean.detach()
+            for site, prototype in self._prototypes.items()
+        }
 
     def _check_site(self, site: str, message: Any) -> None:
         """Raise where this family cannot cover a site."""
@@ -196,9 +146,6 @@ class WeightGuide(AutoGuide):
                 f"give {type(self).__name__} another unit_dim"
             )
 
-    def _check_prototype(self, prototype: Any) -> None:
-        """Called by the part for the other sites; it sees a subset of this guide's own prototype."""
-
     def set_learnable(self, quantity: str, learnable: bool = True, where: Where = None) -> None:
         """Make a stored quantity a parameter that is trained, or a buffer that is not.
 
@@ -213,8 +160,8 @@ class WeightGuide(AutoGuide):
             ValueError: no such quantity; one without a gradient.
         """
         sites = [site for site in self.weight_sites if where is None or site_matcher(where)(site)]
-        if quantity not in self._quantities:
-            raise ValueError(f"set_learnable: expected one of {sorted(self._quantities)}, got {quantity!r}")
+        if quantity not in parameters.quantities(self):
+            raise ValueError(f"set_learnable: expected one of {sorted(parameters.quantities(self))}, got {quantity!r}")
         if not sites:
             raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {where!r}")
         if learnable and quantity in self.never_learnable:
@@ -227,71 +174,8 @@ class WeightGuide(AutoGuide):
             raise ValueError(f"site: expected one of the weight sites {list(self.weight_sites)}, got {site!r}")
         return site
 
-    @property
-    def _quantities(self) -> set[str]:
-        return {name for name, child in self.named_children() if type(child) is PyroModule}
-
     def _store(self, quantity: str, site: str, value: Tensor, learnable: bool = True) -> None:
-        """Keep ``value`` as the parameter or buffer ``self.<quantity>.<site>``."""
-        if quantity not in self._quantities:
-            setattr(self, quantity, PyroModule())
-        owner = getattr(self, quantity)
-        *path, name = site.split(".")
-        for part in path:
-            if not hasattr(owner, part):
-                setattr(owner, part, PyroModule())
-            owner = getattr(owner, part)
-        if hasattr(owner, name):
-            delattr(owner, name)  # from Pyro's store too, which would go on training it
-        if learnable:
-            setattr(owner, name, nn.Parameter(value))
-        else:
-            owner.register_buffer(name, value)
+        parameters.store(self, quantity, site, value, learnable)
 
     def _read(self, quantity: str, site: str) -> Tensor:
-        owner: Any = self
-        *path, name = site.split(".")
-        for part in (quantity, *path):
-            owner = owner._modules[part]  # not by getattr, which is slow in a PyroModule
-        value = getattr(owner, name)
-        if isinstance(value, nn.Parameter):
-            adopt_stored_value(f"{self._pyro_name}.{quantity}.{site}", value)
-        return value
-
-
-def mixed_guide(model: Callable, *guides: AutoGuide) -> AutoGuideList:
-    """A guide of several families, each on the sites that its ``where`` names.
-
-    Pyro's ``AutoGuideList`` with the guides appended. Made by hand, ``AutoGuideList(model)`` would draw the
-    weights from their prior to see the model, which the improper log-uniform prior does not allow.
-
-    Args:
-        model: the Pyro model.
-        *guides: guides with ``where=``, no two on the same site, or any other automatic guide of a part.
-
-    Example:
-        >>> import pyro_vd as vd
-        >>> from pyro_vd.guides import AutoSparseVD, AutoVariationalDropout
-        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-        >>> bnn = vd.BayesianModule(net, vd.ImproperLogUniform())
-        >>> first = AutoVariationalDropout(bnn, correlated=True, where="net.0.weight")
-        >>> guide = mixed_guide(bnn, first, AutoSparseVD(bnn, where="net.1.weight"))
-        >>> sorted(guide(torch.ones(1, 3)))
-        ['net.0.weight', 'net.1.weight']
-    """
-    mixed = AutoGuideList(InitMessenger(init_to_net_value)(model))
-    for guide in guides:
-        mixed.append(guide)
-    return mixed
-
-
-def site_matcher(where: Any) -> Callable[[str], bool]:
-    """``where`` as a predicate on site names."""
-    if callable(where):
-        return where  # type: ignore[return-value]
-    patterns = [where] if isinstance(where, str) else list(where)
-    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _is_weight(message: Any) -> bool:
-    return "net_parameter" in message["infer"] or isinstance(base_distribution(message["fn"]), ImproperLogUniform)
+        return parameters.read(self, quantity, site)

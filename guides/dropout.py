@@ -55,9 +55,9 @@ class AutoBernoulliDropout(WeightGuide):
         unit_dim: int = 1,
         **options: Any,
     ):
-        super().__init__(model, **options)
         self.init_dropout_rate = check_dropout_rate("AutoBernoulliDropout", dropout_rate)
         self.unit_dim = unit_dim
+        super().__init__(model, **options)
 
     def posterior(self, site: str) -> BernoulliDropout:
         return BernoulliDropout(self._read("locs", site), self._read("dropout_rates", site), unit_dim=self.unit_dim)
@@ -65,7 +65,7 @@ class AutoBernoulliDropout(WeightGuide):
     def dropout_rate(self, site: str) -> Tensor:
         return self.posterior(self._known(site)).dropout_rate
 
-    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
+    def _init_weight(self, site: str, value: Tensor) -> None:
         self._store("locs", site, value)
         self._store("dropout_rates", site, value.new_full((1,), self.init_dropout_rate), learnable=False)
 
@@ -105,7 +105,6 @@ class AutoConcreteDropout(WeightGuide):
         unit_dim: int = 1,
         **options: Any,
     ):
-        super().__init__(model, **options)
         rate = check_dropout_rate("AutoConcreteDropout", init_dropout_rate)
         if rate == 0:
             raise ValueError(
@@ -114,12 +113,13 @@ class AutoConcreteDropout(WeightGuide):
         self.init_logit = math.log(rate / (1 - rate))
         self.temperature = temperature
         self.unit_dim = unit_dim
+        super().__init__(model, **options)
 
     def posterior(self, site: str) -> ConcreteDropout:
         logit = self._read("logit_dropout_rates", site)
         return ConcreteDropout(self._read("locs", site), logit, temperature=self.temperature, unit_dim=self.unit_dim)
 
-    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
+    def _init_weight(self, site: str, value: Tensor) -> None:
         self._store("locs", site, value)
         self._store("logit_dropout_rates", site, value.new_full((1,), self.init_logit))
 
@@ -160,12 +160,12 @@ class AutoGaussianDropout(WeightGuide):
         unit_dim: int = 1,
         **options: Any,
     ):
-        super().__init__(model, **options)
         rate = check_dropout_rate("AutoGaussianDropout", dropout_rate)
         # A rate of 0 is noise too small to change a float, with a KL that is finite.
         self.init_log_alpha = math.log(rate / (1 - rate)) if rate > 0 else -80.0
         self.correlated = correlated
         self.unit_dim = unit_dim if correlated else None
+        super().__init__(model, **options)
 
     def posterior(self, site: str) -> WeightPosterior:
         loc, log_alpha = self._read("locs", site), self._read("log_alphas", site)
@@ -176,6 +176,6 @@ class AutoGaussianDropout(WeightGuide):
     def log_alpha(self, site: str) -> Tensor:
         return self._read("log_alphas", self._known(site))
 
-    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
+    def _init_weight(self, site: str, value: Tensor) -> None:
         self._store("locs", site, value)
         self._store("log_alphas", site, value.new_full((1,) * value.dim(), self.init_log_alpha), learnable=False)

@@ -45,10 +45,10 @@ class AutoGroupSparse(WeightGuide):
         kl: str = "sigmoid",
         **options: Any,
     ):
-        super().__init__(model, **options)
         self.unit_dim = unit_dim
         self.init_log_sigma2 = float(init_log_sigma2)
         self.kl = kl
+        super().__init__(model, **options)
 
     def posterior(self, site: str) -> GroupNormal:
         parameters = (
@@ -56,7 +56,7 @@ class AutoGroupSparse(WeightGuide):
         )
         return GroupNormal(*parameters, unit_dim=self.unit_dim, kl=self.kl)
 
-    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
+    def _init_weight(self, site: str, value: Tensor) -> None:
         units = value.shape[self.unit_dim]
         self._store("locs", site, value)
         self._store("log_sigma2s", site, torch.full_like(value, self.init_log_sigma2))

@@ -48,17 +48,17 @@ class AutoLowRank(WeightGuide):
     ):
         if rank < 1:
             check_rank("AutoLowRank", rank, 1)
-        super().__init__(model, **options)
         self.rank = rank
         self.init_log_sigma2 = float(init_log_sigma2)
         self.kl = kl
+        super().__init__(model, **options)
 
     def posterior(self, site: str) -> LowRankNormal:
         return LowRankNormal(
             self._read("locs", site), self._read("log_sigma2s", site), self._read("factors", site), kl=self.kl
         )
 
-    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
+    def _init_weight(self, site: str, value: Tensor) -> None:
         check_rank(f"site {site!r}: AutoLowRank", self.rank, value.numel())
         scale = math.exp(0.5 * self.init_log_sigma2) / math.sqrt(self.rank)
         self._store("locs", site, value)

@@ -65,12 +65,12 @@ class AutoVariationalDropout(WeightGuide):
             )
         if not init_log_alpha <= 0:
             raise ValueError(f"init_log_alpha: expected a number <= 0 (alpha <= 1), got {init_log_alpha!r}")
-        super().__init__(model, **options)
         self.granularity = granularity
         self.correlated = correlated
         self.init_log_alpha = float(init_log_alpha)
         self.kl = kl
         self.unit_dim = unit_dim if correlated else None
+        super().__init__(model, **options)
 
     def posterior(self, site: str) -> WeightPosterior:
         loc, log_alpha = self._read("locs", site), self._projected(site)
@@ -88,7 +88,7 @@ class AutoVariationalDropout(WeightGuide):
         log_alpha.data.clamp_(max=0.0)
         return log_alpha
 
-    def _init_weight(self, site: str, value: Tensor, message: Any) -> None:
+    def _init_weight(self, site: str, value: Tensor) -> None:
         self._store("locs", site, value)
         shape = list(value.shape) if self.granularity == "weight" else [1] * value.dim()
         if self.granularity == "unit":

@@ -1,44 +1,112 @@
 """The private corners of Pyro: its parameter store's tables, its handler stack, and what evaluates a trace.
 
 Tried with the versions of Pyro that ``constraints.txt`` names. Sources: https://github.com/pyro-ppl/pyro,
-``pyro/params/param_store.py`` (``_params``), ``pyro/poutine/runtime.py`` (``_PYRO_STACK``),
+``pyro/params/param_store.py`` (``_params``), ``pyro/poutine/messenger.py`` (``_context_wrap``),
+``pyro/poutine/runtime.py`` (``_PYRO_STACK``),
 ``pyro/poutine/trace_struct.py`` and ``pyro/infer/trace_mean_field_elbo.py``. ``tests/pyro_seam/test_pyro_corners.py``
 has one test for each, which names what broke.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement as check_mean_field_requirement  # noqa: F401
+from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_struct import Trace
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import constraints
 
 
-def adopt_stored_value(name: str, parameter: nn.Parameter) -> None:
-    """Where Pyro's store has a tensor of its own under ``name``, copy its value and put ``parameter`` in its place.
+class _Registered:
+    """Which tensors of the store modules of this library have put there themselves.
 
-    The store has the last word, as for any Pyro module: it may hold a loaded checkpoint. But the
-    tensor stays that of the module, so that an optimizer over its parameters trains what the model uses.
+    A tensor that is there without having been put there was loaded. ``pyro.clear_param_store()`` gives the store
+    another table, which ends all that was known of the old one.
+    """
+
+    def __init__(self) -> None:
+        self._table: Any = None
+        self._tensors: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return self._tensors.get(name) if self._table is pyro.get_param_store()._params else None
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        table = pyro.get_param_store()._params
+        if self._table is not table:
+            self._table, self._tensors = table, {}
+        self._tensors[name] = tensor
+
+
+_registered = _Registered()
+
+
+def adopt_stored_value(name: str, parameter: nn.Parameter, constraint: Any = constraints.real) -> None:
+    """Put ``parameter`` into Pyro's store under ``name``; a value that was loaded into the store is copied to it first.
+
+    The store has the last word where it was loaded: it may hold a checkpoint. But the tensor stays that of the module,
+    so that an optimizer over its parameters trains what the model uses. Where the store has a parameter that another
+    module has put there, ``parameter`` takes its place, and both keep their values.
+
+    Args:
+        name: full name of the parameter.
+        parameter: in unconstrained space.
+        constraint: what Pyro constrains it by.
 
     Raises:
         ValueError: the store's tensor has another shape.
     """
     store = pyro.get_param_store()
     stored = store._params.get(name)
-    if stored is None or stored is parameter:
+    if stored is parameter and _registered[name] is parameter:
         return
-    if stored.shape != parameter.shape:
-        raise ValueError(
-            f"parameter {name!r}: expected shape {tuple(parameter.shape)}, got {tuple(stored.shape)} in Pyro's "
-            "parameter store, from another model of that name; write pyro.clear_param_store() or another name="
-        )
-    with torch.no_grad():
-        parameter.copy_(stored)
-    store[name] = parameter
+    if stored is not None and stored is not parameter:
+        if stored.shape != parameter.shape:
+            raise ValueError(
+                f"parameter {name!r}: expected shape {tuple(parameter.shape)}, got {tuple(stored.shape)} in Pyro's "
+                "parameter store, from another model of that name; write pyro.clear_param_store(), or give one of "
+                "their BayesianModules another name="
+            )
+        if stored is not _registered[name]:
+            with torch.no_grad():
+                parameter.copy_(stored)
+    store._constraints[name] = constraint
+    store._params[name] = parameter
+    store._param_to_name[parameter] = name
+    _registered[name] = parameter
+
+
+def under_handler(fn: Any) -> Callable | None:
+    """What a handler such as ``poutine.block(fn)`` wraps; None where ``fn`` is no wrapped function."""
+    split = _split(fn)
+    return None if split is None else split[1]
+
+
+def innermost(fn: Callable) -> Callable:
+    """What all handlers around ``fn`` wrap."""
+    while (inner := under_handler(fn)) is not None:
+        fn = inner
+    return fn
+
+
+def in_handlers_of(fn: Any, inner: Callable) -> Callable:
+    """``inner`` under the handlers that ``fn`` is wrapped in, the same objects."""
+    split = _split(fn)
+    return inner if split is None else split[0](in_handlers_of(split[1], inner))
+
+
+def _split(fn: Any) -> tuple[Messenger, Callable] | None:
+    wrapped = fn.func if isinstance(fn, _bound_partial) else fn
+    if isinstance(wrapped, functools.partial) and wrapped.func is _context_wrap and len(wrapped.args) == 2:
+        return wrapped.args[0], wrapped.args[1]
+    return None
 
 
 def handlers_are_active() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,28 +17,49 @@ from torch import Tensor
 
 from pyro_vd._torch import tree_leaves
 from pyro_vd.handlers import base_distribution
+from pyro_vd.weights import RandomWeight
 
 
 class GuideCovers(Messenger):
-    """Stops the model at a latent site that the guide does not have, before its prior is drawn."""
+    """Stops the model at a latent site that the guide does not have, before its prior is drawn, and at a repeat."""
 
     def __init__(self, guide_trace: Any):
         super().__init__()
         self.guide_trace = guide_trace
+        self._met: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or site_is_subsample(msg) or msg["name"] in self.guide_trace.nodes:
+        if site_is_subsample(msg):
+            return
+        name = msg["name"]
+        if name in self._met and "net_parameter" in msg["infer"]:
+            if msg["infer"]["net_parameter"] is self._met[name].get("net_parameter"):
+                raise ValueError(
+                    f"site {name!r}: expected a BayesianModule to be called once in a run of the model, got a second "
+                    "call; call it once, with the inputs of both calls in one batch"
+                )
+            raise ValueError(
+                f"site {name!r}: expected every BayesianModule of a model to have a name of its own, got two of one "
+                "name; write BayesianModule(..., name=...) for one of them"
+            )
+        self._met[name] = msg["infer"]
+        if msg["is_observed"] or name in self.guide_trace.nodes:
             return
         if msg["value"] is None:
+            advice = f"add pyro.sample({name!r}, ...) to the guide, or obs= to the model"
+            if msg["cond_indep_stack"]:
+                advice += (
+                    ". Automatic guides leave a site in a plate with subsampling, and one on which nothing observed "
+                    "depends, to the model or to a guide by hand (pyro_vd.guides.mixed_guide)"
+                )
             raise ValueError(
-                f"site {msg['name']!r}: expected a guide that samples every latent site of the model, got one that "
-                f"samples {_latent_names(self.guide_trace)}; add pyro.sample({msg['name']!r}, ...) to the guide, or "
-                "obs= to the model"
+                f"site {name!r}: expected a guide that samples every latent site of the model, got one that "
+                f"samples {_latent_names(self.guide_trace)}; {advice}"
             )
 
 
 def check_sites(model_trace: Any, guide_trace: Any) -> None:
-    """Raise for a site of the guide that is not reparameterised, or that the model does not have."""
+    """Raise for a site of the guide that is not reparameterised, that the model does not have, or that it observes."""
     for name, site in guide_trace.iter_stochastic_nodes():
         if not site["fn"].has_rsample:
             raise NotImplementedError(
@@ -50,6 +72,27 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
                 f"site {name!r}: expected a guide with the sites of the model, {_latent_names(model_trace)}, got one "
                 "more; "
                 'remove it, or mark it infer={"is_auxiliary": True}'
+            )
+        if name in model_trace.nodes and model_trace.nodes[name]["is_observed"]:
+            raise ValueError(
+                f"site {name!r}: expected a guide without what the model observes, got one that samples it; remove it "
+                "from the guide, or call an automatic guide first with the arguments of training"
+            )
+
+
+def warn_of_single_draws(model_trace: Any, guide_trace: Any, estimator: str, shared: Any, warned: Any) -> None:
+    """Say once for each weight of a net that it is drawn once a step, where the estimator asks for more."""
+    for name, site in model_trace.iter_stochastic_nodes():
+        if "net_parameter" not in site["infer"] or name in shared or isinstance(site["value"], RandomWeight):
+            continue
+        if (name, "drawn once") not in warned:
+            warned.add((name, "drawn once"))
+            warnings.warn(
+                f"site {name!r}: expected a distribution that estimator={estimator!r} has a form for, got "
+                f"{describe(guide_trace.nodes[name]['fn'])}: the weight is drawn once a step, as by 'shared'. Write "
+                "pyro_vd.DropoutNormal(loc, log_sigma2=...) in the guide or a guide of pyro_vd.guides, or "
+                f"shared_sites=[{name!r}]",
+                stacklevel=2,
             )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pyro import poutine
@@ -22,7 +22,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vd._pyro import check_mean_field_requirement
 from pyro_vd._torch import tree_leaves
-from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe, non_finite_input
+from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe, non_finite_input, warn_of_single_draws
 from pyro_vd.common.terms import LossTerms
 from pyro_vd.handlers import EstimatorMessenger
 from pyro_vd.loss_module import LossModule
@@ -38,7 +38,8 @@ class TraceVD_ELBO(ELBO):
 
     Args:
         estimator: how layers use a random weight: "local" (noise per output element, the local
-            reparameterization trick), "shared" (one draw a step), "per_example", "flipout".
+            reparameterization trick), "shared" (one draw a step), "per_example", "flipout". A guide's plain ``Normal``
+            of two event dimensions or more, outside of plates, is a random weight too.
         num_particles: number of evaluations averaged.
         kl_weight: weight of the KL, a number or a 0-dim tensor >= 0; may be reassigned, or filled in
             place, between steps.
@@ -63,13 +64,13 @@ class TraceVD_ELBO(ELBO):
 
     def __init__(
         self,
-        estimator: str = "local",
+        estimator: Literal["local", "shared", "per_example", "flipout"] = "local",
         num_particles: int = 1,
         kl_weight: float | Tensor = 1.0,
         *,
         analytic_only: bool = True,
         shared_sites: Collection[str] = (),
-        reuse: str = "error",
+        reuse: Literal["error", "independent"] = "error",
         strict: bool = False,
         max_plate_nesting: Any = float("inf"),
         vectorize_particles: bool = False,
@@ -86,8 +87,12 @@ class TraceVD_ELBO(ELBO):
             retain_graph=retain_graph,
         )
         self.analytic_only = analytic_only
-        self._messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict)
+        self._messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict, normals=True)
         self.kl_weight = kl_weight
+
+    def __repr__(self) -> str:
+        options = f"num_particles={self.num_particles}, kl_weight={self.kl_weight}"
+        return f"TraceVD_ELBO(estimator={self.estimator!r}, {options})"
 
     @property
     def estimator(self) -> str:
@@ -176,6 +181,11 @@ class TraceVD_ELBO(ELBO):
                 raise ValueError(f"the model failed on non-finite input: {reason}") from error
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
         check_sites(model_trace, guide_trace)
+        if self.estimator != "shared":
+            messenger = self._messenger
+            warn_of_single_draws(
+                model_trace, guide_trace, messenger.estimator, messenger.shared_sites, messenger.warned
+            )
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         if is_validation_enabled():
             check_if_enumerated(guide_trace)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pyro.distributions import Normal
 from pyro.poutine.messenger import Messenger
 from torch.distributions import Distribution, Independent
 
 from pyro_vd._pyro import is_scoring
 from pyro_vd.estimators import ESTIMATORS
-from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.posteriors import DropoutNormal, WeightPosterior
 from pyro_vd.weights import RandomWeight, WeightState
 
 
@@ -74,9 +75,19 @@ class _MeanMessenger(Messenger):
 
 
 class EstimatorMessenger(Messenger):
-    """The handler behind :func:`lrt`, :func:`per_example` and :func:`flipout`."""
+    """The handler behind :func:`lrt`, :func:`per_example` and :func:`flipout`.
 
-    def __init__(self, estimator: str, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False):
+    With ``normals``, a plain ``Normal`` of two event dimensions or more, outside of plates, is a random weight as well.
+    """
+
+    def __init__(
+        self,
+        estimator: str,
+        shared_sites: Collection[str] = (),
+        reuse: str = "error",
+        strict: bool = False,
+        normals: bool = False,
+    ):
         super().__init__()
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator: expected one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}")
@@ -87,6 +98,7 @@ class EstimatorMessenger(Messenger):
                 f"shared_sites: expected a list of site names, got {shared_sites!r}; write [{shared_sites!r}]"
             )
         self.estimator, self.shared_sites, self.reuse, self.strict = estimator, set(shared_sites), reuse, strict
+        self.normals = normals
         self.warned: set[tuple[str, str]] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -95,6 +107,8 @@ class EstimatorMessenger(Messenger):
         if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):
             return
         posterior = base_distribution(msg["fn"])
+        if self.normals and _is_normal_weight(msg):
+            posterior = DropoutNormal(posterior.loc, log_sigma2=2 * posterior.scale.log())
         if not isinstance(posterior, WeightPosterior):
             return
         site = msg["name"]
@@ -108,6 +122,13 @@ class EstimatorMessenger(Messenger):
         trace = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, is_scoring)
         variance = noise.variance if noise.independent else None
         msg["value"] = RandomWeight(noise, posterior.variance if variance is None else variance, trace)
+
+
+def _is_normal_weight(msg: Any) -> bool:
+    fn = msg["fn"]
+    if type(base_distribution(fn)) is not Normal:
+        return False
+    return fn.event_dim >= 2 and not fn.batch_shape and not msg["cond_indep_stack"]
 
 
 def base_distribution(fn: Any) -> Distribution:

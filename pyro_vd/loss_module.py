@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vd.module import BayesianModule
+from pyro_vd.references import referenced_modules as referenced_modules
+
 if TYPE_CHECKING:
     from pyro_vd.elbo import TraceVD_ELBO
 
 
-class LossModule(nn.Module):
+class TrainedModule(nn.Module):
+    """Abstract: a module without a net's own values of its random weights among its parameters.
+
+    A guide has parameters of its own for these, and nothing that the loss computes depends on the values in the net:
+    no gradient ever comes to them, which ``DistributedDataParallel`` takes for an error.
+    """
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        replaced = _replaced(self)
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if parameter not in replaced:
+                yield name, parameter
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        # What DistributedDataParallel reads: it lists parameters module by module,
+        # https://github.com/pytorch/pytorch/blob/main/torch/nn/parallel/distributed.py
+        replaced = _replaced(self)
+        return [
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and parameter in replaced
+        ]
+
+
+class LossModule(TrainedModule):
     """What ``TraceVD_ELBO()(model, guide)`` returns: its call is the loss, its parameters are to be trained.
 
-    A model or guide that is a function contributes the modules it refers to (by closure or global name).
-    Automatic guides make their parameters at their first call: call the guide, or this module, once
-    before making the optimizer.
+    It is as Pyro's ``ELBOModule``, with the same attributes and names of parameters. A model or guide that is a
+    function contributes the modules it refers to (see :func:`pyro_vd.references.referenced_modules`), as
+    ``referenced``. A net's own values of its random weights are no parameters of the loss: nothing trains them. So it
+    can be wrapped in ``torch.nn.parallel.DistributedDataParallel`` as it is. Seed the processes differently after the
+    guide is made, or all have the same noise.
+
+    Where a guide has to see its model before it knows all its sites (a noise scale, weights of a hand-written model),
+    call this module once before making the optimizer; a warning says so where that was forgotten.
 
     Args:
         model, guide: Pyro model and guide, modules or functions.
@@ -32,16 +67,24 @@ class LossModule(nn.Module):
         >>> import torch
         >>> from pyro_vd import TraceVD_ELBO
         >>> loss = TraceVD_ELBO()(torch.nn.Identity(), torch.nn.Linear(2, 3))
-        >>> [tuple(p.shape) for p in loss.parameters()]
-        [(3, 2), (3,)]
+        >>> [name for name, _ in loss.named_parameters()]
+        ['guide.weight', 'guide.bias']
     """
 
     def __init__(self, model: Callable, guide: Callable, elbo: TraceVD_ELBO):
         super().__init__()
-        self.elbo = elbo
-        self.callables = (model, guide)
-        self.referenced = nn.ModuleList(module for fn in (model, guide) for module in referenced_modules(fn))
+        self.model, self.guide, self.elbo = model, guide, elbo
+        known = set(self.modules())
+        found = [module for fn in self.callables for module in referenced_modules(fn) if module not in known]
+        if found:
+            self.referenced = nn.ModuleList(dict.fromkeys(found))
+        self._listed: set[nn.Parameter] | None = None  # the parameters when they were last asked for
         self._seen = False
+
+    @property
+    def callables(self) -> tuple[Callable, Callable]:
+        """Model and guide."""
+        return self.model, self.guide
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._seen:
@@ -49,28 +92,40 @@ class LossModule(nn.Module):
         capture: Any
         with poutine.trace(param_only=True) as capture:
             loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
-        own = {id(parameter) for parameter in self.parameters()}
-        others = [name for name, site in capture.trace.nodes.items() if id(site["value"].unconstrained()) not in own]
+        self._check_listed({name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()})
+        self._seen = True
+        return loss
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module, without a net's own values of its random weights."""
+        self._listed = {parameter for _, parameter in super().named_parameters()}
+        return super().named_parameters(prefix, recurse, remove_duplicate)
+
+    def _check_listed(self, met: dict[str, Tensor]) -> None:
+        """Warn of parameters that an optimizer over those listed so far does not have."""
+        own = {parameter for module in self.modules() for parameter in module._parameters.values()}
+        others = [name for name, parameter in met.items() if parameter not in own]
         if others:
             warnings.warn(
                 f"expected every parameter in .parameters() of this loss, got others in model or guide: {others}; an "
                 "optimizer over .parameters() does not train them. Write model and guide as pyro.nn.PyroModule, or "
                 "train with pyro.infer.SVI",
-                stacklevel=2,
+                stacklevel=3,
             )
-        self._seen = True
-        return loss
+        listed = self._listed
+        late = [] if listed is None else [n for n, p in met.items() if p in own and p not in listed | _replaced(self)]
+        if late:
+            warnings.warn(
+                f"expected every parameter of this loss before its parameters were listed, for an optimizer say, got "
+                f"new ones in the first call: {late}; that optimizer does not train them. Call the loss, or the guide, "
+                "once before making the optimizer",
+                stacklevel=3,
+            )
 
 
-def referenced_modules(fn: Callable) -> list[nn.Module]:
-    """The module itself, or those a function refers to."""
-    fn = poutine.unwrap(fn)  # what handlers such as lrt are wrapped around
-    if isinstance(fn, nn.Module):
-        return [fn]
-    function = inspect.unwrap(fn)
-    if inspect.ismethod(function) and isinstance(function.__self__, nn.Module):
-        return [function.__self__]
-    if not inspect.isfunction(function):
-        return []
-    names = inspect.getclosurevars(function)
-    return [value for value in (*names.nonlocals.values(), *names.globals.values()) if isinstance(value, nn.Module)]
+def _replaced(module: nn.Module) -> set[nn.Parameter]:
+    """The nets' own values of their random weights."""
+    nets = [part for part in module.modules() if isinstance(part, BayesianModule)]
+    return {net.net.get_parameter(name) for net in nets for name in net.weight_names}

@@ -98,6 +98,11 @@ class BayesianModule(nn.Module):
         """The sample site of a random parameter."""
         return f"{self.name}.{parameter_name}"
 
+    def sample_weights(self) -> dict[str, Tensor]:
+        """Sample every random parameter, by its name in the net, without calling the net."""
+        parameters = dict(self.net.named_parameters())
+        return {name: self._sample(name, parameters[name]) for name in self.weight_names}
+
     def _sample(self, parameter_name: str, parameter: nn.Parameter) -> Tensor:
         site = self.site(parameter_name)
         prior = self.priors[parameter_name].expand(parameter.shape).to_event(parameter.dim())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyro_vd._pyro import handlers_are_active
@@ -16,7 +16,7 @@ from pyro_vd.compiled.cache import Programs
 from pyro_vd.compiled.inductor import CompiledProgram, compile_program
 from pyro_vd.compiled.loss_program import Evaluation, all_finite
 from pyro_vd.compiled.recording import Program, Standing
-from pyro_vd.loss_module import LossModule
+from pyro_vd.loss_module import LossModule, TrainedModule
 
 
 def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
@@ -58,7 +58,7 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
     return CompiledLoss(loss, strict)
 
 
-class CompiledLoss(nn.Module):
+class CompiledLoss(TrainedModule):
     """What :func:`compile_loss` returns."""
 
     def __init__(self, loss: LossModule, strict: bool):

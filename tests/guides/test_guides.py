@@ -85,7 +85,7 @@ def test_errors():
     model, _ = make_model(vd.ImproperLogUniform())
     for name in NAMES:
         with pytest.raises(ValueError, match=r"seen its model once.*call guide\(\*args\)"):
-            getattr(guides, name)(make_model(prior_for(name))[0]).log_alpha("net.0.weight")
+            getattr(guides, name)(lambda x: pyro.sample("w", prior_for(name).expand([3]))).log_alpha("w")  # noqa: B023
         _, _, guide = make_guide(name)
         with pytest.raises(ValueError, match=r"weight sites \['net.0.weight', 'net.2.weight'\], got 'net.1.weight'"):
             guide.log_alpha("net.1.weight")

@@ -181,7 +181,7 @@ def test_names_of_a_sequential_and_of_other_layers():
     named = to_numpyro(guide, layers=layers)
     assert named["auto.log_alphas.net.Dense_0.kernel"].shape == (4, 1) and named["net.Dense_1.bias"].shape == (2,)
     before = {name: p.detach().clone() for name, p in guide.named_parameters()}
-    with pytest.raises(ValueError, match="the parameters of this AutoGuideList, got none named .*; give layers="):
+    with pytest.raises(ValueError, match="the parameters of this MixedGuide, got none named .*; give layers="):
         from_numpyro(named, guide)
     wrong = {**named, "net.Dense_1.bias": np.ones(3)}
     with pytest.raises(ValueError, match=r"parameter 'net.Dense_1.bias': expected, for .*shape .2,. .* got .3,."):

@@ -181,4 +181,4 @@ def test_errors():
     with pytest.raises(ValueError, match="prune: expected a guide with a weight at site 'net.3.weight', got one"):
         vd.prune(bnn, partial)
     with pytest.raises(ValueError, match="expected a guide that has seen its model once"):
-        vd.sparsity_report(AutoSparseVD(bnn))
+        vd.sparsity_report(AutoSparseVD(lambda: pyro.sample("w", vd.ImproperLogUniform().expand([3]))))

@@ -1,0 +1,110 @@
+"""mixed_guide: one guide made of several, each for a part of the sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.infer.autoguide import AutoGuideList
+from pyro.infer.autoguide.guides import AutoCallable, AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vd.guides.base import WeightGuide, init_to_net_value
+from pyro_vd.posteriors import WeightPosterior
+
+
+def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
+    """A guide of several families, each on the sites that its ``where`` names.
+
+    A Pyro ``AutoGuideList`` with the guides appended, which does not run the model itself and opens no plate but those
+    of the sites that its parts cover.
+
+    Args:
+        model: the Pyro model.
+        *guides: guides with ``where=``, no two on the same site, any other automatic guide of a part, or a function
+            that samples a part.
+
+    Example:
+        >>> import pyro_vd as vd
+        >>> from pyro_vd.guides import AutoSparseVD, AutoVariationalDropout
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        >>> bnn = vd.BayesianModule(net, vd.ImproperLogUniform())
+        >>> first = AutoVariationalDropout(bnn, correlated=True, where="net.0.weight")
+        >>> guide = mixed_guide(bnn, first, AutoSparseVD(bnn, where="net.1.weight"))
+        >>> sorted(guide(torch.ones(1, 3)))
+        ['net.0.weight', 'net.1.weight']
+        >>> guide
+        mixed_guide(AutoVariationalDropout(net.0.weight: (4, 3)), AutoSparseVD(net.1.weight: (2, 4)))
+    """
+    mixed = MixedGuide(InitMessenger(init_to_net_value)(model))
+    for guide in guides:
+        mixed.append(guide)
+    return mixed
+
+
+class MixedGuide(AutoGuideList):
+    """What :func:`mixed_guide` returns."""
+
+    def __init__(self, model: Callable):
+        super().__init__(model)
+        self._pyro_name = "AutoGuideList"  # the names of parameters in Pyro's store are those of a plain list
+
+    def append(self, part: Any) -> None:
+        """Add a guide.
+
+        Raises:
+            ValueError: it covers a weight that another part covers.
+        """
+        own = set(_weights(part)) & {site for other in self for site in _weights(other)}
+        if own:
+            raise ValueError(
+                f"mixed_guide: expected no two guides on one site, got two on {sorted(own)}; leave them out of one by "
+                "where="
+            )
+        super().append(part)
+
+    @property
+    def weight_sites(self) -> tuple[str, ...]:
+        """Names of the sites that are random weights, part by part."""
+        return tuple(self.posteriors())
+
+    def posteriors(self) -> dict[str, WeightPosterior]:
+        """The distribution of every weight site of the parts that are guides of this library."""
+        return {site: part.posterior(site) for part in self for site in _weights(part)}
+
+    def log_alpha(self, site: str) -> Tensor:
+        """Natural log of the noise ratio at ``site``, see :meth:`pyro_vd.guides.base.WeightGuide.log_alpha`."""
+        for part in self:
+            if site in _weights(part):
+                return part.log_alpha(site)
+        raise ValueError(f"site: expected one of the weight sites {list(self.weight_sites)}, got {site!r}")
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        self.prototype_trace = Trace()  # of nothing: each part sees the model by itself
+
+    def _check_prototype(self, part_trace: Any) -> None:
+        pass
+
+    def _create_plates(self, *args: Any, **kwargs: Any) -> Any:
+        self._prototype_frames = {}
+        for part in self:
+            if isinstance(part, WeightGuide):
+                part.see(*args, **kwargs)
+            elif part.prototype_trace is None and not isinstance(part, AutoCallable):  # which opens its own
+                part._setup_prototype(*args, **kwargs)
+            self._prototype_frames.update(part._prototype_frames)
+        return super()._create_plates(*args, **kwargs)
+
+    __getstate__ = WeightGuide.__getstate__
+    __deepcopy__ = WeightGuide.__deepcopy__
+
+    def __repr__(self) -> str:
+        return f"mixed_guide({', '.join(map(repr, self))})"
+
+
+def _weights(part: Any) -> tuple[str, ...]:
+    if not isinstance(part, WeightGuide):
+        return ()
+    return tuple(site for site in part._prototypes if site not in part._others)

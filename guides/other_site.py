@@ -1,0 +1,67 @@
+"""The latent sites of a model that are no weights: what Pyro's AutoNormal does, for one site."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import sum_rightmost
+from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from pyro_vd._pyro import adopt_stored_value
+from pyro_vd.guides.coverage import Prototype
+
+_START_SCALE = 0.1  # of AutoNormal
+_POSITIVE = dist.constraints.softplus_positive
+
+
+class NormalSite(PyroModule):
+    """A normal distribution on the real line, brought to the support of a site.
+
+    Its parameters have the names that ``pyro.infer.autoguide.AutoNormal`` gives them, and it samples as that does.
+
+    Args:
+        site: name of the site.
+        loc: start of the mean, on the real line.
+    """
+
+    def __init__(self, site: str, loc: Tensor):
+        super().__init__()
+        self.site = site
+        self.locs, self.scales = PyroModule(), PyroModule()
+        deep_setattr(self.locs, site, PyroParam(loc, constraints.real))
+        deep_setattr(self.scales, site, PyroParam(torch.full_like(loc, _START_SCALE), _POSITIVE))
+
+    def forward(self, like: Prototype) -> Tensor:
+        """Sample the site; ``like`` has its support and dimensions."""
+        for quantity, constraint in (("locs", constraints.real), ("scales", _POSITIVE)):
+            name = f"{quantity}.{self.site}"
+            parameter: nn.Parameter = attrgetter(f"{name}_unconstrained")(self)
+            adopt_stored_value(f"{self._pyro_name}.{name}", parameter, constraint)
+        loc, scale = (attrgetter(self.site)(quantity) for quantity in (self.locs, self.scales))
+        transform = biject_to(like.support)
+        event_dim = like.event_dim + loc.dim() - len(transform.forward_shape(loc.shape))
+        latent = pyro.sample(
+            f"{self.site}_unconstrained", dist.Normal(loc, scale).to_event(event_dim), infer={"is_auxiliary": True}
+        )
+        value = transform(latent)
+        log_density = transform.inv.log_abs_det_jacobian(value, latent)
+        log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + like.event_dim)
+        return pyro.sample(self.site, dist.Delta(value, log_density=log_density, event_dim=like.event_dim))
+
+    @torch.no_grad()
+    def median(self, like: Prototype) -> Tensor:
+        """The value at the mean on the real line."""
+        return biject_to(like.support)(attrgetter(f"{self.site}_unconstrained")(self.locs).detach().clone())
+
+
+def start_of(message: Any) -> Tensor:
+    """Where a site's mean on the real line starts: at its value in the run of a model."""
+    with helpful_support_errors(message):
+        return biject_to(message["fn"].support).inv(message["value"]).detach().clone()
