@@ -19,9 +19,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pyro_vd._pyro import in_handlers_of, innermost
+from pyro_vd._torch import tree_flatten, tree_map_only
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules
 
@@ -126,7 +126,7 @@ def known_weights(model: Callable) -> dict[str, Any]:
 def kind_of_call(args: tuple, kwargs: dict) -> Any:
     """What may decide which sites a call observes: which arguments there are, and those that are no data."""
     leaves, structure = tree_flatten((args, kwargs))
-    return structure, tuple(leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf) for leaf in leaves)
+    return repr(structure), tuple(leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf) for leaf in leaves)
 
 
 class _Recorder(Messenger):

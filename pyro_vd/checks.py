@@ -16,24 +16,30 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vd._torch import tree_leaves
-from pyro_vd.handlers import base_distribution
+from pyro_vd.handlers import EstimatorMessenger, base_distribution
 from pyro_vd.weights import RandomWeight
 
 
 class GuideCovers(Messenger):
-    """Stops the model at a latent site that the guide does not have, before its prior is drawn, and at a repeat."""
+    """Stops the model at a latent site that the guide does not have, before its prior is drawn, and at a repeat.
+
+    To be inside of ``poutine.replay``, which takes away what the model says of a site.
+
+    Attributes:
+        weights: the parameter of the net at each weight of a BayesianModule that the model has sampled.
+    """
 
     def __init__(self, guide_trace: Any):
         super().__init__()
         self.guide_trace = guide_trace
-        self._met: dict[str, Any] = {}
+        self.weights: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
-        name = msg["name"]
-        if name in self._met and "net_parameter" in msg["infer"]:
-            if msg["infer"]["net_parameter"] is self._met[name].get("net_parameter"):
+        name, parameter = msg["name"], msg["infer"].get("net_parameter")
+        if parameter is not None and name in self.weights:
+            if parameter is self.weights[name]:
                 raise ValueError(
                     f"site {name!r}: expected a BayesianModule to be called once in a run of the model, got a second "
                     "call; call it once, with the inputs of both calls in one batch"
@@ -42,7 +48,8 @@ class GuideCovers(Messenger):
                 f"site {name!r}: expected every BayesianModule of a model to have a name of its own, got two of one "
                 "name; write BayesianModule(..., name=...) for one of them"
             )
-        self._met[name] = msg["infer"]
+        if parameter is not None:
+            self.weights[name] = parameter
         if msg["is_observed"] or name in self.guide_trace.nodes:
             return
         if msg["value"] is None:
@@ -80,16 +87,19 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
-def warn_of_single_draws(model_trace: Any, guide_trace: Any, estimator: str, shared: Any, warned: Any) -> None:
-    """Say once for each weight of a net that it is drawn once a step, where the estimator asks for more."""
-    for name, site in model_trace.iter_stochastic_nodes():
-        if "net_parameter" not in site["infer"] or name in shared or isinstance(site["value"], RandomWeight):
+def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMessenger) -> None:
+    """Say once for each of the ``weights`` that it is drawn once a step, where the estimator asks for more."""
+    warned = messenger.warned
+    for name in weights:
+        site = guide_trace.nodes.get(name)
+        drawn = site is not None and not isinstance(site["value"], RandomWeight)
+        if not drawn or messenger.estimator == "shared" or name in messenger.shared_sites:
             continue
         if (name, "drawn once") not in warned:
             warned.add((name, "drawn once"))
             warnings.warn(
-                f"site {name!r}: expected a distribution that estimator={estimator!r} has a form for, got "
-                f"{describe(guide_trace.nodes[name]['fn'])}: the weight is drawn once a step, as by 'shared'. Write "
+                f"site {name!r}: expected a distribution that estimator={messenger.estimator!r} has a form for, got "
+                f"{describe(site['fn'])}: the weight is drawn once a step, as by 'shared'. Write "
                 "pyro_vd.DropoutNormal(loc, log_sigma2=...) in the guide or a guide of pyro_vd.guides, or "
                 f"shared_sites=[{name!r}]",
                 stacklevel=2,

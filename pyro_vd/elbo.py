@@ -170,7 +170,8 @@ class TraceVD_ELBO(ELBO):
             model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
         else:
             guide_trace = poutine.trace(self._messenger(guide)).get_trace(*args, **kwargs)
-            replayed = GuideCovers(guide_trace)(poutine.replay(model, trace=guide_trace))
+            covers = GuideCovers(guide_trace)
+            replayed = poutine.replay(covers(model), trace=guide_trace)
             try:
                 model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
             except ValueError as error:
@@ -179,13 +180,9 @@ class TraceVD_ELBO(ELBO):
                 if reason is None:
                     raise
                 raise ValueError(f"the model failed on non-finite input: {reason}") from error
+            warn_of_single_draws(covers.weights, guide_trace, self._messenger)
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
         check_sites(model_trace, guide_trace)
-        if self.estimator != "shared":
-            messenger = self._messenger
-            warn_of_single_draws(
-                model_trace, guide_trace, messenger.estimator, messenger.shared_sites, messenger.warned
-            )
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         if is_validation_enabled():
             check_if_enumerated(guide_trace)

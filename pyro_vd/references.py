@@ -30,7 +30,8 @@ def referenced_modules(fn: Callable) -> list[nn.Module]:
         fn: a module, a function, or any callable.
 
     Returns:
-        The modules in the order of their names in the code.
+        The modules: those of the closure by the names of its variables, of defaults, and of globals as they come in
+        the code.
 
     Example:
         >>> net = nn.Linear(2, 3)

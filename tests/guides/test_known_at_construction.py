@@ -1,0 +1,380 @@
+"""A guide knows the weights of its nets before it has seen data, and the rest from one run or a state dict."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import pickle
+import warnings
+from types import SimpleNamespace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import init_to_value
+from pyro.nn import PyroModule
+from torch import nn
+
+import pyro_vd as vd
+from helpers.guide_cases import FAMILIES, SITES, X, Y, make_model, prior_for, seeded
+from pyro_vd import guides
+from pyro_vd.guides import AutoMeanField, AutoSparseVD, AutoVariationalDropout, mixed_guide
+
+ELBO = vd.TraceVD_ELBO(analytic_only=False)
+
+
+def make(name, options, noise_site=None):
+    model, net = make_model(prior_for(name), noise_site)
+    return model, net, getattr(guides, name)(model, **options)
+
+
+def assert_same_draws(first, second):
+    one, other = seeded(1, first, X), seeded(1, second, X)
+    assert list(one) == list(other) and all(torch.equal(one[site], other[site]) for site in one)
+
+
+def two_parts(model):
+    return mixed_guide(model, AutoSparseVD(model, where="net.0.*"), AutoVariationalDropout(model, where="net.2.*"))
+
+
+@pytest.mark.parametrize("name, options", FAMILIES)
+def test_everything_of_a_weight_is_there_before_the_first_call(name, options):
+    model, net, guide = make(name, options)
+    before = {key: (tensor, tensor.detach().clone()) for key, tensor in guide.state_dict(keep_vars=True).items()}
+    assert {key.partition(".")[2] for key in before} == set(SITES) and len(before) >= 4
+    assert guide.weight_sites == tuple(guide.posteriors()) == SITES
+    for site in SITES:
+        assert torch.equal(guide.posterior(site).mean, net.get_parameter(site.removeprefix("net.")))
+        assert guide.log_alpha(site).shape == guide.dropout_rate(site).shape
+    assert vd.sparsity_report(guide).total.weights == 18
+    assert repr(guide) == f"{name}(net.0.weight: (3, 4), net.2.weight: (2, 3))"
+    guide(X, Y)
+    after = guide.state_dict(keep_vars=True)
+    assert list(after) == list(before) and all(after[key] is tensor for key, (tensor, _) in before.items())
+    assert all(torch.equal(after[key], value) for key, (_, value) in before.items())
+
+
+def test_a_mixed_guide_knows_the_weights_of_its_parts():
+    model, _ = make_model(vd.ImproperLogUniform())
+    guide = two_parts(model)
+    names = [key for key, _ in guide.named_parameters()]
+    assert names == [f"0.{q}.net.0.weight" for q in ("locs", "log_sigma2s")] + [
+        f"1.{q}.net.2.weight" for q in ("locs", "log_alphas")
+    ]
+    assert guide.weight_sites == SITES and guide.log_alpha(SITES[1]).eq(-3).all()
+    assert vd.sparsity_report(guide).total.weights == 18
+    with pytest.raises(ValueError, match=r"one of the weight sites \['net.0.weight', 'net.2.weight'\], got 'w'"):
+        guide.log_alpha("w")
+    with pytest.raises(ValueError, match=r"no two guides on one site, got two on \['net.0.weight'\]; .*where="):
+        guide.append(AutoSparseVD(model, where=SITES[0]))
+    assert repr(guide).startswith("mixed_guide(AutoSparseVD(net.0.weight: (3, 4)), AutoVar")
+    expected = [id(parameter) for parameter in guide.parameters()]
+    vd.TraceVD_ELBO().loss(model, guide, X, Y)
+    assert [id(parameter) for parameter in guide.parameters()] == expected
+
+
+class PyroNet(PyroModule):
+    def __init__(self, bnn):
+        super().__init__()
+        self.bnn = bnn
+
+    def forward(self, x):
+        return self.bnn(x)
+
+
+class Holder:
+    def __init__(self, bnn):
+        self.bnn = bnn
+
+    def model(self, x):
+        return self.bnn(x)
+
+    def __call__(self, x):
+        return self.model(x)
+
+
+def of_global(x):
+    return HELD.bnn(x)
+
+
+def of_default(bnn):
+    def model(x, bnn=bnn):
+        return bnn(x)
+
+    return model
+
+
+HELD = SimpleNamespace()
+REFERENCES = {
+    "the module": lambda bnn: bnn,
+    "a closure": lambda bnn: lambda x: bnn(x),
+    "a default": of_default,
+    "partial": lambda bnn: functools.partial(lambda net, x: net(x), bnn),
+    "a method": lambda bnn: Holder(bnn).model,
+    "a callable": Holder,
+    "a PyroModule": PyroNet,
+    "a list": lambda bnn: [bnn, bnn] and (lambda x, nets=(bnn,): nets[0](x)),
+    "a dict": lambda bnn: lambda x, nets={"a": bnn}: nets["a"](x),  # noqa: B006
+    "an inner function": lambda bnn: lambda x: (lambda: bnn(x))(),
+    "a handler": lambda bnn: poutine.scale(lambda x: bnn(x), scale=2.0),
+    "a global": lambda bnn: setattr(HELD, "bnn", bnn) or of_global,
+}
+
+
+@pytest.mark.parametrize("way", REFERENCES)
+def test_the_nets_of_a_model_are_found_however_it_refers_to_them(way):
+    bnn = vd.BayesianModule(nn.Linear(4, 2), vd.ImproperLogUniform(), name="here")
+    model = REFERENCES[way](bnn)
+    guide = AutoSparseVD(model)
+    assert [key for key, _ in guide.named_parameters()] == ["locs.here.weight", "log_sigma2s.here.weight"]
+    assert type(poutine.trace(vd.lrt(guide)).get_trace(X).nodes["here.weight"]["value"]) is vd.RandomWeight
+
+
+def test_handlers_around_a_model_hide_and_observe_at_construction_as_they_do_later():
+    model, _ = make_model(dist.Normal(0.0, 1.0))
+    assert AutoMeanField(poutine.block(model, hide=[SITES[0]])).weight_sites == SITES[1:]
+    conditioned = poutine.condition(model, data={SITES[1]: torch.ones(2, 3)})
+    guide = AutoMeanField(conditioned)
+    assert guide.weight_sites == SITES[:1] and vd.TraceVD_ELBO().terms(conditioned, guide, X, Y).kl.keys() == {SITES[0]}
+
+
+@pytest.mark.parametrize("where, sites", [("net.0.*", SITES[:1]), (["net.2.weight"], SITES[1:]), ("*", SITES)])
+def test_where_holds_at_construction(where, sites):
+    model, _ = make_model(vd.ImproperLogUniform(), "before")
+    guide = AutoSparseVD(model, where=where)
+    assert guide.weight_sites == sites
+
+
+def test_init_loc_fn_and_buffers():
+    model, _ = make_model(dist.Normal(0.0, 1.0))
+    guide = guides.AutoBernoulliDropout(model, init_loc_fn=init_to_value(values={SITES[0]: torch.full((3, 4), 2.0)}))
+    assert guide.posterior(SITES[0]).loc.eq(2).all() and dict(guide.named_buffers())[f"dropout_rates.{SITES[1]}"] == 0.5
+
+
+# What comes after construction and before the first call
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_optimizer_made_before_the_first_call_trains_every_weight(mixed):
+    model, net = make_model(vd.ImproperLogUniform())
+    guide = two_parts(model) if mixed else AutoSparseVD(model)
+    loss = vd.TraceVD_ELBO()(model, guide)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
+    start = {key: parameter.detach().clone() for key, parameter in loss.named_parameters()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss(X, Y).backward()
+        optimizer.step()
+    assert len(start) == 6
+    assert all(not torch.equal(start[key], parameter) for key, parameter in loss.named_parameters())
+
+
+def trained(name, options, noise_site):
+    model, net, guide = make(name, options, noise_site)
+    guide(X, Y)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.sub_(0.3)
+    return net, guide
+
+
+@pytest.mark.parametrize("noise_site", [None, "before", "after"])
+@pytest.mark.parametrize("name, options", FAMILIES)
+def test_a_state_dict_is_loaded_into_fresh_objects_without_labels(name, options, noise_site):
+    _, guide = trained(name, options, noise_site)
+    expected = seeded(4, guide, X)
+    state = copy.deepcopy(guide.state_dict())
+    model, _, fresh = make(name, options, noise_site)
+    fresh.load_state_dict(state)
+    optimizer = {id(parameter) for parameter in fresh.parameters()}
+    posteriors = fresh.posteriors()
+    assert all(torch.equal(posteriors[site].mean, q.mean) for site, q in guide.posteriors().items())
+    assert seeded(4, fresh, X).keys() == expected.keys()  # the first call sees the model, with its random numbers
+    draws = seeded(4, fresh, X)
+    assert all(torch.equal(draws[site], value) for site, value in expected.items())
+    vd.TraceVD_ELBO(analytic_only=False).loss(model, fresh, X, Y)
+    assert {id(parameter) for parameter in fresh.parameters()} == optimizer
+    assert list(fresh.state_dict()) == list(state)
+
+
+def test_a_state_dict_with_weights_of_a_hand_written_model_and_a_hierarchy_is_loaded():
+    def model(x, y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", 3):
+            theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+        weight = pyro.sample("w", vd.ImproperLogUniform().expand([4, 3]).to_event(2))
+        with vd.data_plate(50, len(x)):
+            return pyro.sample("y", dist.Normal(x @ weight + theta, 1.0).to_event(1), obs=y)
+
+    y = torch.zeros(6, 3)
+    guide = AutoSparseVD(model)
+    guide(X, y)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(1.0)
+    fresh = AutoSparseVD(model)
+    fresh.load_state_dict(guide.state_dict())
+    assert fresh.weight_sites == ("w",) and torch.equal(fresh.posterior("w").mean, guide.posterior("w").mean)
+    fresh(X)
+    assert list(fresh(X)) == ["mu", "theta", "w"]
+    assert all(
+        torch.equal(a, b) for a, b in zip(seeded(1, fresh, X).values(), seeded(1, guide, X).values(), strict=True)
+    )
+
+
+BAD_STATES = {
+    "another site": (lambda s: {k.replace("net.0", "net.1"): v for k, v in s.items()}, "Missing key"),
+    "one more": (lambda s: {**s, "locs.other": torch.ones(2)}, "Unexpected key"),
+    "one more part": (lambda s: {**s, "other_1.locs.tau_unconstrained": torch.ones(2)}, "Unexpected key"),
+    "one less": (lambda s: dict(list(s.items())[1:]), "Missing key"),
+    "another shape": (lambda s: {k: v[:1] for k, v in s.items() if v.dim()}, "size mismatch"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_STATES)
+def test_a_state_dict_that_does_not_fit_leaves_the_guide_as_it_was(bad):
+    _, guide = trained("AutoSparseVD", {}, "before")
+    change, message = BAD_STATES[bad]
+    model, _, fresh = make("AutoSparseVD", {}, "before")
+    keys, shown = list(fresh.state_dict()), repr(fresh)
+    with pytest.raises(RuntimeError, match=message):
+        fresh.load_state_dict(change(copy.deepcopy(guide.state_dict())))
+    assert list(fresh.state_dict()) == keys and repr(fresh) == shown
+    assert list(fresh(X, Y)) == ["noise", *SITES]
+
+
+def test_a_loaded_site_that_the_model_does_not_have_is_an_error():
+    _, guide = trained("AutoSparseVD", {}, "before")
+    _, _, fresh = make("AutoSparseVD", {}, None)
+    fresh.load_state_dict(guide.state_dict())
+    with pytest.raises(ValueError, match=r"the state dict that was loaded, got one that does not sample \['noise'\]"):
+        fresh(X, Y)
+
+
+@pytest.mark.parametrize("name, options", FAMILIES)
+def test_a_guide_and_its_net_are_moved_before_the_first_call(name, options):
+    for moved in ("guide and net", "net"):
+        model, net, guide = make(name, options)
+        parameters = list(guide.parameters())
+        net.double()
+        if moved == "guide and net":
+            guide.double()
+        pyro.clear_param_store()
+        draws = guide(X.double(), Y.double())
+        assert all(value.dtype == torch.float64 for value in draws.values())
+        assert all(a is b for a, b in zip(parameters, guide.parameters(), strict=True))
+        vd.TraceVD_ELBO().loss(model, guide, X.double(), Y.double())
+
+
+def test_a_net_loaded_after_the_guide_was_made_is_where_the_guide_starts():
+    model, net, guide = make("AutoSparseVD", {})
+    other = make("AutoSparseVD", {})[1]
+    net.load_state_dict(other.state_dict())
+    guide(X, Y)
+    assert all(torch.equal(q.mean, other.get_parameter(s.removeprefix("net."))) for s, q in guide.posteriors().items())
+    loc = guide.posterior(SITES[0]).mean.detach().clone()
+    with torch.no_grad():
+        net[0].weight.add_(1.0)
+    guide(X, Y)
+    assert torch.equal(guide.posterior(SITES[0]).mean, loc), "once it has run, a guide goes its own way"
+
+
+def test_a_guide_that_was_loaded_or_stepped_does_not_follow_its_net():
+    model, net, guide = make("AutoSparseVD", {})
+    with torch.no_grad():
+        guide.locs.get_parameter(SITES[0]).fill_(2.0)
+        net[0].weight.fill_(5.0)
+        net[2].weight.fill_(5.0)
+    guide(X, Y)
+    assert guide.posterior(SITES[0]).mean.eq(2).all() and guide.posterior(SITES[1]).mean.eq(5).all()
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_copy_and_its_original_work(mixed, called):
+    model, net = make_model(vd.ImproperLogUniform(), None if mixed else "after")
+    guide = two_parts(model) if mixed else AutoSparseVD(model)
+    if called:
+        guide(X)  # without labels: not all is seen
+    twin = copy.deepcopy(guide)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(1.0)
+    expected = {site: q.mean.detach().clone() for site, q in guide.posteriors().items()}
+    for one in (twin, guide, twin):
+        assert set(one(X, Y)) == {*SITES, *(() if mixed else ("noise",))}
+        ELBO.loss(model, one, X, Y)
+    assert all(torch.equal(q.mean, expected[site]) for site, q in guide.posteriors().items())
+    torch.testing.assert_close({s: q.mean + 1 for s, q in twin.posteriors().items()}, expected)
+
+
+def test_a_pickled_guide_says_what_it_lacks():
+    _, _, guide = make("AutoSparseVD", {}, "after")
+    with pytest.raises(
+        ValueError, match=r"got one that was pickled before .*; make AutoSparseVD\(model\) and load its"
+    ):
+        pickle.loads(pickle.dumps(guide))(X, Y)
+    guide(X, Y)
+    file = io.BytesIO()
+    torch.save(guide, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert all(
+        torch.equal(a, b) for a, b in zip(seeded(1, loaded, X).values(), seeded(1, guide, X).values(), strict=True)
+    )
+
+
+# Where the model is not what the module promises
+
+
+def test_a_net_that_the_model_does_not_use_is_left_out_with_a_warning():
+    unused, used = (vd.BayesianModule(nn.Linear(4, 2), vd.ImproperLogUniform(), name=n) for n in ("unused", "used"))
+
+    def model(x, y=None, both=False):
+        output = used(x) + (unused(x) if both else 0)
+        with vd.data_plate(50, len(x)):
+            return pyro.sample("y", dist.Normal(output, 1.0).to_event(1), obs=y)
+
+    guide = AutoSparseVD(model)
+    assert guide.weight_sites == ("unused.weight", "used.weight")
+    with pytest.warns(UserWarning, match=r"got a first run without \['unused.weight'\]; .*by where="):
+        guide(X, Y)
+    assert guide.weight_sites == ("used.weight",) and len(list(guide.parameters())) == 2
+    vd.TraceVD_ELBO().loss(model, guide, X, Y)
+    with pytest.raises(ValueError, match="site 'unused.weight': expected a guide that samples every latent site"):
+        vd.TraceVD_ELBO().loss(model, guide, X, Y, both=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert AutoSparseVD(model, where="used.*")(X, Y).keys() == {"used.weight"}
+
+
+def test_two_nets_of_one_name_are_an_error_that_says_what_to_write():
+    one, other = (vd.BayesianModule(nn.Linear(4, n), dist.Normal(0.0, 1.0)) for n in (4, 2))
+
+    def model(x):
+        return other(one(x))
+
+    message = r"a name of its own, got two .*; write BayesianModule\(..., name=...\)"
+    for make_guide in (AutoMeanField, lambda m: AutoMeanField(m, where="net.*"), lambda m: AutoMeanField(PyroNet(m))):
+        with pytest.raises(ValueError, match=message):
+            make_guide(model)
+
+    def guide(x):
+        pyro.sample("net.weight", vd.DropoutNormal(torch.zeros(4, 4), log_sigma2=-3.0).to_event(2))
+
+    with pytest.raises(ValueError, match=message):
+        vd.TraceVD_ELBO().loss(model, guide, X)
+    with pytest.raises(ValueError, match="site 'net.weight': expected a BayesianModule to be called once"):
+        vd.TraceVD_ELBO().loss(lambda x: one(one(x)), guide, X)
+    assert AutoMeanField(lambda x: one(one(x))).weight_sites == ("net.weight",)
+
+
+def test_a_net_that_is_replaced_by_one_of_another_shape_is_an_error():
+    HELD.bnn = vd.BayesianModule(nn.Linear(4, 2), dist.Normal(0.0, 1.0))
+    guide = AutoMeanField(of_global)
+    HELD.bnn = vd.BayesianModule(nn.Linear(4, 3), dist.Normal(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"site 'net.weight': expected the shape .*\(2, 4\), got \(3, 4\)"):
+        guide(X)
