@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide
+from pyro_vd.guides.base import KLMethod, WeightGuide
 from pyro_vd.posteriors import DropoutNormal
 
 
@@ -57,7 +57,7 @@ class AutoSparseVD(AdditiveGuide):
         self,
         model: Callable,
         init_log_sigma2: float = -10.0,
-        kl: str = "sigmoid",
+        kl: KLMethod = "sigmoid",
         *,
         zero_above: float | None = None,
         **options: Any,

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -19,6 +19,8 @@ from pyro_vd.guides.sites import SiteGuide, Where, site_matcher
 from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.priors import ImproperLogUniform
+
+KLMethod = Literal["sigmoid", "cubic", "lower_bound", "exact"]  # of pyro_vd.kl.kl_log_uniform
 
 
 def init_to_net_value(site: Any) -> Tensor:

@@ -169,7 +169,10 @@ def _dependence(trace: Any, recorder: _Recorder) -> Look:
             observed.append(name)
         else:
             message = {**site, "value": site["value"].detach()}
-            found[name] = Latent(message, recorder.in_minibatch(name), on)
+            imputed = (
+                name.removesuffix("_unobserved") + "_observed" in observed
+            )  # of obs_mask, which Pyro has guides cover
+            found[name] = Latent(message, recorder.in_minibatch(name), on, evidence=imputed)
     for one in reversed(found.values()):  # what a site with evidence depends on has it too
         for other in one.on if one.evidence else ():
             found[other].evidence = True

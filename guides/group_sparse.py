@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide
+from pyro_vd.guides.base import KLMethod, WeightGuide
 from pyro_vd.posteriors import GroupNormal
 
 
@@ -42,7 +42,7 @@ class AutoGroupSparse(WeightGuide):
         *,
         unit_dim: int = 1,
         init_log_sigma2: float = -10.0,
-        kl: str = "sigmoid",
+        kl: KLMethod = "sigmoid",
         **options: Any,
     ):
         self.unit_dim = unit_dim

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide
+from pyro_vd.guides.base import KLMethod, WeightGuide
 from pyro_vd.posteriors import LowRankNormal
 from pyro_vd.posteriors.low_rank import check_rank
 
@@ -43,7 +43,7 @@ class AutoLowRank(WeightGuide):
         model: Callable,
         rank: int = 1,
         init_log_sigma2: float = -10.0,
-        kl: str = "sigmoid",
+        kl: KLMethod = "sigmoid",
         **options: Any,
     ):
         if rank < 1:

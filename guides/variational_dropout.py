@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from pyro_vd.guides.base import WeightGuide
+from pyro_vd.guides.base import KLMethod, WeightGuide
 from pyro_vd.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
 
 
@@ -48,11 +48,11 @@ class AutoVariationalDropout(WeightGuide):
     def __init__(
         self,
         model: Callable,
-        granularity: str | None = None,
+        granularity: Literal["weight", "unit", "layer"] | None = None,
         *,
         correlated: bool = False,
         init_log_alpha: float = -3.0,
-        kl: str = "cubic",
+        kl: KLMethod = "cubic",
         unit_dim: int = 1,
         **options: Any,
     ):

@@ -334,6 +334,21 @@ def test_a_latent_seen_through_a_factor_alone_and_one_that_a_pseudo_observation_
     assert latent_in(model, X) == ["penalised", "centred", "net.weight"]
 
 
+def test_what_obs_mask_hides_is_covered():
+    bnn = net()
+
+    def model(x, y=None, known=None):
+        output = bnn(x)
+        with pyro.plate("rows", len(x)):
+            return pyro.sample("y", dist.Normal(output, 1.0).to_event(1), obs=y, obs_mask=known)
+
+    known = X[:, 0] > 0
+    assert latent_in(model, X, REAL, known) == ["net.weight", "y_unobserved"]
+    guide = AutoMeanField(model)
+    guide(X)
+    assert set(ELBO.terms(model, guide, X, REAL).kl) == {"net.weight"}
+
+
 def test_a_prior_scale_of_hand_written_weights_is_covered():
     def model(x, y=None):
         scale = pyro.sample("scale", dist.Gamma(2.0, 2.0))
