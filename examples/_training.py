@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -49,7 +50,7 @@ def train(
     lr_ratio: float = 1.0,
     decay_from: float = 0.5,
     kl_weight: Callable[[float], float] = lambda done: 1.0,
-    estimator: str = "local",
+    estimator: Literal["local", "shared", "per_example", "flipout"] = "local",
     batch: int = 100,
     compiled: bool = False,
     progress: Progress = lambda epoch, elbo: None,

@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import _data
 import _figures
@@ -39,7 +40,8 @@ def build(data: _data.Data, hidden: list[int], init_log_alpha: float = -1.0):
 
 def variance(model, guide, data: _data.Data, estimator: str, draws: int, batch: int) -> dict[str, float]:
     """Mean variance of the gradient of the means of each site, over noise and minibatches."""
-    elbo = vd.TraceVD_ELBO(estimator="local" if estimator == "none" else estimator)
+    chosen: Any = "local" if estimator == "none" else estimator
+    elbo = vd.TraceVD_ELBO(chosen)
     guide = vd.posterior_mean(guide) if estimator == "none" else guide
     measured = vd.gradient_variance(model, guide, elbo, data.x_train, data.y_train, num_draws=draws, batch_size=batch)
     means = {name: value for name, value in measured.per_parameter().items() if ".locs." in name}
@@ -70,7 +72,8 @@ def step_times(args: argparse.Namespace, data: _data.Data, steps: int = 20, roun
     best: dict[str, float] = dict.fromkeys(ESTIMATORS, float("inf"))
     for _ in range(rounds):
         for estimator in ESTIMATORS:
-            elbo = vd.TraceVD_ELBO(estimator="local" if estimator == "none" else estimator)
+            chosen: Any = "local" if estimator == "none" else estimator
+            elbo = vd.TraceVD_ELBO(chosen)
             loss = elbo(model, vd.posterior_mean(guide) if estimator == "none" else guide)
             parameters = [*loss.parameters(), *guide.parameters()]
             optimizer = torch.optim.Adam(dict.fromkeys(parameters), lr=0.0, fused=True)

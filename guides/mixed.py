@@ -27,7 +27,7 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
             that samples a part.
 
     Example:
-        >>> import pyro_vd as vd
+        >>> import torch, pyro_vd as vd
         >>> from pyro_vd.guides import AutoSparseVD, AutoVariationalDropout
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
         >>> bnn = vd.BayesianModule(net, vd.ImproperLogUniform())
@@ -72,10 +72,12 @@ class MixedGuide(AutoGuideList):
 
     def posteriors(self) -> dict[str, WeightPosterior]:
         """The distribution of every weight site of the parts that are guides of this library."""
-        return {site: part.posterior(site) for part in self for site in _weights(part)}
+        parts: Any = list(self)
+        return {site: part.posterior(site) for part in parts for site in _weights(part)}
 
     def log_alpha(self, site: str) -> Tensor:
         """Natural log of the noise ratio at ``site``, see :meth:`pyro_vd.guides.base.WeightGuide.log_alpha`."""
+        part: Any
         for part in self:
             if site in _weights(part):
                 return part.log_alpha(site)
@@ -89,6 +91,7 @@ class MixedGuide(AutoGuideList):
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> Any:
         self._prototype_frames = {}
+        part: Any
         for part in self:
             if isinstance(part, WeightGuide):
                 part.see(*args, **kwargs)

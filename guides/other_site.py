@@ -51,8 +51,8 @@ class NormalSite(PyroModule):
             f"{self.site}_unconstrained", dist.Normal(loc, scale).to_event(event_dim), infer={"is_auxiliary": True}
         )
         value = transform(latent)
-        log_density = transform.inv.log_abs_det_jacobian(value, latent)
-        log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + like.event_dim)
+        density = transform.inv.log_abs_det_jacobian(value, latent)
+        log_density: Any = sum_rightmost(density, density.dim() - value.dim() + like.event_dim)
         return pyro.sample(self.site, dist.Delta(value, log_density=log_density, event_dim=like.event_dim))
 
     @torch.no_grad()

@@ -92,8 +92,9 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
     warned = messenger.warned
     for name in weights:
         site = guide_trace.nodes.get(name)
-        drawn = site is not None and not isinstance(site["value"], RandomWeight)
-        if not drawn or messenger.estimator == "shared" or name in messenger.shared_sites:
+        if site is None or isinstance(site["value"], RandomWeight):
+            continue
+        if messenger.estimator == "shared" or name in messenger.shared_sites:
             continue
         if (name, "drawn once") not in warned:
             warned.add((name, "drawn once"))

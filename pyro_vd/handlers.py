@@ -106,7 +106,7 @@ class EstimatorMessenger(Messenger):
             return
         if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):
             return
-        posterior = base_distribution(msg["fn"])
+        posterior: Any = base_distribution(msg["fn"])
         if self.normals and _is_normal_weight(msg):
             posterior = DropoutNormal(posterior.loc, log_sigma2=2 * posterior.scale.log())
         if not isinstance(posterior, WeightPosterior):

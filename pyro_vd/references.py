@@ -108,6 +108,9 @@ def _names(code: types.CodeType) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _of_library(thing: Any) -> bool:
+    code = getattr(thing, "__code__", None)
+    if code is not None and code.co_filename.startswith("<"):  # typed in, or in a docstring
+        return False
     return (getattr(thing, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
