@@ -40,7 +40,7 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
     Example:
         >>> import pyro, pyro_vd as vd
         >>> from pyro_vd.guides import AutoSparseVD
-        >>> bnn = vd.BayesianModule(nn.Linear(3, 2), vd.ImproperLogUniform())
+        >>> bnn = vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform())
         >>> def model(x):
         ...     logits = bnn(x)
         ...     with vd.data_plate(len(x), len(x)):
