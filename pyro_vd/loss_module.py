@@ -79,7 +79,7 @@ class LossModule(TrainedModule):
         if found:
             self.referenced = nn.ModuleList(dict.fromkeys(found))
         self._listed: set[nn.Parameter] | None = None  # the parameters when they were last asked for
-        self._seen = False
+        self.seen = False  # whether it has been called
 
     @property
     def callables(self) -> tuple[Callable, Callable]:
@@ -87,13 +87,13 @@ class LossModule(TrainedModule):
         return self.model, self.guide
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._seen:
+        if self.seen:
             return self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
         capture: Any
         with poutine.trace(param_only=True) as capture:
             loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
         self._check_listed({name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()})
-        self._seen = True
+        self.seen = True
         return loss
 
     def named_parameters(

@@ -27,7 +27,7 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
     compared with the eager ones before it is used. CompiledSVI, which has the optimizer in the program too, is faster.
 
     Args:
-        loss: what ``TraceVD_ELBO(...)(model, guide)`` returns. Automatic guides must have been called once.
+        loss: what ``TraceVD_ELBO(...)(model, guide)`` returns. Its first call is eager.
         strict: raise, instead of a warning and the eager loss, where it cannot be compiled.
 
     Returns:
@@ -68,6 +68,8 @@ class CompiledLoss(TrainedModule):
         self._programs = Programs(self._evaluation, ("a loss", "use the loss as it is"), strict, depth=6)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.loss.seen:  # a guide sees its model, and may have new parameters after it
+            return self.loss(*args, **kwargs)
         if self._programs.ended or not torch.is_grad_enabled() or handlers_are_active():
             return self.loss(*args, **kwargs)
         held = [(tensor.dtype, tensor.device, tensor.data_ptr()) for tensor in self._evaluation.held()]
