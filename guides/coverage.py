@@ -92,7 +92,7 @@ def look(model: Callable, args: tuple, kwargs: dict) -> Look:
     """
     recorder = _Recorder()
     recorded = in_handlers_of(model, recorder(innermost(model)))  # inside of what hides sites
-    with torch.inference_mode(False), torch.enable_grad(), _buffers_kept(model):
+    with torch.enable_grad(), _buffers_kept(model):
         args, kwargs = tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (args, kwargs))
         trace: Any = poutine.block(poutine.trace(recorded).get_trace)(*args, **kwargs)
     return _dependence(trace, recorder)

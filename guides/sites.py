@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
+import torch
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
@@ -39,6 +40,7 @@ class SiteGuide(AutoGuide):
     prototype_trace: Any  # of the first run of the model: no more than what it was called with
     unit_dim: Any = None  # dimension where the units lie, in families whose noise is shared by units
 
+    @torch.inference_mode(False)  # in which tensors are made that cannot be trained
     def __init__(
         self, model: Callable, where: Where, init_loc_fn: Callable[[Any], Tensor], create_plates: Callable | None
     ):
@@ -79,6 +81,7 @@ class SiteGuide(AutoGuide):
     def _check_site(self, site: str, message: Any) -> None:
         """Raise where this family cannot cover a site."""
 
+    @torch.inference_mode(False)
     def see(self, *args: Any, **kwargs: Any) -> None:
         """Run the model with these arguments, where that may show more of it, and cover what is this guide's.
 

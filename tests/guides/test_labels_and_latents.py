@@ -255,6 +255,18 @@ def test_prediction_before_training_changes_no_buffer_and_no_parameter():
     assert all(torch.equal(value, before[key]) for key, value in bnn.state_dict().items())
 
 
+@pytest.mark.parametrize("made_within", [True, False])
+def test_prediction_in_inference_mode_leaves_parameters_that_can_be_trained(made_within):
+    model, (y,) = MODELS["noise after"]()
+    guide = None if made_within else AutoMeanField(model)
+    with torch.inference_mode():
+        guide = AutoMeanField(model) if guide is None else guide
+        assert vd.posterior_predictive(model, guide, X.clone(), num_samples=2)["y"].shape == (2, 6, 2)
+    before = {key: value.clone() for key, value in guide.state_dict().items()}
+    pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), ELBO).step(X, y)
+    assert len(before) == 4 and not any(torch.equal(guide.state_dict()[key], value) for key, value in before.items())
+
+
 # What is latent
 
 
