@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vd.common.options import check_dropout_rate
 from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import (
     BernoulliDropout,
@@ -16,7 +17,6 @@ from pyro_vd.posteriors import (
     DropoutNormal,
     WeightPosterior,
 )
-from pyro_vd.posteriors.dropout import check_dropout_rate
 
 
 class AutoBernoulliDropout(WeightGuide):

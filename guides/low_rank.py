@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vd.common.options import check_rank
 from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import LowRankNormal
-from pyro_vd.posteriors.low_rank import check_rank
 
 
 class AutoLowRank(WeightGuide):

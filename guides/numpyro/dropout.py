@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from pyro_vd.common.options import check_dropout_rate
 from pyro_vd.guides.numpyro.base import Params, WeightGuide
 from pyro_vd.numpyro.posteriors import (
     BernoulliDropout,
@@ -17,7 +18,6 @@ from pyro_vd.numpyro.posteriors import (
     DropoutNormal,
     WeightPosterior,
 )
-from pyro_vd.posteriors.dropout import check_dropout_rate
 
 
 class AutoBernoulliDropout(WeightGuide):

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pyro_vd.common.options import check_rank
 from pyro_vd.guides.numpyro.base import Params, WeightGuide
 from pyro_vd.numpyro.posteriors import LowRankNormal
-from pyro_vd.posteriors.low_rank import check_rank
 
 
 class AutoLowRank(WeightGuide):

@@ -10,12 +10,11 @@ from jax import Array
 from jax.scipy.special import logit, xlogy
 from numpyro.distributions import Independent, Normal
 
-from pyro_vd.kl import LOG_UNIFORM_METHODS
+from pyro_vd.common.options import LOG_UNIFORM_METHODS, check_dropout_rate
 from pyro_vd.numpyro.kl import kl_log_uniform
 from pyro_vd.numpyro.posteriors.base import prior_of_weight, register_kl
 from pyro_vd.numpyro.posteriors.units import UnitPosterior, unit_values
 from pyro_vd.numpyro.priors import ImproperLogUniform
-from pyro_vd.posteriors.dropout import check_dropout_rate
 
 
 class CorrelatedDropoutNormal(UnitPosterior):

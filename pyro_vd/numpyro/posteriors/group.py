@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from numpyro.distributions import Independent, Normal
 from numpyro.distributions.kl import kl_divergence
 
-from pyro_vd.kl import LOG_UNIFORM_METHODS
+from pyro_vd.common.options import LOG_UNIFORM_METHODS
 from pyro_vd.numpyro.estimators import WeightNoise
 from pyro_vd.numpyro.kl import kl_log_uniform, log_alpha_additive
 from pyro_vd.numpyro.posteriors.base import prior_of_weight, register_kl

@@ -9,6 +9,7 @@ from jax import Array
 from numpyro.distributions import Distribution, Independent, LowRankMultivariateNormal, constraints
 from numpyro.distributions.kl import kl_divergence
 
+from pyro_vd.common.options import check_rank
 from pyro_vd.numpyro.estimators import WeightNoise
 from pyro_vd.numpyro.kl import log_alpha_additive
 from pyro_vd.numpyro.posteriors.base import (
@@ -19,7 +20,6 @@ from pyro_vd.numpyro.posteriors.base import (
     register_kl,
 )
 from pyro_vd.numpyro.posteriors.normal import KL_METHODS, DropoutNormal
-from pyro_vd.posteriors.low_rank import check_rank
 
 
 class LowRankNormal(WeightPosterior):

@@ -11,11 +11,11 @@ from jax import Array
 from numpyro.distributions import Normal, constraints
 from numpyro.distributions.util import validate_sample
 
+from pyro_vd.common.options import KL_METHODS
 from pyro_vd.numpyro.estimators import WeightNoise, at_least_single, check_key
 from pyro_vd.numpyro.kl import kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.numpyro.posteriors.base import WeightPosterior, broadcast_parameters, register_kl
 from pyro_vd.numpyro.priors import ImproperLogUniform
-from pyro_vd.posteriors.normal import KL_METHODS
 
 
 class DropoutNormal(WeightPosterior):
