@@ -86,8 +86,10 @@ def check_number(
     if number is None or not good or (at_most is not None and number > at_most):
         bounds = ((">=", at_least), (">", above), ("<=", at_most))
         bound = "".join(f" {sign} {limit:g}" for sign, limit in bounds if limit is not None)
-        kind = "a finite" if finite else "a"
-        what = f"{owner}: expected {kind} {name}" if owner else f"{name}: expected {kind} number"
+        kind = "a finite number" if finite else "a number"
+        what = f"{owner}: expected {name} to be {kind}" if owner else f"{name}: expected {kind}"
+        if owner and bound and number is not None and math.isfinite(number):
+            what = f"{owner}: expected {name}"
         reason = f" ({why})" if why else ""
         raise ValueError(f"{what}{bound}{reason}, got {'nan' if number != number else shown(value)}")
     return number

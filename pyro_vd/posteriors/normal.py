@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, constraints, register_kl
 
 from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice
+from pyro_vd.common.options import LOG_UNIFORM_METHODS as LOG_UNIFORM_METHODS
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.kl import kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters, real_arguments
