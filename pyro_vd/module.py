@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from pyro_vd._pyro import adopt_stored_value
 from pyro_vd._torch import tree_leaves
-from pyro_vd.priors import prior_on
+from pyro_vd.devices import placed_like
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
 Prior = (
@@ -101,7 +101,7 @@ class BayesianModule(nn.Module):
 
     def _sample(self, parameter_name: str, parameter: nn.Parameter) -> Tensor:
         site = self.site(parameter_name)
-        prior = prior_on(self.priors[parameter_name], parameter).expand(parameter.shape).to_event(parameter.dim())
+        prior = placed_like(self.priors[parameter_name], parameter).expand(parameter.shape).to_event(parameter.dim())
         infer: Any = {"net_parameter": parameter}  # where a guide starts
         value = pyro.sample(site, prior, infer=infer)
         if value.shape != parameter.shape:

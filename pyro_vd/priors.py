@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.runtime import effectful
 from torch import Tensor
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import constraints
 
 from pyro_vd.common.options import as_number, check_count, shown
 from pyro_vd.scoring import deferred_log_prob
@@ -181,40 +180,6 @@ def _bound(name: str, value: Any, like: Tensor | None) -> Tensor:
             "write TruncatedLogUniform(1e-4, 10.0)"
         )
     return torch.tensor(number) if like is None else like.new_tensor(number)
-
-
-def prior_on(prior: Any, parameter: Tensor) -> Any:
-    """A prior on the device and in the dtype of its weight, whatever it was made of.
-
-    Args:
-        prior: a distribution, with others and transforms inside of it or not.
-        parameter: the weight.
-
-    Returns:
-        The prior itself where all of its tensors are so already; a copy otherwise, with gradients to the same tensors.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> prior_on(dist.Normal(0.0, 1.0), torch.ones(2, dtype=torch.float64)).scale.dtype
-        torch.float64
-    """
-    if isinstance(prior, Tensor):
-        return prior.to(parameter.device, parameter.dtype if prior.is_floating_point() else None)
-    if isinstance(prior, (list, tuple)):
-        moved = [prior_on(one, parameter) for one in prior]
-        same = all(new is old for new, old in zip(moved, prior, strict=True))
-        return prior if same or isinstance(prior, torch.Size) else type(prior)(moved)
-    if not isinstance(prior, (Distribution, Transform)):
-        return prior
-    changed = {}
-    for name, value in vars(prior).items():
-        if (new := prior_on(value, parameter)) is not value:
-            changed[name] = new
-    if not changed:
-        return prior
-    moved = copy.copy(prior)
-    vars(moved).update(changed)
-    return moved
 
 
 @effectful(type="get_init_messengers")
