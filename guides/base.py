@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vd._pyro import adopt_stored_value
+from pyro_vd.common.guide_options import check_parts
 from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.priors import ImproperLogUniform
@@ -279,6 +280,7 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> AutoGuideList:
         >>> sorted(guide(torch.ones(1, 3)))
         ['net.0.weight', 'net.1.weight']
     """
+    check_parts(guides)
     mixed = AutoGuideList(InitMessenger(init_to_net_value)(model))
     for guide in guides:
         mixed.append(guide)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vd.checks import check_gradient
+
 if TYPE_CHECKING:
     from pyro_vd.elbo import TraceVD_ELBO
 
@@ -45,7 +47,10 @@ class LossModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._seen:
-            return self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
+            loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
+            if loss.requires_grad:
+                check_gradient(loss, dict(self.named_parameters()), args, kwargs)
+            return loss
         capture: Any
         with poutine.trace(param_only=True) as capture:
             loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
@@ -58,6 +63,8 @@ class LossModule(nn.Module):
                 "train with pyro.infer.SVI",
                 stacklevel=2,
             )
+        if loss.requires_grad:
+            check_gradient(loss, dict(self.named_parameters()), args, kwargs)
         self._seen = True
         return loss
 

@@ -86,9 +86,10 @@ def check_number(
     if number is None or not good or (at_most is not None and number > at_most):
         bounds = ((">=", at_least), (">", above), ("<=", at_most))
         bound = "".join(f" {sign} {limit:g}" for sign, limit in bounds if limit is not None)
-        kind = "a finite number" if finite else "a number"
+        bounded = bound and number is not None and math.isfinite(number)  # then finiteness is not what is wrong
+        kind = "a finite number" if finite and not (bounded and why) else "a number"
         what = f"{owner}: expected {name} to be {kind}" if owner else f"{name}: expected {kind}"
-        if owner and bound and number is not None and math.isfinite(number):
+        if owner and bounded:
             what = f"{owner}: expected {name}"
         reason = f" ({why})" if why else ""
         raise ValueError(f"{what}{bound}{reason}, got {'nan' if number != number else shown(value)}")

@@ -112,7 +112,7 @@ class CompiledLoss(nn.Module):
             loss, data_term, gradients = self._evaluation.gradients(
                 copies, len(parameters), standing, args, kwargs, inputs
             )
-            good = all_finite([data_term, *inputs])
+            good = all_finite([data_term])
             with torch.no_grad():
                 for tensor, copy in zip(recorded, copies, strict=True):
                     if copy._version > 0:  # a buffer such as those of BatchNorm
@@ -129,6 +129,11 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: CompiledProgram, tensors: list[Tensor], *used: Tensor) -> Tensor:
         loss, *gradients = program(tensors)
+        if not loss.is_cuda and not bool(all_finite([loss, *tensors])) and not bool(all_finite([loss, *gradients])):
+            raise ValueError(
+                "expected a finite gradient, got one that is not: an argument of the loss holds NaN or infinity; look "
+                "for it with torch.isfinite"
+            )
         ctx.save_for_backward(*gradients)
         return loss
 

@@ -32,7 +32,7 @@ def test_bounds_are_those_of_the_words():
     for value, keywords, words in [
         (-1, {"at_least": 0}, "x: expected a finite number >= 0, got -1"),
         (0, {"above": 0}, "x: expected a finite number > 0, got 0"),
-        (0.5, {"at_most": 0, "why": "alpha <= 1"}, "x: expected a finite number <= 0 (alpha <= 1), got 0.5"),
+        (0.5, {"at_most": 0, "why": "alpha <= 1"}, "x: expected a number <= 0 (alpha <= 1), got 0.5"),
         (0, {"above": 0, "owner": "Thing"}, "Thing: expected x > 0, got 0"),
         (INF, {"above": 0, "owner": "Thing"}, "Thing: expected x to be a finite number > 0, got inf"),
         (NAN, {"finite": False}, "x: expected a number, got nan"),
