@@ -43,7 +43,7 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
     """Raise for a site of the guide that is not reparameterised, or that the model does not have."""
     for name, site in guide_trace.iter_stochastic_nodes():
         if not site["fn"].has_rsample:
-            reason = getattr(base_distribution(site["fn"]), "no_rsample", None)
+            reason = getattr(base_distribution(site["fn"]), "_no_rsample", None)
             instead = (
                 "all distributions in the guide must be fully reparameterized; use pyro.infer.TraceGraph_ELBO for this "
                 "guide"

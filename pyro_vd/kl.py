@@ -18,7 +18,8 @@ from torch.nn.functional import softplus
 
 from pyro_vd import _constants as c
 from pyro_vd._torch import applied, at_least_tiny, reciprocal_or_zero
-from pyro_vd.common.options import KL_METHODS, LOG_UNIFORM_METHODS, LogUniformKL, NormalKL, check_choice, shown
+from pyro_vd.common import options
+from pyro_vd.common.options import KL_METHODS, LOG_UNIFORM_METHODS, LogUniformKL, NormalKL
 
 
 def kl_log_uniform(log_alpha: Tensor, method: LogUniformKL = "sigmoid") -> Tensor:
@@ -57,7 +58,7 @@ def kl_log_uniform(log_alpha: Tensor, method: LogUniformKL = "sigmoid") -> Tenso
         Kingma et al. 2015, arXiv:1506.02557, appendix C. "exact": the integral of Dawson's function
         that the moments of a folded Gaussian give.
     """
-    check_choice("method", method, LOG_UNIFORM_METHODS, "kl_log_uniform")
+    options.check_choice("method", method, LOG_UNIFORM_METHODS, "kl_log_uniform")
     _check_tensors("kl_log_uniform", log_alpha=log_alpha)
     return applied(_Elementwise, log_alpha, method)[0]
 
@@ -105,7 +106,7 @@ def kl_additive(loc: Tensor, log_sigma2: Tensor, method: NormalKL = "sigmoid") -
         >>> kl_additive(torch.tensor([1.0, 1e-3]), torch.tensor(-10.0), "exact")
         tensor([5.6352, 0.0110])
     """
-    check_choice("method", method, KL_METHODS, "kl_additive")
+    options.check_choice("method", method, KL_METHODS, "kl_additive")
     _check_tensors("kl_additive", loc=loc, log_sigma2=log_sigma2)
     return applied(_Additive, loc, log_sigma2, method)[0]
 
@@ -135,7 +136,7 @@ def _check_tensors(owner: str, **tensors: Any) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise TypeError(
-                f"{owner}: expected {name} to be a floating point tensor, got {shown(value)}; write "
+                f"{owner}: expected {name} to be a floating point tensor, got {options.shown(value)}; write "
                 f"torch.as_tensor({name}, dtype=torch.float32)"
             )
 

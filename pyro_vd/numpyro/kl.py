@@ -18,7 +18,8 @@ import numpy as np
 from jax import Array
 
 from pyro_vd import _constants as c
-from pyro_vd.common.options import LOG_UNIFORM_METHODS, LogUniformKL, check_choice, shown
+from pyro_vd.common import options
+from pyro_vd.common.options import LOG_UNIFORM_METHODS, LogUniformKL
 
 
 def kl_log_uniform(log_alpha: Array, method: LogUniformKL = "sigmoid") -> Array:
@@ -57,7 +58,7 @@ def kl_log_uniform(log_alpha: Array, method: LogUniformKL = "sigmoid") -> Array:
         Kingma et al. 2015, arXiv:1506.02557, appendix C. "exact": the integral of Dawson's function
         that the moments of a folded Gaussian give.
     """
-    check_choice("method", method, LOG_UNIFORM_METHODS, "kl_log_uniform")
+    options.check_choice("method", method, LOG_UNIFORM_METHODS, "kl_log_uniform")
     return _METHODS[method](_floating("kl_log_uniform", "log_alpha", log_alpha))
 
 
@@ -109,7 +110,7 @@ def _floating(owner: str, name: str, value: Any) -> Any:
     kind = jnp.result_type(value) if isinstance(value, (jax.Array, np.ndarray, np.generic, float)) else None
     if kind is None or not jnp.issubdtype(kind, jnp.floating):
         raise TypeError(
-            f"{owner}: expected {name} to be a floating point array, got {shown(value)}; write "
+            f"{owner}: expected {name} to be a floating point array, got {options.shown(value)}; write "
             f"jnp.asarray({name}, float)"
         )
     return jnp.asarray(value) if isinstance(value, float) else value

@@ -107,7 +107,7 @@ class BernoulliDropout(UnitPosterior):
     arguments = ("loc", "dropout_rate")
     options = ("unit_dim",)
     # why has_rsample is False where it is: for the error about a guide
-    no_rsample = (
+    _no_rsample = (
         "a dropout_rate with a gradient, which chooses masks and so has no reparameterised one; write "
         "dropout_rate.detach(), or learn it with ConcreteDropout"
     )
@@ -146,7 +146,7 @@ class BernoulliDropout(UnitPosterior):
 
     def draw_units(self, sample_shape: torch.Size) -> Tensor:
         if self._dropout_rate.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"BernoulliDropout: expected a dropout_rate that is given, got {self.no_rsample}")
+            raise ValueError(f"BernoulliDropout: expected a dropout_rate that is given, got {self._no_rsample}")
         uniform = torch.rand((*sample_shape, self.units), dtype=self.loc.dtype, device=self.loc.device)
         return (uniform >= self._dropout_rate).to(self.loc.dtype) / (1 - self._dropout_rate)
 
