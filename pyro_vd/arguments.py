@@ -30,9 +30,9 @@ def check_programs(model: Any, guide: Any) -> None:
     check_guide(guide)
 
 
-def check_guide(guide: Any) -> None:
-    """TypeError unless the guide is a function or module."""
-    check_callable(
+def check_guide(guide: Any) -> Any:
+    """The guide, or TypeError unless it is a function or module."""
+    return check_callable(
         "guide", guide, "a Pyro guide, a function or module", "write AutoSparseVD(model), or def guide(x, y=None): ..."
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pyro_vd._pyro import handlers_are_active
+from pyro_vd.common.options import check_flag
 from pyro_vd.compiled.agreement import GRADIENTS, agree, same_noise
 from pyro_vd.compiled.cache import Programs
 from pyro_vd.compiled.inductor import CompiledProgram, compile_program
@@ -55,7 +56,7 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
         raise TypeError(
             f"loss: expected the module that TraceVD_ELBO()(model, guide) returns, got {type(loss).__name__}"
         )
-    return CompiledLoss(loss, strict)
+    return CompiledLoss(loss, check_flag("strict", strict))
 
 
 class CompiledLoss(nn.Module):
