@@ -157,7 +157,7 @@ class _Entry:
     @property
     def where(self) -> str:
         """In words, for errors."""
-        return f"{self.quantity or 'the value'} of {self.root}.{self.layer.path}.{self.leaf}"
+        return f"{self.quantity or 'the value'} of {'.'.join(filter(None, (self.root, self.layer.path, self.leaf)))}"
 
 
 def _entries(guide: Any) -> list[_Entry]:

@@ -50,7 +50,7 @@ class WeightPosterior(Distribution):
             return
         self._validate_args = validate_args
         for name, value in self.given().items() if validate_args else ():
-            bad = None if isinstance(value, Tracer) else int((~jnp.isfinite(value)).sum())
+            bad = None if isinstance(value, Tracer) else int((~np.isfinite(np.asarray(value))).sum())
             if bad:
                 raise ValueError(
                     f"{type(self).__name__}: expected {name} to be finite, got {bad} NaN or infinite of {value.size} "
