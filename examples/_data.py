@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import math
 import struct
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,18 +18,15 @@ from torch import Tensor
 NAMES = ("digits", "mnist", "fashion-mnist")
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-_SOURCES = {  # where each is published, and the MD5 of its four gzipped files, in the order of _FILES
-    "mnist": (
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
-         "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
-    ),
-    "fashion-mnist": (
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
-         "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"),
-    ),
-}  # fmt: skip
+_SOURCES = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "fashion-mnist": "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+}
+# Of the gzipped files as published, and of what is in them, however it was compressed; as sha256sum writes it.
+_SHA256 = dict(reversed(line.split()) for line in Path(__file__).with_suffix(".sha256").read_text().splitlines())
+_PUBLISHED = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of content
+_LARGEST = 64 * 2**20  # bytes of content that are read; a small file may unpack to any number
+_CLASSES = 10
 
 
 class Data(NamedTuple):
@@ -60,10 +60,18 @@ def load(name: str, data_dir: str | Path) -> Data:
     if name == "digits":
         return _digits()
     folder = Path(data_dir)
-    train_x, train_y, test_x, test_y = (_idx(_find(name, folder, i)) for i in range(4))
-    for x, y in ((train_x, train_y), (test_x, test_y)):
+    paths = [_find(name, folder, i) for i in range(4)]
+    train_x, train_y, test_x, test_y = (_idx(path, name, i) for i, path in enumerate(paths))
+    for x, y, path in ((train_x, train_y, paths[1]), (test_x, test_y, paths[3])):
         if len(x) != len(y):
-            raise SystemExit(f"{name}: expected as many labels as images, {len(x)}, got {len(y)}; check {folder}")
+            raise SystemExit(f"{path}: expected as many labels as images, {len(x)}, got {len(y)}; check {folder}")
+        if y.max() >= _CLASSES:
+            raise SystemExit(f"{path}: expected labels of {_CLASSES} classes, 0 to 9, got {y.max()}; replace the file")
+    if train_x.shape[1:] != test_x.shape[1:] or train_x.shape[1] != train_x.shape[2]:
+        raise SystemExit(
+            f"{paths[2]}: expected square images of the size of those in {paths[0].name}, {train_x.shape[1:]}, got "
+            f"{test_x.shape[1:]}; replace the file"
+        )
     images = [torch.from_numpy(a.reshape(len(a), -1)).float() / 255 for a in (train_x, test_x)]
     labels = [torch.from_numpy(a.astype(np.int64)) for a in (train_y, test_y)]
     return Data(images[0], labels[0], images[1], labels[1])
@@ -85,10 +93,10 @@ def _find(name: str, folder: Path, index: int) -> Path:
         for path in (candidate, candidate.with_name(f"{file}.gz")):
             if path.exists():
                 return path
-    url, hashes = _SOURCES[name]
+    known = f"sha256:{_SHA256[f'{name}/{file}.gz']}"
     try:
         fetched = pooch.retrieve(
-            f"{url}{file}.gz", f"md5:{hashes[index]}", fname=f"{file}.gz", path=folder / name, progressbar=True
+            f"{_SOURCES[name]}{file}.gz", known, fname=f"{file}.gz", path=folder / name, progressbar=True
         )
     except Exception as error:
         raise SystemExit(
@@ -99,17 +107,27 @@ def _find(name: str, folder: Path, index: int) -> Path:
     return Path(fetched)
 
 
-def _idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes: magic number, sizes, values (big-endian)."""
-    opened = gzip.open if path.suffix == ".gz" else open
+def _idx(path: Path, name: str, index: int) -> np.ndarray:
+    """An IDX file of unsigned bytes: magic number, sizes, values (big-endian); of images three axes, of labels one."""
+    axes = 1 if index % 2 else 3
     try:
-        with opened(path, "rb") as file:
-            content = bytearray(file.read())  # a bytearray, since torch wants to write
-        _, kind, rank = struct.unpack_from(">HBB", content)
-        sizes = struct.unpack_from(f">{rank}I", content, 4)
-    except (struct.error, EOFError, gzip.BadGzipFile) as error:
-        raise SystemExit(f"{path}: expected an IDX file, got one that cannot be read ({error})") from error
-    values = np.frombuffer(content, dtype=np.uint8, offset=min(4 + 4 * rank, len(content)))
-    if kind != 8 or values.size != np.prod(sizes):
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = bytearray(file.read(_LARGEST + 1))  # a bytearray, since torch wants to write
+        magic, kind, rank = struct.unpack_from(">HBB", content)
+        if magic == 0 and rank != axes:
+            raise ValueError(f"{rank} axes in place of {axes}")
+        sizes = struct.unpack_from(f">{axes}I", content, 4)
+        if magic != 0 or len(content) > _LARGEST or 0 in sizes:
+            raise ValueError(f"magic number {magic}, sizes {sizes}, {min(len(content), _LARGEST)} bytes or more")
+    except (struct.error, EOFError, OSError, ValueError, zlib.error) as error:
+        raise SystemExit(f"{path}: expected an IDX file, got one that cannot be read ({error}); replace it") from error
+    values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes)
+    if kind != 8 or values.size != math.prod(sizes):
         raise SystemExit(f"{path}: expected an IDX file of {sizes} unsigned bytes, got {values.size} of type {kind}")
+    known = _SHA256[f"{name}/{_FILES[index]}"]
+    if len(content) == _PUBLISHED[index] and hashlib.sha256(content).hexdigest() != known:
+        raise SystemExit(
+            f"{path}: expected the published file of {name}, got another one of the same size; remove it, and it is "
+            "downloaded"
+        )
     return values.reshape(sizes)

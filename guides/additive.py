@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vd.common.guide_options import checked_options
 from pyro_vd.guides.base import KLMethod, WeightGuide
 from pyro_vd.posteriors import DropoutNormal
 
@@ -17,6 +18,7 @@ class AdditiveGuide(WeightGuide):
 
     kl = "sigmoid"
 
+    @checked_options
     def __init__(self, model: Callable, init_log_sigma2: float = -10.0, **options: Any):
         self.init_log_sigma2 = float(init_log_sigma2)
         super().__init__(model, **options)
@@ -53,6 +55,7 @@ class AutoSparseVD(AdditiveGuide):
         Molchanov, Ashukha, Vetrov 2017, arXiv:1701.05369, section 4.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

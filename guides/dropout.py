@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vd.common.guide_options import checked_options
+from pyro_vd.common.options import check_dropout_rate
 from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import (
     BernoulliDropout,
@@ -16,7 +18,6 @@ from pyro_vd.posteriors import (
     DropoutNormal,
     WeightPosterior,
 )
-from pyro_vd.posteriors.dropout import check_dropout_rate
 
 
 class AutoBernoulliDropout(WeightGuide):
@@ -47,6 +48,7 @@ class AutoBernoulliDropout(WeightGuide):
 
     never_learnable = {"dropout_rates": "has no reparameterised gradient; use AutoConcreteDropout to learn a rate"}
 
+    @checked_options
     def __init__(
         self,
         model: Callable,
@@ -96,6 +98,7 @@ class AutoConcreteDropout(WeightGuide):
         Gal, Hron, Kendall 2017, arXiv:1705.07832.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,
@@ -151,6 +154,7 @@ class AutoGaussianDropout(WeightGuide):
         Wang and Manning 2013; Srivastava et al. 2014, section 10; Kingma et al. 2015, sections 3.1 and 3.2.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vd.common.guide_options import checked_options
 from pyro_vd.guides.base import KLMethod, WeightGuide
 from pyro_vd.posteriors import GroupNormal
 
@@ -36,6 +37,7 @@ class AutoGroupSparse(WeightGuide):
         Louizos, Ullrich, Welling 2017, arXiv:1705.08665, section 3.1.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vd.common.guide_options import checked_options
+from pyro_vd.common.options import check_rank
 from pyro_vd.guides.base import KLMethod, WeightGuide
 from pyro_vd.posteriors import LowRankNormal
-from pyro_vd.posteriors.low_rank import check_rank
 
 
 class AutoLowRank(WeightGuide):
@@ -38,6 +39,7 @@ class AutoLowRank(WeightGuide):
         Ong, Nott, Smith 2018, arXiv:1701.03208.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

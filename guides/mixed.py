@@ -11,6 +11,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vd.common.guide_options import check_parts
 from pyro_vd.guides.base import WeightGuide, init_to_net_value
 from pyro_vd.posteriors import WeightPosterior
 
@@ -38,6 +39,7 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
         >>> guide
         mixed_guide(AutoVariationalDropout(net.0.weight: (4, 3)), AutoSparseVD(net.1.weight: (2, 4)))
     """
+    check_parts(guides)
     mixed = MixedGuide(InitMessenger(init_to_net_value)(model))
     for guide in guides:
         mixed.append(guide)

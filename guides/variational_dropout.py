@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pyro_vd.common.guide_options import checked_options
 from pyro_vd.guides.base import KLMethod, WeightGuide
 from pyro_vd.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
 
@@ -45,6 +46,7 @@ class AutoVariationalDropout(WeightGuide):
         Kingma, Salimans, Welling 2015, arXiv:1506.02557, sections 3 and 4.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

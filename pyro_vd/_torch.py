@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -103,6 +104,11 @@ def full_name(function: Any) -> str:
 def reciprocal_or_zero(x: Tensor) -> Tensor:
     """``1 / x``, but 0 at 0; in few passes over memory, which masks would not be."""
     return x.sign().div_(at_least_tiny(x.abs()))
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Operations in the precision of their tensors. The meta device, which has shapes alone, knows no autocast."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def at_least_tiny(x: Tensor) -> Tensor:

@@ -14,10 +14,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_vd._torch import tree_leaves
 from pyro_vd.handlers import EstimatorMessenger, base_distribution
 from pyro_vd.weights import RandomWeight
+
+_PARTICLES = "num_particles_vectorized"  # Pyro's name for the plate of vectorised particles
 
 
 class GuideCovers(Messenger):
@@ -69,10 +72,14 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
     """Raise for a site of the guide that is not reparameterised, that the model does not have, or that it observes."""
     for name, site in guide_trace.iter_stochastic_nodes():
         if not site["fn"].has_rsample:
-            raise NotImplementedError(
-                f"site {name!r}: expected a reparameterised guide distribution, got {describe(site['fn'])}: all "
-                "distributions in the guide must be fully reparameterized; use pyro.infer.TraceGraph_ELBO for this "
+            reason = getattr(base_distribution(site["fn"]), "_no_rsample", None)
+            instead = (
+                "all distributions in the guide must be fully reparameterized; use pyro.infer.TraceGraph_ELBO for this "
                 "guide"
+            )
+            raise NotImplementedError(
+                f"site {name!r}: expected a reparameterised guide distribution, got {describe(site['fn'])}: "
+                f"{f'with {reason}' if reason else instead}"
             )
         if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
             raise ValueError(
@@ -107,6 +114,56 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
             )
 
 
+def check_observed(model_trace: Any) -> None:
+    """Raise for an observed value that would be broadcast against its distribution, into pairs that nobody meant."""
+    for name in model_trace.observation_nodes:
+        site = model_trace.nodes[name]
+        fn, value = site["fn"], site["value"]
+        if not isinstance(value, Tensor) or site["infer"].get("_deterministic"):
+            continue
+        shape, got, event_dim = fn.batch_shape + fn.event_shape, value.shape, fn.event_dim
+        if got == shape:
+            continue
+        # The plate of vectorised particles is the one that repeats the data on purpose.
+        free = {event_dim - f.dim for f in site["cond_indep_stack"] if f.name == _PARTICLES and f.dim is not None}
+        padded = (1,) * (len(shape) - len(got)) + tuple(got[max(0, len(got) - len(shape)) :])
+        wrong = [
+            place
+            for place, size, own in zip(range(len(shape), 0, -1), shape, padded, strict=True)
+            if size != own and place not in free and (size > 1 or (place <= event_dim and isinstance(fn, Independent)))
+        ]
+        if wrong:
+            raise ValueError(
+                f"site {name!r}: expected an observed value of shape {tuple(shape)}, that of {describe(fn)}, got "
+                f"{tuple(got)}, which would be broadcast; write obs=y.reshape({tuple(shape)}) or y.expand, or give the "
+                "distribution the shape of y"
+            )
+
+
+def check_gradient(loss: Tensor, parameters: dict[str, Tensor], args: tuple, kwargs: dict) -> None:
+    """Raise for a gradient that is not finite, where an argument holds NaN or infinity that the loss does not show."""
+    data = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    with torch.no_grad():
+        if not data or bool(torch.isfinite(sum([leaf.sum() for leaf in data], loss.new_zeros(())))):
+            return  # a sum is finite only if its terms are; where it is not, it may have overflowed
+        if not any(map(_count_bad, data)):
+            return
+    learned = {name: value for name, value in parameters.items() if value.requires_grad}
+    if not learned:
+        return
+    gradients = torch.autograd.grad(loss, list(learned.values()), retain_graph=True, allow_unused=True)
+    for name, gradient in zip(learned, gradients, strict=True):
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            reason = next(
+                (
+                    f"{where} holds {number} NaN or infinite of {leaf.numel()} values"
+                    for where, leaf in _data(args, kwargs)
+                    if (number := _count_bad(leaf))
+                )
+            )
+            raise ValueError(f"parameter {name!r}: expected a finite gradient, got one that is not: {reason}")
+
+
 def check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
     """Raise where model and guide scale a latent site differently."""
     numbers = isinstance(model_scale, (int, float)) and isinstance(guide_scale, (int, float))
@@ -139,11 +196,16 @@ def non_finite_input(guide: Any, args: tuple, kwargs: dict) -> str | None:
         args, kwargs: what the step was called with.
     """
     trace = guide if isinstance(guide, Trace) else poutine.block(poutine.trace(guide).get_trace)(*args, **kwargs)
-    for where, tensor in (*_distributions(trace), *_data(args, kwargs), *_parameters()):
-        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
-        if bad:
-            return f"{where} holds {bad} NaN or infinite of {tensor.numel()} values"
+    inputs = (*_distributions(trace), *_data(args, kwargs), *_parameters())
+    bad = [(where, tensor, number) for where, tensor in inputs if (number := _count_bad(tensor))]
+    # NaN first: infinity may be meant, in the mask of an attention.
+    for where, tensor, number in sorted(bad, key=lambda one: not bool(torch.isnan(one[1]).any())):
+        return f"{where} holds {number} NaN or infinite of {tensor.numel()} values"
     return None
+
+
+def _count_bad(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
 
 
 def _distributions(trace: Trace) -> Iterator[tuple[str, Tensor]]:

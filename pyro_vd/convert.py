@@ -18,9 +18,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList
+from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vd.arguments import finite_numbers
+from pyro_vd.common.options import check_choice, check_known, shown
 from pyro_vd.module import BayesianModule
 
 LIBRARIES = ("linen", "nnx", "equinox")
@@ -67,12 +70,19 @@ def to_numpyro(guide: Any, library: str = "linen", layers: Mapping[str, str] | N
         >>> {name: array.shape for name, array in to_numpyro(guide).items()}  # doctest: +NORMALIZE_WHITESPACE
         {'auto.locs.net.kernel': (3, 2), 'auto.log_sigma2s.net.kernel': (3, 2), 'net.bias': (2,)}
     """
-    if library not in LIBRARIES:
-        raise ValueError(f"library: expected one of {', '.join(map(repr, LIBRARIES))}, got {library!r}")
+    check_choice("library", library, LIBRARIES)
     entries = _entries(guide)
+    _check_layers(layers, entries)
+    names = [_name(entry, library, layers or {}) for entry in entries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"layers: expected a path of its own for every layer, got two parameters under the names {twice}; give "
+            "each layer another path"
+        )
     return {
-        _name(entry, library, layers or {}): _there(entry, entry.tensor.detach().cpu().numpy(), library).copy()
-        for entry in entries
+        name: _there(entry, entry.tensor.detach().cpu().numpy(), library).copy()
+        for name, entry in zip(names, entries, strict=True)
     }
 
 
@@ -99,7 +109,12 @@ def from_numpyro(params: Mapping[str, Any], guide: Any, layers: Mapping[str, str
         >>> bool((to_numpyro(guide)["net.bias"] == params["net.bias"] + 1).all())
         True
     """
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"params: expected a mapping from names to arrays, got {shown(params)}; write svi.get_params(svi_state)"
+        )
     entries = _entries(guide)
+    _check_layers(layers, entries)
     names = {library: [_name(entry, library, layers or {}) for entry in entries] for library in LIBRARIES}
     library = next((library for library in LIBRARIES if set(names[library]) <= set(params)), None)
     if library is None:
@@ -111,11 +126,21 @@ def from_numpyro(params: Mapping[str, Any], guide: Any, layers: Mapping[str, str
         )
     values = []
     for entry, name in zip(entries, names[library], strict=True):
-        value = _back(entry, np.asarray(params[name]), library, name)
+        value = _back(entry, finite_numbers(name, params[name]), library, name)
         values.append(torch.from_numpy(value.copy()).to(entry.tensor))
     with torch.no_grad():
         for entry, value in zip(entries, values, strict=True):
             entry.tensor.copy_(value)
+
+
+def _check_layers(layers: Any, entries: list[_Entry]) -> None:
+    """Raise for a mapping that is none, or names a layer that there is not."""
+    if layers is None:
+        return
+    if not isinstance(layers, Mapping) or not all(isinstance(one, str) for pair in layers.items() for one in pair):
+        raise TypeError(f"layers: expected a mapping from path to path, got {shown(layers)}; write {{'0': 'Dense_0'}}")
+    paths = dict.fromkeys(entry.layer.path for entry in entries)
+    check_known("layers", layers, paths, "layers")
 
 
 @dataclass(frozen=True)
@@ -132,11 +157,15 @@ class _Entry:
     @property
     def where(self) -> str:
         """In words, for errors."""
-        return f"{self.quantity or 'the value'} of {self.root}.{self.layer.path}.{self.leaf}"
+        return f"{self.quantity or 'the value'} of {'.'.join(filter(None, (self.root, self.layer.path, self.leaf)))}"
 
 
 def _entries(guide: Any) -> list[_Entry]:
     parts = list(guide) if isinstance(guide, AutoGuideList) else [guide]
+    if not parts or not all(isinstance(part, AutoGuide) and hasattr(type(part), "weight_sites") for part in parts):
+        raise TypeError(
+            f"guide: expected a guide of pyro_vd.guides, got {shown(guide)}; write AutoSparseVD(model), and give that"
+        )
     if any(getattr(part, "prototype_trace", None) is None for part in parts):
         raise ValueError(f"expected a {type(guide).__name__} that was called once; write guide(*args) first")
     program = parts[0].prototype_trace.nodes["_INPUT"]  # type: ignore
@@ -234,7 +263,7 @@ def _back(entry: _Entry, array: np.ndarray, library: str, name: str) -> np.ndarr
         array = np.moveaxis(array, (-1, -2), (lead, lead + 1))
     if array.shape != tuple(entry.tensor.shape):
         raise ValueError(
-            f"parameter {name!r}: expected, for {entry.where}, shape {tuple(entry.tensor.shape)} in the layout of "
+            f"parameter {name!r}: expected the shape {tuple(entry.tensor.shape)} of {entry.where} in the layout of "
             f"torch, got {array.shape}"
         )
     if library != "equinox":

@@ -21,8 +21,18 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vd._pyro import check_mean_field_requirement
-from pyro_vd._torch import tree_leaves
-from pyro_vd.checks import GuideCovers, check_scales, check_sites, describe, non_finite_input, warn_of_single_draws
+from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.checks import (
+    GuideCovers,
+    check_gradient,
+    check_observed,
+    check_scales,
+    check_sites,
+    describe,
+    non_finite_input,
+    warn_of_single_draws,
+)
+from pyro_vd.common.options import check_count, check_flag, check_number
 from pyro_vd.common.terms import LossTerms
 from pyro_vd.handlers import EstimatorMessenger
 from pyro_vd.loss_module import LossModule
@@ -77,10 +87,10 @@ class TraceVD_ELBO(ELBO):
         strict_enumeration_warning: bool = True,
         retain_graph: bool | None = None,
     ):
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"num_particles: expected a whole number >= 1, got {num_particles!r}")
+        for name, flag in (("analytic_only", analytic_only), ("vectorize_particles", vectorize_particles)):
+            check_flag(name, flag)
         super().__init__(
-            num_particles=num_particles,
+            num_particles=check_count("num_particles", num_particles, 1),
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             strict_enumeration_warning=strict_enumeration_warning,
@@ -107,16 +117,20 @@ class TraceVD_ELBO(ELBO):
         if isinstance(value, Tensor):
             if value.dim() != 0:
                 raise ValueError(f"kl_weight: expected a number or a 0-dim tensor, got shape {tuple(value.shape)}")
-        elif not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-            raise ValueError(f"kl_weight: expected a finite number >= 0, got {value!r}")
+            if not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
+                raise ValueError(f"kl_weight: expected a real number, got a tensor of {value.dtype}; write .float()")
+        else:
+            value = check_number("kl_weight", value, at_least=0)
         self._kl_weight = value
 
     def __call__(self, model: Callable, guide: Callable) -> LossModule:  # type: ignore[override]
         """A ``torch.nn.Module`` whose call returns the loss and whose parameters are those of model and guide."""
+        check_programs(model, guide)
         return LossModule(model, guide, self)
 
     def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """The data term and the KL of each site, differentiable, without a host synchronisation."""
+        check_programs(model, guide)
         nll: dict[str, Tensor] = {}
         kl: dict[str, Tensor] = {}
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -133,14 +147,12 @@ class TraceVD_ELBO(ELBO):
 
     def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
+        if isinstance(self.kl_weight, Tensor):
+            check_number("kl_weight", self.kl_weight, at_least=0)
         terms = self.terms(model, guide, *args, **kwargs)
-        data = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        with torch.no_grad():
-            # A sum is finite only if its terms are; where it is not, they are looked at, since it may overflow.
-            if bool(torch.isfinite(sum([leaf.sum() for leaf in data], terms.loss))):
-                return terms
-            if bool(torch.isfinite(terms.loss)) and all(bool(torch.isfinite(leaf).all()) for leaf in data):
-                return terms
+        # Inputs may hold NaN and infinity where the loss does not depend on them, such as the mask of an attention.
+        if bool(torch.isfinite(terms.loss)):
+            return terms
         reason = (
             non_finite_input(guide, args, kwargs) or "no input of the step is at fault; is a learning rate too high?"
         )
@@ -158,8 +170,12 @@ class TraceVD_ELBO(ELBO):
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; adds its gradient to the parameters. Nothing is added where it is not finite."""
-        loss = self.checked_terms(model, guide, *args, **kwargs).loss
+        capture: Any
+        with poutine.trace(param_only=True) as capture:
+            loss = self.checked_terms(model, guide, *args, **kwargs).loss
         if loss.requires_grad:
+            met = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+            check_gradient(loss, met, args, kwargs)
             loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 
@@ -169,11 +185,13 @@ class TraceVD_ELBO(ELBO):
             guide(*args, **kwargs)
             model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
         else:
-            guide_trace = poutine.trace(self._messenger(guide)).get_trace(*args, **kwargs)
+            with data_explained("guide", args, kwargs):
+                guide_trace = poutine.trace(self._messenger(guide)).get_trace(*args, **kwargs)
             covers = GuideCovers(guide_trace)
             replayed = poutine.replay(covers(model), trace=guide_trace)
             try:
-                model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+                with data_explained("model", args, kwargs):
+                    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
             except ValueError as error:
                 # Validation of a likelihood names neither the site nor the input that is at fault.
                 reason = non_finite_input(guide_trace, args, kwargs)
@@ -183,7 +201,9 @@ class TraceVD_ELBO(ELBO):
             warn_of_single_draws(covers.weights, guide_trace, self._messenger)
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
         check_sites(model_trace, guide_trace)
-        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        check_observed(model_trace)
+        with data_explained("model", args, kwargs):
+            model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
             check_mean_field_requirement(model_trace, guide_trace)

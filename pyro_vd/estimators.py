@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vd._torch import applied, reciprocal_or_zero
+from pyro_vd._torch import applied, reciprocal_or_zero, without_autocast
 
 ESTIMATORS = ("local", "shared", "per_example", "flipout")
 
@@ -149,7 +149,7 @@ def moments(op: LinearOp, x: Tensor | None = None) -> tuple[Tensor, Tensor | Non
     if weight_variance is None and bias_variance is None:
         return mean, None
     dtype = torch.promote_types(x.dtype if x.is_floating_point() else mean.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         if weight_variance is None:
             weight_variance = torch.zeros_like(_loc(op.weight))
         weight_variance = weight_variance.to(dtype)

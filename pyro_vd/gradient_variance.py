@@ -9,7 +9,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vd.arguments import check_programs
 from pyro_vd.common.examples import number_of_examples, take_examples
+from pyro_vd.common.options import check_count, shown
 from pyro_vd.common.reports import GradientVariance
 
 
@@ -54,9 +56,14 @@ def gradient_variance(
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.2 and table 1.
     """
-    if num_draws < 2:
+    check_programs(model, guide)
+    if isinstance(loss, type) or not hasattr(loss, "differentiable_loss"):
+        raise TypeError(
+            f"loss: expected an ELBO with differentiable_loss, got {shown(loss)}; write pyro_vd.TraceVD_ELBO()"
+        )
+    if check_count("num_draws", num_draws) < 2:
         raise ValueError(f"num_draws: expected at least 2 to have a variance, got {num_draws}")
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     means: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}

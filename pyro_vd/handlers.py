@@ -10,6 +10,8 @@ from pyro.poutine.messenger import Messenger
 from torch.distributions import Distribution, Independent
 
 from pyro_vd._pyro import is_scoring
+from pyro_vd.arguments import check_guide
+from pyro_vd.common.options import check_choice, check_flag, check_known, check_names
 from pyro_vd.estimators import ESTIMATORS
 from pyro_vd.posteriors import DropoutNormal, WeightPosterior
 from pyro_vd.weights import RandomWeight, WeightState
@@ -33,7 +35,8 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
         The wrapped guide, or the handler.
 
     Raises:
-        ValueError: unknown ``reuse``.
+        ValueError: unknown ``reuse``; after a run, a name in ``shared_sites`` that the guide does not have.
+        TypeError: a guide that cannot be called; ``shared_sites`` that are no list of names.
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3.
@@ -65,7 +68,7 @@ def posterior_mean(fn: Callable | None = None) -> Any:
         The wrapped guide, or the handler.
     """
     messenger = _MeanMessenger()
-    return messenger if fn is None else messenger(fn)
+    return messenger if fn is None else messenger(check_guide(fn))
 
 
 class _MeanMessenger(Messenger):
@@ -89,19 +92,27 @@ class EstimatorMessenger(Messenger):
         normals: bool = False,
     ):
         super().__init__()
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator: expected one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}")
+        check_choice("estimator", estimator, ESTIMATORS)
         if reuse not in ("error", "independent"):
             raise ValueError(f"reuse: expected 'error' or 'independent', got {reuse!r}")
-        if isinstance(shared_sites, str):
-            raise TypeError(
-                f"shared_sites: expected a list of site names, got {shared_sites!r}; write [{shared_sites!r}]"
-            )
-        self.estimator, self.shared_sites, self.reuse, self.strict = estimator, set(shared_sites), reuse, strict
+        self.shared_sites = set(check_names("shared_sites", shared_sites))
+        self.estimator, self.reuse, self.strict = estimator, reuse, check_flag("strict", strict)
         self.normals = normals
         self.warned: set[tuple[str, str]] = set()
+        self._met: list[str] = []  # the latent sites of this run
+
+    def __enter__(self) -> Any:
+        self._met = []
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            check_known("shared_sites", sorted(self.shared_sites), self._met, "sites of the guide")
 
     def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            self._met.append(msg["name"])
         if self.estimator == "shared" or msg["name"] in self.shared_sites:
             return
         if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):
@@ -140,4 +151,4 @@ def base_distribution(fn: Any) -> Distribution:
 
 def _handler(estimator: str, fn: Callable | None, shared_sites: Collection[str], reuse: str, strict: bool) -> Any:
     messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict)
-    return messenger if fn is None else messenger(fn)
+    return messenger if fn is None else messenger(check_guide(fn))

@@ -18,9 +18,11 @@ from torch.nn.functional import softplus
 
 from pyro_vd import _constants as c
 from pyro_vd._torch import applied, at_least_tiny, reciprocal_or_zero
+from pyro_vd.common import options
+from pyro_vd.common.options import KL_METHODS, LOG_UNIFORM_METHODS, LogUniformKL, NormalKL
 
 
-def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
+def kl_log_uniform(log_alpha: Tensor, method: LogUniformKL = "sigmoid") -> Tensor:
     """KL(N(loc, alpha * loc**2) || log-uniform) of each weight.
 
     ============= ==================================================================== =====================
@@ -45,6 +47,7 @@ def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
 
     Raises:
         ValueError: unknown method.
+        TypeError: no floating point tensor.
 
     Example:
         >>> kl_log_uniform(torch.tensor([-4.0, 0.0, 4.0]), "exact")
@@ -55,10 +58,8 @@ def kl_log_uniform(log_alpha: Tensor, method: str = "sigmoid") -> Tensor:
         Kingma et al. 2015, arXiv:1506.02557, appendix C. "exact": the integral of Dawson's function
         that the moments of a folded Gaussian give.
     """
-    if method not in LOG_UNIFORM_METHODS:
-        raise ValueError(
-            f"kl_log_uniform: expected method to be one of {', '.join(map(repr, LOG_UNIFORM_METHODS))}, got {method!r}"
-        )
+    options.check_choice("method", method, LOG_UNIFORM_METHODS, "kl_log_uniform")
+    _check_tensors("kl_log_uniform", log_alpha=log_alpha)
     return applied(_Elementwise, log_alpha, method)[0]
 
 
@@ -81,10 +82,11 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596, equation 12.
     """
+    _check_tensors("kl_ard", log_alpha=log_alpha)
     return applied(_Elementwise, log_alpha, "ard")[0]
 
 
-def kl_additive(loc: Tensor, log_sigma2: Tensor, method: str = "sigmoid") -> Tensor:
+def kl_additive(loc: Tensor, log_sigma2: Tensor, method: NormalKL = "sigmoid") -> Tensor:
     """KL of each weight ``N(loc, exp(log_sigma2))``: that of :func:`log_alpha_additive`, as one operation.
 
     Of the tensors in between, one is kept for the gradient.
@@ -104,8 +106,8 @@ def kl_additive(loc: Tensor, log_sigma2: Tensor, method: str = "sigmoid") -> Ten
         >>> kl_additive(torch.tensor([1.0, 1e-3]), torch.tensor(-10.0), "exact")
         tensor([5.6352, 0.0110])
     """
-    if method not in _METHODS:
-        raise ValueError(f"kl_additive: expected method to be one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    options.check_choice("method", method, KL_METHODS, "kl_additive")
+    _check_tensors("kl_additive", loc=loc, log_sigma2=log_sigma2)
     return applied(_Additive, loc, log_sigma2, method)[0]
 
 
@@ -126,7 +128,17 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
         >>> log_alpha_additive(torch.tensor(1e-3), torch.tensor(-10.0))
         tensor(3.8155)
     """
+    _check_tensors("log_alpha_additive", loc=loc, log_sigma2=log_sigma2)
     return torch.sub(log_sigma2, at_least_tiny(loc.abs()).log(), alpha=2)
+
+
+def _check_tensors(owner: str, **tensors: Any) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(
+                f"{owner}: expected {name} to be a floating point tensor, got {options.shown(value)}; write "
+                f"torch.as_tensor({name}, dtype=torch.float32)"
+            )
 
 
 class _Elementwise(torch.autograd.Function):
@@ -229,7 +241,6 @@ def _chebyshev(coefficients: Sequence[float], terms_single: int, t: Tensor) -> T
     return t * b1 - b2 + coefficients[0]
 
 
-LOG_UNIFORM_METHODS = ("sigmoid", "cubic", "lower_bound", "exact")
 _METHODS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "sigmoid": _sigmoid,
     "cubic": _cubic,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vd.checks import check_gradient
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules as referenced_modules
 
@@ -88,7 +89,10 @@ class LossModule(TrainedModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.seen:
-            return self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
+            loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
+            if loss.requires_grad:
+                check_gradient(loss, dict(self.named_parameters()), args, kwargs)
+            return loss
         capture: Any
         with poutine.trace(param_only=True) as capture:
             loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss

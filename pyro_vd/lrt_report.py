@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro import poutine
 
+from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.handlers import base_distribution, lrt
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.weights import RandomWeight
@@ -82,7 +83,8 @@ def lrt_report(
         net.weight_hh_l0             8x2         16  one draw  lstm
         0.0% of the weights are sampled locally
     """
-    with poutine.block():
+    check_programs(model, guide)
+    with poutine.block(), data_explained("lrt_report", args, kwargs):
         guide_trace = poutine.trace(lrt(guide, shared_sites=shared_sites, reuse=reuse)).get_trace(*args, **kwargs)
         poutine.replay(model, trace=guide_trace)(*args, **kwargs)
     rows = []

@@ -14,6 +14,9 @@ from torch.func import functional_call
 
 from pyro_vd._pyro import adopt_stored_value
 from pyro_vd._torch import tree_leaves
+from pyro_vd.arguments import check_finite_state, data_explained
+from pyro_vd.common.options import check_count, shown
+from pyro_vd.devices import placed_like
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
 Prior = (
@@ -71,11 +74,21 @@ class BayesianModule(nn.Module):
         super().__init__()
         if not isinstance(net, nn.Module):
             raise TypeError(f"BayesianModule: expected net to be a torch.nn.Module, got {type(net).__name__}")
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"BayesianModule: expected name to be text, got {shown(name)}; write name='net'")
         self.net = net
         self.name = name
+        self.register_load_state_dict_pre_hook(check_finite_state)
         parameters = dict(net.named_parameters())
         self.weight_names = tuple(_chosen(net, parameters, where))
         self.priors = {weight: _prior_for(prior, weight, parameters[weight]) for weight in self.weight_names}
+        if isinstance(prior, Mapping):
+            unmatched = [key for key in prior if not fnmatch.filter(self.weight_names, key)]
+            if unmatched:
+                raise ValueError(
+                    f"prior: expected names or patterns of the random parameters {list(self.weight_names)}, got "
+                    f"{unmatched}, which match none; correct or remove them, or make more parameters random with where="
+                )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         parameters = dict(self.net.named_parameters())
@@ -90,7 +103,8 @@ class BayesianModule(nn.Module):
                 values[parameter_name] = pyro.param(full_name, parameter)
         # Copies of the buffers go in: their update is judged before it is kept, and autograd may hold what went in.
         buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()} if self.net.training else {}
-        output = functional_call(self.net, {**values, **buffers}, args, kwargs)
+        with data_explained(f"BayesianModule {self.name!r}", args, kwargs, parameters.values()):
+            output = functional_call(self.net, {**values, **buffers}, args, kwargs)
         self._keep_finite(buffers)
         return output
 
@@ -105,7 +119,7 @@ class BayesianModule(nn.Module):
 
     def _sample(self, parameter_name: str, parameter: nn.Parameter) -> Tensor:
         site = self.site(parameter_name)
-        prior = self.priors[parameter_name].expand(parameter.shape).to_event(parameter.dim())
+        prior = placed_like(self.priors[parameter_name], parameter).expand(parameter.shape).to_event(parameter.dim())
         infer: Any = {"net_parameter": parameter}  # where a guide starts
         value = pyro.sample(site, prior, infer=infer)
         if value.shape != parameter.shape:
@@ -155,6 +169,12 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         ...     len(index)
         100
     """
+    dataset_size = check_count("dataset_size", dataset_size, owner="data_plate")
+    batch_size = check_count("batch_size", batch_size, owner="data_plate")
+    if dim is not None and check_count("dim", dim, owner="data_plate") >= 0:
+        raise ValueError(f"data_plate: expected dim to be negative, counted from the right, got {dim}; write dim=-1")
+    if not isinstance(name, str):
+        raise TypeError(f"data_plate: expected name to be text, got {shown(name)}; write name='data'")
     if not 1 <= batch_size <= dataset_size:
         raise ValueError(
             f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
@@ -220,13 +240,37 @@ def _checked(chosen: list[str], parameters: Mapping[str, nn.Parameter]) -> list[
 
 def _prior_for(prior: Prior, name: str, parameter: nn.Parameter) -> TorchDistributionMixin:
     if isinstance(prior, Mapping):
+        wrong = [key for key in prior if not isinstance(key, str)]
+        if wrong:
+            raise TypeError(f"prior: expected names or patterns for keys, got {shown(wrong[0])}; write '0.weight'")
         found = next((p for pattern, p in prior.items() if fnmatch.fnmatchcase(name, pattern)), None)
         if found is None:
             raise ValueError(f"prior: expected a prior for parameter {name!r}, got priors for {list(prior)} only")
     elif isinstance(prior, TorchDistributionMixin):
         found = prior
+    elif isinstance(prior, type) or not callable(prior):
+        raise TypeError(
+            f"prior: expected a Pyro distribution, a mapping of names to them or a function, got {shown(prior)}; write "
+            "pyro_vd.ImproperLogUniform() or pyro.distributions.Normal(0.0, 1.0)"
+        )
     else:
         found = prior(name, parameter)
     if not isinstance(found, TorchDistributionMixin):
-        raise TypeError(f"prior: expected a Pyro distribution for parameter {name!r}, got {type(found).__name__}")
+        raise TypeError(
+            f"prior: expected a Pyro distribution for parameter {name!r}, got {type(found).__name__}; write "
+            "pyro.distributions.Normal(0.0, 1.0)"
+        )
+    shape = tuple(parameter.shape)
+    if found.event_shape:
+        raise ValueError(
+            f"prior: expected a distribution of single weights for parameter {name!r}, got one with events of shape "
+            f"{tuple(found.event_shape)}; leave out to_event, which is added"
+        )
+    try:
+        found.expand(parameter.shape)
+    except (RuntimeError, ValueError):
+        raise ValueError(
+            f"prior: expected a distribution that expands to the shape {shape} of parameter {name!r}, got one of shape "
+            f"{tuple(found.batch_shape)}; write one for all weights, or sizes that broadcast"
+        ) from None
     return found

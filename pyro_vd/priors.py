@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vd.common.options import as_number, check_count, shown
 from pyro_vd.scoring import deferred_log_prob
 
 
@@ -44,7 +45,16 @@ class ImproperLogUniform(TorchDistribution):
     has_rsample = False
 
     def __init__(self, batch_shape: Sequence[int] = (), *, validate_args: bool | None = None):
-        super().__init__(torch.Size(batch_shape), validate_args=validate_args)
+        if isinstance(batch_shape, (Tensor, str)) or not isinstance(batch_shape, Iterable):
+            raise TypeError(
+                f"ImproperLogUniform: expected batch_shape to be a tuple of sizes, got {shown(batch_shape)}; write "
+                "ImproperLogUniform(), which a BayesianModule expands, or ImproperLogUniform((out, in))"
+            )
+        sizes = [check_count("batch_shape", size, 0, "ImproperLogUniform") for size in batch_shape]
+        super().__init__(torch.Size(sizes), validate_args=validate_args)
+
+    def __repr__(self) -> str:
+        return f"ImproperLogUniform(batch_shape: {tuple(self.batch_shape)})"
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ImproperLogUniform:
         return ImproperLogUniform(torch.Size(batch_shape), validate_args=False)
@@ -53,6 +63,8 @@ class ImproperLogUniform(TorchDistribution):
         """``-log |value|``, not normalised, in nats; plus infinity at 0."""
         if (deferred := deferred_log_prob(self, value)) is not None:
             return deferred
+        if self._validate_args:
+            self._validate_sample(value)
         log_prob = -value.abs().log()
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
@@ -92,22 +104,27 @@ class TruncatedLogUniform(TorchDistribution):
     """
 
     arg_constraints: Any = {"low": constraints.positive, "high": constraints.positive}
+    # Not an interval: both signs. The density outside the shell is 0, so log_prob is -inf there.
+    support: Any = constraints.real
     has_rsample = True
 
     def __init__(self, low: Tensor | float, high: Tensor | float, *, validate_args: bool | None = None):
-        low, high = (x if isinstance(x, Tensor) else torch.tensor(float(x)) for x in (low, high))
-        self.low, self.high = torch.broadcast_tensors(low, high)
-        if not bool((0 < self.low).logical_and(self.low < self.high).all()):
-            raise ValueError(
-                f"TruncatedLogUniform: expected 0 < low < high, got low={low!r}, high={high!r}; low and high are "
-                "sizes |w|, the sign is free"
-            )
-        super().__init__(self.low.shape, validate_args=validate_args)
+        like = next((one for one in (low, high) if isinstance(one, Tensor) and one.is_floating_point()), None)
+        self.low, self.high = torch.broadcast_tensors(_bound("low", low, like), _bound("high", high, like))
+        if validate_args is not False and not self.low.is_meta:
+            good = (self.low > 0) & (self.low < self.high) & torch.isfinite(self.high)
+            if not bool(good.all()):
+                raise ValueError(
+                    f"TruncatedLogUniform: expected 0 < low < high, got low={low!r}, high={high!r}; low and high are "
+                    "finite sizes |w|, the sign is free"
+                )
+        super().__init__(self.low.shape, validate_args=False)
+        vars(self).pop("_validate_args")  # as Pyro says at the time, for the values of log_prob
+        if validate_args is not None:
+            self._validate_args = validate_args
 
-    @property
-    def support(self) -> constraints.Constraint:
-        # Not an interval: both signs. The density outside the shell is 0, so log_prob is -inf there.
-        return constraints.real
+    def __repr__(self) -> str:
+        return f"TruncatedLogUniform(low: {tuple(self.low.shape)}, high: {tuple(self.high.shape)})"
 
     @property
     def mean(self) -> Tensor:
@@ -128,6 +145,8 @@ class TruncatedLogUniform(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Normalised, in nats; -inf outside ``low <= |value| <= high``."""
+        if self._validate_args:
+            self._validate_sample(value)
         size = value.abs()
         inside = (size >= self.low) & (size <= self.high)
         safe = torch.where(inside, size, self.high)
@@ -149,6 +168,18 @@ class TruncatedLogUniform(TorchDistribution):
         size = self.low * (self._log_ratio * folded.abs()).exp()
         size = torch.minimum(torch.maximum(size, self.low), self.high)
         return torch.where(folded < 0, -size, size)
+
+
+def _bound(name: str, value: Any, like: Tensor | None) -> Tensor:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value
+    number = as_number(value)
+    if number is None:
+        raise TypeError(
+            f"TruncatedLogUniform: expected {name} to be a number or a floating point tensor, got {shown(value)}; "
+            "write TruncatedLogUniform(1e-4, 10.0)"
+        )
+    return torch.tensor(number) if like is None else like.new_tensor(number)
 
 
 @effectful(type="get_init_messengers")

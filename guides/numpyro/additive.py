@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from pyro_vd.common.guide_options import checked_options
 from pyro_vd.guides.numpyro.base import Params, WeightGuide, projected
 from pyro_vd.numpyro.kl import log_alpha_additive
 from pyro_vd.numpyro.posteriors import DropoutNormal
@@ -18,6 +19,7 @@ class AdditiveGuide(WeightGuide):
 
     kl = "sigmoid"
 
+    @checked_options
     def __init__(self, model: Callable, init_log_sigma2: float = -10.0, **options: Any):
         super().__init__(model, **options)
         self.init_log_sigma2 = float(init_log_sigma2)
@@ -60,6 +62,7 @@ class AutoSparseVD(AdditiveGuide):
         Molchanov, Ashukha, Vetrov 2017, arXiv:1701.05369, section 4.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

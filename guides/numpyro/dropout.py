@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from pyro_vd.common.guide_options import checked_options
+from pyro_vd.common.options import check_dropout_rate
 from pyro_vd.guides.numpyro.base import Params, WeightGuide
 from pyro_vd.numpyro.posteriors import (
     BernoulliDropout,
@@ -17,7 +19,6 @@ from pyro_vd.numpyro.posteriors import (
     DropoutNormal,
     WeightPosterior,
 )
-from pyro_vd.posteriors.dropout import check_dropout_rate
 
 
 class AutoBernoulliDropout(WeightGuide):
@@ -51,6 +52,7 @@ class AutoBernoulliDropout(WeightGuide):
 
     never_learnable = {"dropout_rates": "has no reparameterised gradient; use AutoConcreteDropout to learn a rate"}
 
+    @checked_options
     def __init__(
         self,
         model: Callable,
@@ -104,6 +106,7 @@ class AutoConcreteDropout(WeightGuide):
         Gal, Hron, Kendall 2017, arXiv:1705.07832.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,
@@ -163,6 +166,7 @@ class AutoGaussianDropout(WeightGuide):
         Wang and Manning 2013; Srivastava et al. 2014, section 10; Kingma et al. 2015, sections 3.1 and 3.2.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from pyro_vd.common.guide_options import checked_options
 from pyro_vd.guides.numpyro.base import Params, WeightGuide
 from pyro_vd.numpyro.posteriors import GroupNormal
 
@@ -40,6 +41,7 @@ class AutoGroupSparse(WeightGuide):
         Louizos, Ullrich, Welling 2017, arXiv:1705.08665, section 3.1.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pyro_vd.common.guide_options import checked_options
+from pyro_vd.common.options import check_rank
 from pyro_vd.guides.numpyro.base import Params, WeightGuide
 from pyro_vd.numpyro.posteriors import LowRankNormal
-from pyro_vd.posteriors.low_rank import check_rank
 
 
 class AutoLowRank(WeightGuide):
@@ -40,6 +41,7 @@ class AutoLowRank(WeightGuide):
         Ong, Nott, Smith 2018, arXiv:1701.03208.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

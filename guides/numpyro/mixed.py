@@ -9,6 +9,7 @@ import jax
 from jax import Array
 from numpyro.infer.autoguide import AutoGuide
 
+from pyro_vd.common.guide_options import check_parts
 from pyro_vd.guides.numpyro.base import Params
 from pyro_vd.numpyro.posteriors import WeightPosterior
 
@@ -65,4 +66,5 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
         >>> sorted(numpyro.handlers.seed(guide, rng_seed=0)(jnp.ones((1, 3))))
         ['net.layers.0.weight', 'net.layers.1.weight']
     """
+    check_parts(guides)
     return MixedGuide(model, guides)

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from pyro_vd.common.guide_options import checked_options
 from pyro_vd.guides.numpyro.base import Params, WeightGuide, projected
 from pyro_vd.numpyro.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
 
@@ -50,6 +51,7 @@ class AutoVariationalDropout(WeightGuide):
         Kingma, Salimans, Welling 2015, arXiv:1506.02557, sections 3 and 4.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Callable,

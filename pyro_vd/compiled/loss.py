@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyro_vd._pyro import handlers_are_active
+from pyro_vd.common.options import check_flag
 from pyro_vd.compiled.agreement import GRADIENTS, agree, same_noise
 from pyro_vd.compiled.cache import Programs
 from pyro_vd.compiled.inductor import CompiledProgram, compile_program
@@ -55,7 +56,7 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
         raise TypeError(
             f"loss: expected the module that TraceVD_ELBO()(model, guide) returns, got {type(loss).__name__}"
         )
-    return CompiledLoss(loss, strict)
+    return CompiledLoss(loss, check_flag("strict", strict))
 
 
 class CompiledLoss(TrainedModule):
@@ -114,7 +115,7 @@ class CompiledLoss(TrainedModule):
             loss, data_term, gradients = self._evaluation.gradients(
                 copies, len(parameters), standing, args, kwargs, inputs
             )
-            good = all_finite([data_term, *inputs])
+            good = all_finite([data_term])
             with torch.no_grad():
                 for tensor, copy in zip(recorded, copies, strict=True):
                     if copy._version > 0:  # a buffer such as those of BatchNorm
@@ -131,6 +132,11 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: CompiledProgram, tensors: list[Tensor], *used: Tensor) -> Tensor:
         loss, *gradients = program(tensors)
+        if not loss.is_cuda and not bool(all_finite([loss, *tensors])) and not bool(all_finite([loss, *gradients])):
+            raise ValueError(
+                "expected a finite gradient, got one that is not: an argument of the loss holds NaN or infinity; look "
+                "for it with torch.isfinite"
+            )
         ctx.save_for_backward(*gradients)
         return loss
 

@@ -13,6 +13,8 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_vd._torch import tree_flatten, tree_map_only
+from pyro_vd.arguments import check_programs
+from pyro_vd.common.options import check_number, shown
 from pyro_vd.compiled.recording import Standing
 from pyro_vd.elbo import TraceVD_ELBO
 from pyro_vd.loss_module import referenced_modules
@@ -32,10 +34,11 @@ class Evaluation:
     """
 
     def __init__(self, model: Callable, guide: Callable, loss: ELBO):
-        if not hasattr(loss, "differentiable_loss"):
+        check_programs(model, guide)
+        if isinstance(loss, type) or not hasattr(loss, "differentiable_loss"):
             raise TypeError(
                 "loss: expected an ELBO with differentiable_loss, such as pyro_vd.TraceVD_ELBO(), got "
-                f"{type(loss).__name__}"
+                f"{shown(loss) if isinstance(loss, type) else type(loss).__name__}"
             )
         self.model, self.guide, self.loss = model, guide, loss
         self._kl_weight: Tensor | None = None
@@ -99,6 +102,8 @@ class Evaluation:
             self._kl_weight = torch.ones((), dtype=like.dtype, device=like.device)
             self._value: Any = None
         if isinstance(value, Tensor):
+            if not value.is_cuda:  # a look at its value would wait for the device
+                check_number("kl_weight", value, at_least=0)
             self._kl_weight.copy_(value)
             self._value = None
         elif value != self._value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from pyro_vd.common.options import as_number, shown
 
 
 class StepOptimizer:
@@ -31,8 +34,8 @@ class StepOptimizer:
                 "optim: expected a pyro.optim optimizer or a callable from parameters to a torch.optim.Optimizer, such "
                 f"as functools.partial(torch.optim.Adam, lr=1e-3), got {type(optim).__name__}"
             )
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm: expected a number > 0 or None, got {clip_norm!r}")
+        if clip_norm is not None and not 0 < (as_number(clip_norm) or 0) < math.inf:
+            raise ValueError(f"clip_norm: expected a number > 0 or None, got {shown(clip_norm)}")
         if clip_norm is not None and isinstance(optim, PyroOptim):
             name: str = getattr(optim.pt_optim_constructor, "__name__", "PyroOptim")
             raise ValueError(

@@ -59,7 +59,9 @@ def step_program(
             copies[i] = copies[i].double()  # bias corrections in the precision of Python numbers
         loss, data_term, maybe = evaluation.gradients(copies, number, standing, args, kwargs, inputs)
         gradients = [torch.zeros_like(c) if g is None else g for c, g in zip(copies, maybe, strict=False)]
-        good = all_finite([data_term, *inputs, *(copies[i].detach() for i in rates)]) & (recorded[last] == 0)
+        good = all_finite([data_term, *(copies[i].detach() for i in rates)]) & (recorded[last] == 0)
+        if inputs:  # which may hold infinity where it does no harm, such as the mask of an attention
+            good = good & (all_finite([data_term, *inputs]) | all_finite(gradients))
         with torch.no_grad():
             totals = _accumulated(copies, gradients, accumulate, update)
             if update:

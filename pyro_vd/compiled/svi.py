@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vd._pyro import handlers_are_active
+from pyro_vd.common.options import check_count, check_flag
 from pyro_vd.compiled.agreement import agree, moved_alike, only_rounding, same_noise
 from pyro_vd.compiled.cache import Programs
 from pyro_vd.compiled.inductor import CompiledProgram, compile_program
@@ -86,8 +87,8 @@ class CompiledSVI:
         accumulate: int = 1,
         strict: bool = False,
     ):
-        if not isinstance(accumulate, int) or accumulate < 1:
-            raise ValueError(f"accumulate: expected a whole number >= 1, got {accumulate!r}")
+        accumulate = check_count("accumulate", accumulate, 1)
+        check_flag("strict", strict)
         self.model, self.guide, self.optim, self.loss = model, guide, optim, loss
         self.accumulate = accumulate
         self._evaluation = Evaluation(model, guide, loss)

@@ -71,7 +71,7 @@ def check_finite_number(name: str, value: Any) -> None:
         if isinstance(value, jax.core.Tracer):  # type: ignore
             return
         value = float(value)
-    if not (isinstance(value, (int, float, np.number)) and 0 <= value < math.inf):
+    if isinstance(value, bool) or not (isinstance(value, (int, float, np.number)) and 0 <= value < math.inf):
         raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
 
 

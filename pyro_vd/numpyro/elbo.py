@@ -18,6 +18,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.elbo import _check_mean_field_requirement as check_mean_field_requirement
 from numpyro.util import check_model_guide_match
 
+from pyro_vd.common.options import check_count, check_flag
 from pyro_vd.common.terms import LossTerms
 from pyro_vd.numpyro.checks import (
     GuideCovers,
@@ -83,8 +84,8 @@ class TraceVD_ELBO(ELBO):
         strict: bool = False,
         vectorize_particles: bool | Callable = False,
     ):
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"num_particles: expected a whole number >= 1, got {num_particles!r}")
+        num_particles = check_count("num_particles", num_particles, 1)
+        check_flag("analytic_only", analytic_only)
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         check_finite_number("kl_weight", kl_weight)
         self.analytic_only = analytic_only

@@ -10,15 +10,19 @@ KL -> 0 as alpha -> infinity and lets the methods be compared. Everything is ele
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pyro_vd import _constants as c
+from pyro_vd.common import options
+from pyro_vd.common.options import LOG_UNIFORM_METHODS, LogUniformKL
 
 
-def kl_log_uniform(log_alpha: Array, method: str = "sigmoid") -> Array:
+def kl_log_uniform(log_alpha: Array, method: LogUniformKL = "sigmoid") -> Array:
     """KL(N(loc, alpha * loc**2) || log-uniform) of each weight.
 
     ============= ==================================================================== =====================
@@ -43,6 +47,7 @@ def kl_log_uniform(log_alpha: Array, method: str = "sigmoid") -> Array:
 
     Raises:
         ValueError: unknown method.
+        TypeError: no floating point array.
 
     Example:
         >>> kl_log_uniform(jnp.array([-4.0, 0.0, 4.0]), "exact").round(4)
@@ -53,13 +58,8 @@ def kl_log_uniform(log_alpha: Array, method: str = "sigmoid") -> Array:
         Kingma et al. 2015, arXiv:1506.02557, appendix C. "exact": the integral of Dawson's function
         that the moments of a folded Gaussian give.
     """
-    try:
-        formula = _METHODS[method]
-    except KeyError:
-        raise ValueError(
-            f"kl_log_uniform: expected method to be one of {', '.join(map(repr, _METHODS))}, got {method!r}"
-        ) from None
-    return formula(log_alpha)
+    options.check_choice("method", method, LOG_UNIFORM_METHODS, "kl_log_uniform")
+    return _METHODS[method](_floating("kl_log_uniform", "log_alpha", log_alpha))
 
 
 def kl_ard(log_alpha: Array) -> Array:
@@ -81,7 +81,7 @@ def kl_ard(log_alpha: Array) -> Array:
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596, equation 12.
     """
-    return 0.5 * jax.nn.softplus(-log_alpha)
+    return 0.5 * jax.nn.softplus(-_floating("kl_ard", "log_alpha", log_alpha))
 
 
 def log_alpha_additive(loc: Array, log_sigma2: Array) -> Array:
@@ -101,7 +101,19 @@ def log_alpha_additive(loc: Array, log_sigma2: Array) -> Array:
         >>> log_alpha_additive(jnp.array(1e-3), jnp.array(-10.0)).round(4)
         Array(3.8155, dtype=float32)
     """
+    loc = _floating("log_alpha_additive", "loc", loc)
+    log_sigma2 = _floating("log_alpha_additive", "log_sigma2", log_sigma2)
     return log_sigma2 - 2.0 * jnp.log(jnp.maximum(jnp.abs(loc), jnp.finfo(loc.dtype).tiny))
+
+
+def _floating(owner: str, name: str, value: Any) -> Any:
+    kind = jnp.result_type(value) if isinstance(value, (jax.Array, np.ndarray, np.generic, float)) else None
+    if kind is None or not jnp.issubdtype(kind, jnp.floating):
+        raise TypeError(
+            f"{owner}: expected {name} to be a floating point array, got {options.shown(value)}; write "
+            f"jnp.asarray({name}, float)"
+        )
+    return jnp.asarray(value) if isinstance(value, float) else value
 
 
 def _sigmoid(log_alpha: Array) -> Array:

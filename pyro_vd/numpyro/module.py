@@ -15,6 +15,7 @@ from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.primitives import mutable
 
+from pyro_vd.common.options import check_count, shown
 from pyro_vd.numpyro.checks import require_key
 from pyro_vd.numpyro.estimators import check_precision
 from pyro_vd.numpyro.nets import Net, adapt, is_layer
@@ -117,6 +118,13 @@ class BayesianModule:
             check_precision(f"BayesianModule {self.name!r}", f"parameter {parameter_name!r} of the net", parameter)
         for weight in _chosen(self.adapted, self._where):
             self.priors[weight] = _prior_for(self._prior, weight, parameters[weight])
+        keys = self._prior if isinstance(self._prior, Mapping) else ()
+        unmatched = [key for key in keys if not fnmatch.filter(self.priors, key)]
+        if unmatched:
+            raise ValueError(
+                f"prior: expected names or patterns of the random parameters {list(self.priors)}, got {unmatched}, "
+                "which match none; correct or remove them, or make more parameters random with where="
+            )
 
     def _sample(self, parameter_name: str, parameter: Array) -> Any:
         site = self.site(parameter_name)
@@ -172,6 +180,8 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         ...     len(index)
         100
     """
+    dataset_size = check_count("dataset_size", dataset_size, owner="data_plate")
+    batch_size = check_count("batch_size", batch_size, owner="data_plate")
     if not 1 <= batch_size <= dataset_size:
         raise ValueError(
             f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
@@ -221,6 +231,11 @@ def _prior_for(prior: Prior, name: str, parameter: Array) -> Distribution:
             raise ValueError(f"prior: expected a prior for parameter {name!r}, got priors for {list(prior)} only")
     elif isinstance(prior, Distribution):
         found = prior
+    elif isinstance(prior, type) or not callable(prior):
+        raise TypeError(
+            f"prior: expected a NumPyro distribution, a mapping of names to them or a function, got {shown(prior)}; "
+            "write pyro_vd.numpyro.ImproperLogUniform() or numpyro.distributions.Normal(0.0, 1.0)"
+        )
     else:
         found = prior(name, parameter)
     if not isinstance(found, Distribution):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -14,6 +14,7 @@ from jax.core import Tracer
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
 
+from pyro_vd.common.options import as_number, check_count, shown
 from pyro_vd.numpyro.estimators import check_key, check_precision
 
 
@@ -44,7 +45,16 @@ class ImproperLogUniform(Distribution):
     support: Any = constraints.real
 
     def __init__(self, batch_shape: Sequence[int] = (), *, validate_args: bool | None = None):
-        super().__init__(tuple(batch_shape), validate_args=validate_args)
+        if hasattr(batch_shape, "dtype") or isinstance(batch_shape, str) or not isinstance(batch_shape, Iterable):
+            raise TypeError(
+                f"ImproperLogUniform: expected batch_shape to be a tuple of sizes, got {shown(batch_shape)}; write "
+                "ImproperLogUniform(), which a BayesianModule expands, or ImproperLogUniform((in_, out))"
+            )
+        sizes = tuple(check_count("batch_shape", size, 0, "ImproperLogUniform") for size in batch_shape)
+        super().__init__(sizes, validate_args=validate_args)
+
+    def __repr__(self) -> str:
+        return f"ImproperLogUniform(batch_shape: {self.batch_shape})"
 
     @property
     def has_rsample(self) -> bool:
@@ -103,26 +113,43 @@ class TruncatedLogUniform(Distribution):
     def __init__(self, low: Array | float, high: Array | float, *, validate_args: bool | None = None):
         for name, bound in (("low", low), ("high", high)):
             check_precision("TruncatedLogUniform", name, bound)
-        known = not any(isinstance(x, Tracer) for x in (low, high))
-        if known and not np.all((0 < np.asarray(low)) & (np.asarray(low) < np.asarray(high))):
+            kind = getattr(bound, "dtype", None)
+            if as_number(bound) is None and (kind is None or not jnp.issubdtype(kind, jnp.floating)):
+                raise TypeError(
+                    f"TruncatedLogUniform: expected {name} to be a number or a floating point array, got "
+                    f"{shown(bound)}; write TruncatedLogUniform(1e-4, 10.0)"
+                )
+        known = validate_args is not False and not any(isinstance(x, Tracer) for x in (low, high))
+        if known and not np.all((0 < np.asarray(low)) & (np.asarray(low) < np.asarray(high)) & np.isfinite(high)):
             raise ValueError(
                 f"TruncatedLogUniform: expected 0 < low < high, got low={low!r}, high={high!r}; low and high are "
-                "sizes |w|, the sign is free"
+                "finite sizes |w|, the sign is free"
             )
+        low, high = (_floating(bound) for bound in (low, high))
         promoted: Any = promote_shapes(low, high)
         self.low, self.high = promoted
         batch_shape = jnp.broadcast_shapes(jnp.shape(low), jnp.shape(high))
-        super().__init__(batch_shape, validate_args=validate_args)
+        super().__init__(batch_shape, validate_args=False)
+        vars(self).pop("_validate_args")  # as NumPyro says at the time, for the values of log_prob
+        if validate_args is not None:
+            self._validate_args = validate_args
+
+    def __repr__(self) -> str:
+        return f"TruncatedLogUniform(low: {jnp.shape(self.low)}, high: {jnp.shape(self.high)})"
 
     @property
     def mean(self) -> Array:
-        return jnp.zeros(self.batch_shape, jnp.result_type(float))
+        return jnp.zeros(self.batch_shape, self._dtype)
 
     @property
     def variance(self) -> Array:
         """``(high**2 - low**2) / (2 * log(high / low))``."""
         variance = (jnp.square(self.high) - jnp.square(self.low)) / (2 * self._log_ratio)
         return jnp.broadcast_to(variance, self.batch_shape)
+
+    @property
+    def _dtype(self) -> Any:
+        return jnp.result_type(self.low, self.high)
 
     @property
     def _log_ratio(self) -> Array:
@@ -141,7 +168,8 @@ class TruncatedLogUniform(Distribution):
         return jnp.where(inside, -jnp.log(safe) - jnp.log(2 * self._log_ratio), -math.inf)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        return self.icdf(jax.random.uniform(check_key("TruncatedLogUniform", key), (*sample_shape, *self.batch_shape)))
+        shape = (*sample_shape, *self.batch_shape)
+        return self.icdf(jax.random.uniform(check_key("TruncatedLogUniform", key), shape, self._dtype))
 
     def cdf(self, value: Array) -> Array:
         """P(w <= value): 1/2 between -low and low."""
@@ -153,3 +181,10 @@ class TruncatedLogUniform(Distribution):
         folded = 2 * q - 1
         size = jnp.clip(self.low * jnp.exp(self._log_ratio * jnp.abs(folded)), self.low, self.high)
         return jnp.where(folded < 0, -size, size)
+
+
+def _floating(bound: Any) -> Array:
+    """An array as it is, a number in the floating point type that JAX has for one of Python."""
+    if isinstance(bound, (int, np.floating, np.integer)) and getattr(bound, "ndim", 0) == 0:
+        bound = float(bound)
+    return jnp.asarray(bound)

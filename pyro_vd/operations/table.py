@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pyro_vd._torch import full_name, parameters_of
+from pyro_vd.common.options import check_callable
 from pyro_vd.estimators import LinearOp
 
 KINDS = ("exact", "approximate", "coherent draw")
@@ -115,6 +116,7 @@ def register_rule(
         raise ValueError(f"register_rule: expected kind to be 'exact' or 'approximate', got {kind!r}")
 
     def register(rule: R) -> R:
+        check_callable("rule", rule, "a function", "write def rule(input, weight): ...", "register_rule")
         weights = (weight,) if isinstance(weight, str) else weight
         if weights is None:
             weights = [name for name in ("weight", "bias") if name in inspect.signature(rule).parameters]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, register_kl
+from torch.distributions import Independent, Normal, constraints, register_kl
 
+from pyro_vd.common.options import (
+    LOG_UNIFORM_METHODS,
+    LogUniformKL,
+    check_choice,
+    check_dropout_rate,
+    check_number,
+)
 from pyro_vd.kl import kl_log_uniform
-from pyro_vd.posteriors.base import prior_of_weight
-from pyro_vd.posteriors.normal import LOG_UNIFORM_METHODS
+from pyro_vd.posteriors.base import prior_of_weight, real_arguments
 from pyro_vd.posteriors.units import UnitPosterior, unit_values
 from pyro_vd.priors import ImproperLogUniform
 
@@ -38,20 +46,23 @@ class CorrelatedDropoutNormal(UnitPosterior):
         Kingma et al. 2015, arXiv:1506.02557, section 3.2 and appendix B.
     """
 
+    arg_constraints: Any = real_arguments("loc", "log_alpha")
+    arguments = ("loc", "log_alpha")
+    options = ("unit_dim", "kl")
+
     def __init__(
         self,
         loc: Tensor,
         log_alpha: Tensor | float,
         *,
         unit_dim: int = 1,
-        kl: str = "sigmoid",
+        kl: LogUniformKL = "sigmoid",
         validate_args: bool | None = None,
     ):
-        super().__init__(loc, unit_dim, validate_args)
-        if kl not in LOG_UNIFORM_METHODS:
-            raise ValueError(f"{type(self).__name__}: expected kl to be one of {LOG_UNIFORM_METHODS}, got {kl!r}")
+        super().__init__(loc, unit_dim)
+        self.kl = check_choice("kl", kl, LOG_UNIFORM_METHODS, type(self).__name__)
         self._log_alpha = unit_values(self, "log_alpha", log_alpha)
-        self.kl = kl
+        self._validate(validate_args)
 
     @property
     def log_alpha(self) -> Tensor:
@@ -75,11 +86,13 @@ class BernoulliDropout(UnitPosterior):
 
     Args:
         loc: mean of the weight.
-        dropout_rate: probability of dropping a unit, in [0, 1): a number or shape ``(units,)``.
+        dropout_rate: probability of dropping a unit, in [0, 1): a number or shape ``(units,)``. It cannot be learned:
+            it chooses masks, and what it does to them has no reparameterised gradient.
         unit_dim: where the units lie; 1 are the input units of Linear and ConvNd weights.
 
     Raises:
-        ValueError: a rate outside [0, 1).
+        ValueError: a rate outside [0, 1) (that of a tensor is looked at where Pyro validates, or with
+            ``validate_args=True``); under "local" or "per_example" a rate with a gradient.
 
     Example:
         >>> q = BernoulliDropout(torch.ones(2, 3), 0.5)
@@ -90,18 +103,36 @@ class BernoulliDropout(UnitPosterior):
         Srivastava et al. 2014; Gal and Ghahramani 2016, arXiv:1506.02142, section 3.
     """
 
+    arg_constraints: Any = {"loc": constraints.real, "dropout_rate": constraints.half_open_interval(0.0, 1.0)}
+    arguments = ("loc", "dropout_rate")
+    options = ("unit_dim",)
+    # why has_rsample is False where it is: for the error about a guide
+    _no_rsample = (
+        "a dropout_rate with a gradient, which chooses masks and so has no reparameterised one; write "
+        "dropout_rate.detach(), or learn it with ConcreteDropout"
+    )
+
     def __init__(
         self, loc: Tensor, dropout_rate: Tensor | float, *, unit_dim: int = 1, validate_args: bool | None = None
     ):
-        super().__init__(loc, unit_dim, validate_args)
-        if isinstance(dropout_rate, (int, float)):
+        super().__init__(loc, unit_dim)
+        if not isinstance(dropout_rate, (Tensor, list, tuple)) and getattr(dropout_rate, "ndim", 0) == 0:
             check_dropout_rate(type(self).__name__, dropout_rate)
-        self._rate = unit_values(self, "dropout_rate", dropout_rate)
+        self._dropout_rate = unit_values(self, "dropout_rate", dropout_rate)
+        self._validate(validate_args)
+        if self._validate_args and not self._dropout_rate.is_meta:
+            within = (self._dropout_rate >= 0) & (self._dropout_rate < 1)
+            if not bool(within.all()):
+                check_dropout_rate(type(self).__name__, self._dropout_rate[~within][0])
+
+    @property
+    def has_rsample(self) -> bool:
+        return not self._dropout_rate.requires_grad
 
     @property
     def dropout_rate(self) -> Tensor:
         """Probability of dropping, shaped to broadcast with the weight."""
-        return self.along_units(self._rate)
+        return self.along_units(self._dropout_rate)
 
     @property
     def log_alpha(self) -> Tensor:
@@ -114,8 +145,10 @@ class BernoulliDropout(UnitPosterior):
         return rate / (1 - rate) * self.loc.square()
 
     def draw_units(self, sample_shape: torch.Size) -> Tensor:
+        if self._dropout_rate.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"BernoulliDropout: expected a dropout_rate that is given, got {self._no_rsample}")
         uniform = torch.rand((*sample_shape, self.units), dtype=self.loc.dtype, device=self.loc.device)
-        return (uniform >= self._rate).to(self.loc.dtype) / (1 - self._rate)
+        return (uniform >= self._dropout_rate).to(self.loc.dtype) / (1 - self._dropout_rate)
 
 
 class ConcreteDropout(UnitPosterior):
@@ -141,6 +174,10 @@ class ConcreteDropout(UnitPosterior):
         Gal, Hron, Kendall 2017, arXiv:1705.07832, equations 3 and 4.
     """
 
+    arg_constraints: Any = real_arguments("loc", "logit_dropout_rate")
+    arguments = ("loc", "logit_dropout_rate")
+    options = ("temperature", "unit_dim")
+
     def __init__(
         self,
         loc: Tensor,
@@ -150,16 +187,20 @@ class ConcreteDropout(UnitPosterior):
         unit_dim: int = 1,
         validate_args: bool | None = None,
     ):
-        super().__init__(loc, unit_dim, validate_args)
-        if not temperature > 0:
-            raise ValueError(f"ConcreteDropout: expected temperature > 0, got {temperature!r}")
-        self._logit_rate = unit_values(self, "logit_dropout_rate", logit_dropout_rate)
-        self.temperature = temperature
+        super().__init__(loc, unit_dim)
+        self.temperature = check_number("temperature", temperature, above=0, owner="ConcreteDropout")
+        self._logit_dropout_rate = unit_values(self, "logit_dropout_rate", logit_dropout_rate)
+        self._validate(validate_args)
+
+    @property
+    def logit_dropout_rate(self) -> Tensor:
+        """``log(p / (1 - p))``, shaped to broadcast with the weight."""
+        return self.along_units(self._logit_dropout_rate)
 
     @property
     def log_alpha(self) -> Tensor:
         """``logit_dropout_rate``: the noise ratio of the Gaussian that has the variance of the binary limit."""
-        return self.along_units(self._logit_rate)
+        return self.logit_dropout_rate
 
     @property
     def variance(self) -> Tensor:
@@ -169,18 +210,8 @@ class ConcreteDropout(UnitPosterior):
     def draw_units(self, sample_shape: torch.Size) -> Tensor:
         uniform = torch.rand((*sample_shape, self.units), dtype=self.loc.dtype, device=self.loc.device)
         tiny = torch.finfo(uniform.dtype).eps
-        kept = torch.sigmoid((torch.logit(uniform, eps=tiny) - self._logit_rate) / self.temperature)
-        return kept / torch.sigmoid(-self._logit_rate)
-
-
-def check_dropout_rate(owner: str, rate: float) -> float:
-    """The rate, or an error that names ``owner``."""
-    if not 0 <= rate < 1:
-        raise ValueError(
-            f"{owner}: expected dropout_rate in [0, 1), the probability of dropping, got {rate!r}; a probability of "
-            "keeping is 1 - dropout_rate"
-        )
-    return float(rate)
+        kept = torch.sigmoid((torch.logit(uniform, eps=tiny) - self._logit_dropout_rate) / self.temperature)
+        return kept / torch.sigmoid(-self._logit_dropout_rate)
 
 
 @register_kl(CorrelatedDropoutNormal, Independent)
@@ -193,21 +224,28 @@ def _kl_correlated(q: CorrelatedDropoutNormal, p: Independent) -> Tensor:
 def _kl_bernoulli(q: BernoulliDropout, p: Independent) -> Tensor:
     prior = prior_of_weight(q, p, ImproperLogUniform, Normal)
     if isinstance(prior, Normal):
-        return _kl_binary(q, q._rate, prior)
+        return _kl_binary(q, q._dropout_rate, prior)
     return torch.zeros((), dtype=q.loc.dtype, device=q.loc.device)
 
 
 @register_kl(ConcreteDropout, Independent)
 def _kl_concrete(q: ConcreteDropout, p: Independent) -> Tensor:
-    return _kl_binary(q, torch.sigmoid(q._logit_rate), prior_of_weight(q, p, Normal))
+    return _kl_binary(q, torch.sigmoid(q._logit_dropout_rate), prior_of_weight(q, p, Normal))
 
 
 def _kl_binary(q: UnitPosterior, rate: Tensor, p: Normal) -> Tensor:
     """``sum ((1 - p) * (loc / (1 - p) - m)**2 + p * m**2) / (2 * variance) - sum over units of H(p)``
 
     Gal and Ghahramani 2016, appendix, and Gal, Hron, Kendall 2017, equation 4, for weights
-    ``loc * z / (1 - p)`` and a prior N(m, variance).
+    ``loc * z / (1 - p)`` and a prior N(m, variance). The formula leaves out a constant that depends on the variance of
+    the prior, so that it cannot be learned by it.
     """
+    if p.scale.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{type(q).__name__}: expected a Normal prior with a scale that is given, got one with a gradient, which "
+            "the published KL of dropout leaves a term out of; write scale.detach(), or learn it with DropoutNormal "
+            "(AutoMeanField)"
+        )
     drop = q.along_units(rate)
     kept = q.loc / (1 - drop)
     square = (1 - drop) * (kept - p.loc).square() + drop * p.loc.square()

@@ -16,9 +16,16 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice, check_rank
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.kl import log_alpha_additive
-from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters, prior_of_weight
+from pyro_vd.posteriors.base import (
+    WeightPosterior,
+    broadcast_parameters,
+    check_tensor,
+    prior_of_weight,
+    real_arguments,
+)
 from pyro_vd.posteriors.normal import DropoutNormal
 
 
@@ -48,6 +55,9 @@ class LowRankNormal(WeightPosterior):
     """
 
     estimators = ("local", "shared", "per_example")
+    arg_constraints: Any = real_arguments("loc", "log_sigma2", "factor")
+    arguments = ("loc", "log_sigma2", "factor")
+    options = ("kl",)
 
     def __init__(
         self,
@@ -55,23 +65,34 @@ class LowRankNormal(WeightPosterior):
         log_sigma2: Tensor | float,
         factor: Tensor,
         *,
-        kl: str = "sigmoid",
+        kl: NormalKL = "sigmoid",
         validate_args: bool | None = None,
     ):
         self.loc, log_sigma2 = broadcast_parameters("LowRankNormal", loc, "log_sigma2", log_sigma2)
         self._log_sigma2 = log_sigma2.expand(self.loc.shape)
-        if factor.dim() != loc.dim() + 1 or factor.shape[1:] != self.loc.shape:
+        check_tensor("LowRankNormal", "factor", factor)
+        if factor.dim() != self.loc.dim() + 1 or factor.shape[1:] != self.loc.shape:
             raise ValueError(
                 f"LowRankNormal: expected factor of shape (rank, *{tuple(self.loc.shape)}), got {tuple(factor.shape)}"
             )
         check_rank("LowRankNormal", factor.shape[0], self.loc.numel())
         self.factor = factor
-        self.kl = kl
-        super().__init__(torch.Size(), self.loc.shape, validate_args=validate_args)
+        self.kl = check_choice("kl", kl, KL_METHODS, "LowRankNormal")
+        super().__init__(torch.Size(), self.loc.shape, validate_args)
 
-    @property
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
+        """Batch and event shape of a distribution with arguments of these shapes."""
+        return torch.Size(), torch.broadcast_shapes(arg_shapes["loc"], arg_shapes.get("log_sigma2", ()))
+
+    @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, self.loc.dim())
+
+    @property
+    def log_sigma2(self) -> Tensor:
+        """Natural log of the variance of the diagonal part alone."""
+        return self._log_sigma2
 
     @property
     def variance(self) -> Tensor:
@@ -106,6 +127,8 @@ class LowRankNormal(WeightPosterior):
         return self.loc + diagonal + torch.tensordot(z, self.factor, dims=1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         return self._flat().log_prob(value.reshape(*value.shape[: value.dim() - self.loc.dim()], -1))
 
     def entropy(self) -> Tensor:
@@ -116,12 +139,6 @@ class LowRankNormal(WeightPosterior):
         return LowRankMultivariateNormal(
             self.loc.reshape(-1), factor, self._log_sigma2.exp().reshape(-1), validate_args=False
         )
-
-
-def check_rank(owner: str, rank: int, weights: int) -> None:
-    """Raise, naming ``owner``, unless ``1 <= rank <= weights``."""
-    if not 1 <= rank <= weights:
-        raise ValueError(f"{owner}: expected a rank between 1 and the {weights} weights of the layer, got {rank}")
 
 
 @register_kl(LowRankNormal, Independent)

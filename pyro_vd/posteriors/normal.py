@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, constraints, register_kl
 
+from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice
+from pyro_vd.common.options import LOG_UNIFORM_METHODS as LOG_UNIFORM_METHODS
 from pyro_vd.estimators import WeightNoise
-from pyro_vd.kl import LOG_UNIFORM_METHODS, kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
-from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters
+from pyro_vd.kl import kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
+from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters, real_arguments
 from pyro_vd.priors import ImproperLogUniform
 from pyro_vd.scoring import deferred_log_prob
-
-KL_METHODS = (*LOG_UNIFORM_METHODS, "ard")
 
 
 class DropoutNormal(WeightPosterior):
@@ -47,6 +47,9 @@ class DropoutNormal(WeightPosterior):
     """
 
     support: Any = constraints.real
+    arg_constraints: Any = real_arguments("loc", "log_alpha", "log_sigma2")
+    arguments = ("loc", "log_alpha", "log_sigma2")
+    options = ("kl",)
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class DropoutNormal(WeightPosterior):
         log_alpha: Tensor | float | None = None,
         *,
         log_sigma2: Tensor | float | None = None,
-        kl: str = "sigmoid",
+        kl: NormalKL = "sigmoid",
         validate_args: bool | None = None,
     ):
         if (log_alpha is None) == (log_sigma2 is None):
@@ -64,15 +67,17 @@ class DropoutNormal(WeightPosterior):
                 "DropoutNormal(loc, log_sigma2=...) for additive or DropoutNormal(loc, log_alpha) for multiplicative "
                 "noise"
             )
-        if kl not in KL_METHODS:
-            raise ValueError(f"DropoutNormal: expected kl to be one of {', '.join(map(repr, KL_METHODS))}, got {kl!r}")
+        check_choice("kl", kl, KL_METHODS, "DropoutNormal")
         name = "log_alpha" if log_sigma2 is None else "log_sigma2"
         value = log_alpha if log_sigma2 is None else log_sigma2
         self.loc, noise = broadcast_parameters("DropoutNormal", loc, name, value)
         self._log_alpha = noise if log_sigma2 is None else None
         self._log_sigma2 = noise if log_sigma2 is not None else None
         self.kl = kl
-        super().__init__(self.loc.shape, validate_args=validate_args)
+        super().__init__(self.loc.shape, torch.Size(), validate_args)
+
+    def given(self) -> dict[str, Tensor]:
+        return {"loc": self.loc} | {name: value for name, value in self._given.items() if value is not None}
 
     @property
     def log_alpha(self) -> Tensor:
@@ -81,8 +86,7 @@ class DropoutNormal(WeightPosterior):
 
     @property
     def _noise_ratio(self) -> Tensor:
-        """``log_alpha`` in the shape it was given: one evaluation of the KL formula serves all weights that "
-        "share it."""
+        """``log_alpha`` in the shape it was given: one KL serves the weights that share it."""
         if self._log_sigma2 is not None:
             return log_alpha_additive(self.loc, self._log_sigma2)
         assert self._log_alpha is not None
@@ -123,6 +127,7 @@ class DropoutNormal(WeightPosterior):
         return {"log_alpha": self._log_alpha, "log_sigma2": self._log_sigma2}
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DropoutNormal:
+        batch_shape = torch.Size(batch_shape)
         noise: Any = {name: None if v is None else v.expand(batch_shape) for name, v in self._given.items()}
         return DropoutNormal(self.loc.expand(batch_shape), **noise, kl=self.kl, validate_args=False)
 
@@ -138,6 +143,8 @@ class DropoutNormal(WeightPosterior):
     def log_prob(self, value: Tensor) -> Tensor:
         if (deferred := deferred_log_prob(self, value)) is not None:
             return deferred
+        if self._validate_args:
+            self._validate_sample(value)
         return self._normal().log_prob(value)
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -172,5 +179,7 @@ def _kl_dropout_normal_normal(q: DropoutNormal, p: Normal) -> Tensor:
             "DropoutNormal: kl='ard' fits the variance of the prior to each weight, got a fixed Normal prior; write "
             "prior=ImproperLogUniform() in the model, or another kl (AutoMeanField instead of AutoARD)"
         )
-    prior_variance = p.scale.square()
-    return 0.5 * ((q.variance + (q.loc - p.loc).square()) / prior_variance - 1 - q.log_sigma2 + prior_variance.log())
+    # In half precision a prior of scale 1e-4 would have the variance 0.
+    dtype = torch.promote_types(p.scale.dtype, torch.float32)
+    loc, prior_variance = p.loc.to(dtype), p.scale.to(dtype).square()
+    return 0.5 * ((q.variance + (q.loc - loc).square()) / prior_variance - 1 - q.log_sigma2 + prior_variance.log())

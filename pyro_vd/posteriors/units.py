@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vd.common.options import NoDensity, check_count
 from pyro_vd.estimators import WeightNoise
-from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters
+from pyro_vd.posteriors.base import WeightPosterior, as_tensor, check_tensor
 
 
 class UnitPosterior(WeightPosterior):
@@ -31,8 +32,8 @@ class UnitPosterior(WeightPosterior):
     unit_dim: int
 
     def __init__(self, loc: Tensor, unit_dim: int, validate_args: bool | None = None):
-        if not isinstance(loc, Tensor) or not loc.is_floating_point():
-            broadcast_parameters(type(self).__name__, loc, "unit_dim", 0.0)
+        check_tensor(type(self).__name__, self.arguments[0], loc)
+        unit_dim = check_count("unit_dim", unit_dim, owner=type(self).__name__)
         if not -loc.dim() <= unit_dim < loc.dim():
             raise ValueError(
                 f"{type(self).__name__}: expected a weight with dimension {unit_dim} for its units, got loc of shape "
@@ -40,14 +41,19 @@ class UnitPosterior(WeightPosterior):
             )
         self.loc = loc
         self.unit_dim = unit_dim % loc.dim()
-        super().__init__(torch.Size(), loc.shape, validate_args=validate_args)
+        super().__init__(torch.Size(), loc.shape)
+
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
+        """Batch and event shape of a distribution with arguments of these shapes."""
+        return torch.Size(), torch.Size(arg_shapes[cls.arguments[0]])
 
     @property
     def units(self) -> int:
         """Number of units."""
         return self.loc.shape[self.unit_dim]
 
-    @property
+    @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, self.loc.dim())
 
@@ -78,17 +84,17 @@ class UnitPosterior(WeightPosterior):
         return self
 
     def log_prob(self, value: Tensor) -> NoReturn:
-        raise ValueError(
+        raise NoDensity(
             f"{type(self).__name__}: expected a use of its analytic KL, got a use of log_prob: the weight lies on a "
             "surface of fewer dimensions than it has elements and has no density; choose a prior with a KL rule "
             "(ImproperLogUniform or Normal), or DropoutNormal"
         )
 
 
-def unit_values(posterior: UnitPosterior, name: str, value: Tensor | float) -> Tensor:
+def unit_values(posterior: UnitPosterior, name: str, value: Any) -> Tensor:
     """One value for each unit, shape ``(units,)``, or one for all, shape ``(1,)``."""
     loc, units = posterior.loc, posterior.units
-    value = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=loc.dtype, device=loc.device)
+    value = as_tensor(type(posterior).__name__, name, value, loc)
     if value.numel() == 1:
         return value.reshape(1)
     padded = (1,) * (loc.dim() - value.dim()) + tuple(value.shape)

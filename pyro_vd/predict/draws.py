@@ -11,10 +11,13 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
+from pyro_vd.common.options import check_choice, check_count, check_known, check_names, shown
 from pyro_vd.handlers import lrt, posterior_mean
 
 MODES = ("weights", "local", "mean")
+RETURN = "_RETURN"  # Pyro's name for what a model returns
 
 
 @torch.no_grad()
@@ -25,7 +28,7 @@ def posterior_predictive(
     num_samples: int,
     mode: str = "weights",
     batch_size: int | None = None,
-    return_sites: Collection[str] = (),
+    return_sites: Collection[str] | str = (),
     **kwargs: Any,
 ) -> dict[str, Tensor]:
     """Draws from the posterior predictive distribution of a model, as ``pyro.infer.Predictive`` gives them.
@@ -41,7 +44,8 @@ def posterior_predictive(
         batch_size: run this many examples at a time. Tensors among the arguments whose first axis is as long
             as that of the first one are cut along it. In modes "weights" and "mean" a draw stays the
             same draw over the pieces.
-        return_sites: names of the sites to return; if empty, all but the guide's.
+        return_sites: names of the sites to return, "_RETURN" for what the model returns; if empty, all sites but the
+            guide's.
 
     Returns:
         ``{site: values}``, shape ``(num_samples, *shape of the site)``. Memory grows with the outputs
@@ -49,7 +53,8 @@ def posterior_predictive(
 
     Raises:
         ValueError: unknown mode; num_samples or batch_size < 1; batch_size with nothing to cut, or with
-            a guide that has sites inside a plate.
+            a guide that has sites inside a plate; a name in return_sites that the model does not have.
+        TypeError: a model that is asked for what it returns, and returns no tensor.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -60,15 +65,16 @@ def posterior_predictive(
         >>> posterior_predictive(model, guide, torch.ones(5), num_samples=3)["y"].shape
         torch.Size([3, 5])
     """
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
-    if num_samples < 1:
+    check_programs(model, guide)
+    check_choice("mode", mode, MODES)
+    sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
+    if check_count("num_samples", num_samples) < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     draws: dict[str, list[Tensor]] = {}
     for _ in range(num_samples):
-        for site, value in _one_draw(model, guide, args, kwargs, mode, batch_size, set(return_sites)).items():
+        for site, value in _one_draw(model, guide, args, kwargs, mode, batch_size, set(sites)).items():
             draws.setdefault(site, []).append(value)
     return {site: torch.stack(values) for site, values in draws.items()}
 
@@ -94,11 +100,25 @@ def _one_draw(
     site: Any
     for chunk_args, chunk_kwargs in chunks:
         trace = shared or poutine.trace(lrt(guide)).get_trace(*chunk_args, **chunk_kwargs)
-        run = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*chunk_args, **chunk_kwargs)
-        for name, site in prune_subsample_sites(run).nodes.items():
+        with data_explained("posterior_predictive", chunk_args, chunk_kwargs):
+            run = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*chunk_args, **chunk_kwargs)
+        nodes = prune_subsample_sites(run).nodes
+        check_known("return_sites", sites, [n for n, s in nodes.items() if s["type"] == "sample" or n == RETURN])
+        if RETURN in sites:
+            pieces.setdefault(RETURN, []).append(_returned(nodes[RETURN]["value"]))
+        for name, site in nodes.items():
             if site["type"] == "sample" and (name in sites if sites else name not in trace.nodes):
                 pieces.setdefault(name, []).append(site["value"])
     return {name: _join(values, lengths) for name, values in pieces.items()}
+
+
+def _returned(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"return_sites: expected a model that returns a tensor for {RETURN!r}, got {shown(value)}; name the "
+            "sites, or return one tensor"
+        )
+    return value
 
 
 def _join(values: list[Tensor], lengths: list[int]) -> Tensor:

@@ -39,7 +39,7 @@ ROWS = {
     "correlated outputs": ("CorrelatedDropoutNormal", lambda p: ((p["loc"], p["outs"]), {"unit_dim": 0})),
     "correlated number": ("CorrelatedDropoutNormal", lambda p: ((p["loc"], -0.7), {})),
     "binary": ("BernoulliDropout", lambda p: ((p["loc"], 0.3), {})),
-    "binary units": ("BernoulliDropout", lambda p: ((p["loc"], 0.1 + 0 * p["units"]), {})),
+    "binary units": ("BernoulliDropout", lambda p: ((p["loc"], [0.1] * 5), {})),
     "concrete": ("ConcreteDropout", lambda p: ((p["loc"], p["one"]), {"temperature": 0.4})),
     "concrete units": ("ConcreteDropout", lambda p: ((p["loc"], p["units"]), {"temperature": 0.4})),
     "group": ("GroupNormal", lambda p: ((p["loc"], p["log_sigma2"], p["unit_loc"], p["units"]), {})),
@@ -235,7 +235,7 @@ def test_bad_input_is_an_error_that_says_what_to_write(call, message):
         call()
 
 
-@pytest.mark.parametrize("loc", [jnp.ones(2, int), 1.0, torch.ones(2)])
+@pytest.mark.parametrize("loc", [jnp.ones(2, int), "1.0", torch.ones(2)])
 def test_loc_that_is_no_floating_point_array_is_a_type_error(loc):
     with pytest.raises(TypeError, match="expected loc to be a floating point array"):
         theirs.DropoutNormal(loc, 0.0)

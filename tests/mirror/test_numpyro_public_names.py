@@ -35,6 +35,8 @@ ONLY_PYRO_FILES = {
     "compiled": "JAX compiles by itself",
     "common": "shared by both",
     "convert": "serves both sides",
+    "devices": "JAX places arrays by itself",
+    "arguments": "the NumPyro side has its own in its modules",
     "scoring": "NumPyro's ELBOs evaluate no log_prob of a weight",
     "lrt_report": "not on the NumPyro side yet",
     "_constants": "shared by both",

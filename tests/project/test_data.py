@@ -79,7 +79,12 @@ def test_neither_file_nor_network(tmp_path, name, no_network):
     assert f"{name}: expected {FILES[0]} or {FILES[0]}.gz in {folder}" in text
     assert "could not download it (OSError)" in text and "--data-dir" in text
     ((url, known_hash, keywords),) = no_network
-    assert url.endswith(f"{FILES[0]}.gz") and known_hash.startswith("md5:") and len(known_hash) == 36
+    assert (
+        url.startswith("https://")
+        and url.endswith(f"{FILES[0]}.gz")
+        and known_hash.startswith("sha256:")
+        and len(known_hash) == 71
+    )
     assert Path(keywords["path"]) == folder
 
 
@@ -106,7 +111,7 @@ def test_downloads_what_is_missing_with_a_hash_of_its_own_for_each_file(tmp_path
     for name in ("mnist", "fashion-mnist"):
         data = _data.load(name, tmp_path)
         assert torch.equal(data.y_train, torch.tensor([7, 0, 9])) and data.x_test.shape == (1, 4)
-    assert len(set(hashes)) == 8 and all(len(known) == len("md5:") + 32 for known in hashes)
+    assert len(set(hashes)) == 8 and all(len(known) == len("sha256:") + 64 for known in hashes)
 
 
 @pytest.mark.parametrize("content, text", [

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro.distributions import Distribution, ExpandedDistribution, Independent
+from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, constraints
 from numpyro.distributions.kl import kl_divergence
 
+from pyro_vd.common.options import as_number, check_number, shown
 from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, check_key, check_precision, safe_sqrt
 
 
@@ -20,14 +24,46 @@ class WeightPosterior(Distribution):
     """Abstract: the distribution of a random weight.
 
     Subclasses have ``loc``, ``variance`` (elementwise, of the weight), ``log_alpha`` and ``noise()``.
-    Parameter values are not validated at construction, where they may be traced;
+    The values of arrays are validated at construction with ``validate_args=True`` alone, and where they are not traced;
     :class:`pyro_vd.numpyro.TraceVD_ELBO` reports NaN and infinity by site.
+
+    Attributes:
+        estimators: those under which the family has a form.
+        arguments: names of the arrays among the arguments of the constructor; attributes too.
+        options: names of its other arguments; attributes too.
     """
 
-    arg_constraints: Any = {}
     pytree_data_fields = ("loc",)
     estimators: tuple[str, ...] = ESTIMATORS
+    arguments: tuple[str, ...] = ("loc",)
+    options: tuple[str, ...] = ()
     loc: Array
+
+    def __init__(self, batch_shape: tuple[int, ...], event_shape: tuple[int, ...], validate_args: bool | None = None):
+        super().__init__(batch_shape, event_shape, validate_args=False)
+        self._validate(validate_args)
+
+    def _validate(self, validate_args: bool | None) -> None:
+        """Whether values are validated from here on; those of the parameters now."""
+        if validate_args is None:
+            vars(self).pop("_validate_args", None)  # as NumPyro says at the time
+            return
+        self._validate_args = validate_args
+        for name, value in self.given().items() if validate_args else ():
+            bad = None if isinstance(value, Tracer) else int((~np.isfinite(np.asarray(value))).sum())
+            if bad:
+                raise ValueError(
+                    f"{type(self).__name__}: expected {name} to be finite, got {bad} NaN or infinite of {value.size} "
+                    f"values; write jnp.nan_to_num({name}), or find where they come from"
+                )
+
+    def given(self) -> dict[str, Array]:
+        """The arrays that the distribution was made of, by the names of the constructor."""
+        return {name: getattr(self, f"_{name}" if f"_{name}" in vars(self) else name) for name in self.arguments}
+
+    def __repr__(self) -> str:
+        shapes = [f"{name}: {jnp.shape(value)}" for name, value in self.given().items()]
+        return f"{type(self).__name__}({', '.join([*shapes, *(f'{o}={getattr(self, o)!r}' for o in self.options)])})"
 
     @property
     @abstractmethod
@@ -66,14 +102,8 @@ def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple
 
     Raises an error that names ``owner`` where they are no floating point arrays that broadcast.
     """
-    check_precision(owner, "loc", loc)
-    if not isinstance(loc, (jax.Array, np.ndarray)) or not jnp.issubdtype(loc.dtype, jnp.floating):
-        got = loc.dtype if isinstance(loc, (jax.Array, np.ndarray)) else type(loc).__name__
-        raise TypeError(f"{owner}: expected loc to be a floating point array, got {got}; write loc.astype(float)")
-    loc = as_array(owner, "loc", loc)
+    loc = as_location(owner, loc)
     value = as_array(owner, name, value, loc)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"{owner}: expected {name} to be floating point, got {value.dtype}; write {name}.astype(float)")
     try:
         shape = jnp.broadcast_shapes(loc.shape, value.shape)
     except ValueError:
@@ -84,12 +114,51 @@ def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple
     return jnp.broadcast_to(loc, shape), value
 
 
+def as_location(owner: str, loc: Any, name: str = "loc") -> Array:
+    """A mean as an array, or TypeError unless it is a number or an array of floating point."""
+    check_precision(owner, name, loc)
+    if not isinstance(loc, (jax.Array, np.ndarray)) and as_number(loc) is not None:
+        kind = np.result_type(getattr(loc, "dtype", float))
+        kind = kind if np.issubdtype(kind, np.floating) else np.result_type(float)
+        return jnp.asarray(check_number(name, loc, owner=owner), jax.dtypes.canonicalize_dtype(kind))
+    if not isinstance(loc, (jax.Array, np.ndarray)) or not jnp.issubdtype(loc.dtype, jnp.floating):
+        got = loc.dtype if isinstance(loc, (jax.Array, np.ndarray)) else type(loc).__name__
+        raise TypeError(f"{owner}: expected {name} to be a floating point array, got {got}; write {name}.astype(float)")
+    return jnp.asarray(loc)
+
+
 def as_array(owner: str, name: str, value: Any, like: Array | None = None) -> Array:
-    """``value`` as an array, a number in the dtype of ``like``; no silent loss of float64."""
+    """A parameter as an array of floating point, a number in the dtype of ``like``; no silent loss of float64."""
     check_precision(owner, name, value)
-    if isinstance(value, (int, float)) and like is not None:
-        return jnp.asarray(value, like.dtype)
+    if not isinstance(value, (jax.Array, np.ndarray)):
+        if as_number(value) is not None:
+            dtype = jnp.result_type(float) if like is None else like.dtype
+            return jnp.asarray(check_number(name, value, owner=owner), dtype)
+        try:
+            value = np.asarray(value, None if like is None else like.dtype)
+        except (TypeError, ValueError):
+            raise TypeError(f"{owner}: expected {name} to be a number or an array, got {shown(value)}") from None
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{owner}: expected {name} to be floating point, got {value.dtype}; write {name}.astype(float)")
     return jnp.asarray(value)
+
+
+def real_arguments(*names: str) -> dict[str, Any]:
+    """The ``arg_constraints`` of parameters on the real line."""
+    return dict.fromkeys(names, constraints.real)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def given_value(value: Array, why: str) -> Array:
+    """The value; asking for a gradient in it is a ValueError that says ``why`` there is none."""
+    return value
+
+
+@partial(given_value.defjvp, symbolic_zeros=True)
+def _given_value_jvp(why: str, primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
+    if not isinstance(tangents[0], SymbolicZero):
+        raise ValueError(why)
+    return primals[0], tangents[0]
 
 
 def register_kl(q: type, p: type) -> Callable[[Any], Any]:

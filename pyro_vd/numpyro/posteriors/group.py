@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -9,10 +11,16 @@ from jax.tree_util import Partial
 from numpyro.distributions import Independent, Normal
 from numpyro.distributions.kl import kl_divergence
 
-from pyro_vd.kl import LOG_UNIFORM_METHODS
+from pyro_vd.common.options import LOG_UNIFORM_METHODS, LogUniformKL, check_choice
 from pyro_vd.numpyro.estimators import WeightNoise
 from pyro_vd.numpyro.kl import kl_log_uniform, log_alpha_additive
-from pyro_vd.numpyro.posteriors.base import prior_of_weight, register_kl
+from pyro_vd.numpyro.posteriors.base import (
+    as_location,
+    broadcast_parameters,
+    prior_of_weight,
+    real_arguments,
+    register_kl,
+)
 from pyro_vd.numpyro.posteriors.normal import DropoutNormal
 from pyro_vd.numpyro.posteriors.units import UnitPosterior, unit_values
 from pyro_vd.numpyro.priors import ImproperLogUniform
@@ -44,6 +52,10 @@ class GroupNormal(UnitPosterior):
         Louizos, Ullrich, Welling 2017, arXiv:1705.08665, equations 7-9 and appendix A.
     """
 
+    arg_constraints: Any = real_arguments("v_loc", "v_log_sigma2", "unit_loc", "unit_log_sigma2")
+    reparametrized_params = ["v_loc", "v_log_sigma2", "unit_loc", "unit_log_sigma2"]
+    arguments = ("v_loc", "v_log_sigma2", "unit_loc", "unit_log_sigma2")
+    options = ("unit_dim", "kl")
     pytree_data_fields = ("v", "_unit_loc", "_unit_log_sigma2")
     pytree_aux_fields = ("kl",)
 
@@ -55,17 +67,38 @@ class GroupNormal(UnitPosterior):
         unit_log_sigma2: Array,
         *,
         unit_dim: int = 1,
-        kl: str = "sigmoid",
+        kl: LogUniformKL = "sigmoid",
         validate_args: bool | None = None,
     ):
-        super().__init__(v_loc, unit_dim, validate_args)
+        v_loc = as_location("GroupNormal", v_loc, "v_loc")
+        v_loc, v_log_sigma2 = broadcast_parameters("GroupNormal", v_loc, "v_log_sigma2", v_log_sigma2)
+        super().__init__(v_loc, unit_dim)
         self.v = DropoutNormal(v_loc, log_sigma2=v_log_sigma2)
-        self.kl = kl
-        if kl not in LOG_UNIFORM_METHODS:
-            raise ValueError(f"GroupNormal: expected kl to be one of {LOG_UNIFORM_METHODS}, got {kl!r}")
+        self.kl = check_choice("kl", kl, LOG_UNIFORM_METHODS, "GroupNormal")
         self._unit_loc = unit_values(self, "unit_loc", unit_loc)
         self._unit_log_sigma2 = unit_values(self, "unit_log_sigma2", unit_log_sigma2)
         self.loc = self.along_units(self._unit_loc) * v_loc
+        self._validate(validate_args)
+
+    @property
+    def v_loc(self) -> Array:
+        """Mean of v."""
+        return self.v.loc
+
+    @property
+    def v_log_sigma2(self) -> Array:
+        """Natural log of the variance of v."""
+        return self.v.log_sigma2
+
+    @property
+    def unit_loc(self) -> Array:
+        """Mean of z, shaped to broadcast with the weight."""
+        return self.along_units(self._unit_loc)
+
+    @property
+    def unit_log_sigma2(self) -> Array:
+        """Natural log of the variance of z, shaped to broadcast with the weight."""
+        return self.along_units(self._unit_log_sigma2)
 
     @property
     def log_alpha(self) -> Array:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Distribution, Independent, LowRankMultivariateNormal, constraints
 from numpyro.distributions.kl import kl_divergence
+from numpyro.distributions.util import validate_sample
 
+from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice, check_rank
 from pyro_vd.numpyro.estimators import WeightNoise
 from pyro_vd.numpyro.kl import log_alpha_additive
 from pyro_vd.numpyro.posteriors.base import (
@@ -16,10 +19,10 @@ from pyro_vd.numpyro.posteriors.base import (
     as_array,
     broadcast_parameters,
     prior_of_weight,
+    real_arguments,
     register_kl,
 )
-from pyro_vd.numpyro.posteriors.normal import KL_METHODS, DropoutNormal
-from pyro_vd.posteriors.low_rank import check_rank
+from pyro_vd.numpyro.posteriors.normal import DropoutNormal
 
 
 class LowRankNormal(WeightPosterior):
@@ -48,6 +51,10 @@ class LowRankNormal(WeightPosterior):
     """
 
     estimators = ("local", "shared", "per_example")
+    arg_constraints: Any = real_arguments("loc", "log_sigma2", "factor")
+    reparametrized_params = ["loc", "log_sigma2", "factor"]
+    arguments = ("loc", "log_sigma2", "factor")
+    options = ("kl",)
     pytree_data_fields = ("_log_sigma2", "factor")
     pytree_aux_fields = ("kl",)
 
@@ -57,24 +64,34 @@ class LowRankNormal(WeightPosterior):
         log_sigma2: Array | float,
         factor: Array,
         *,
-        kl: str = "sigmoid",
+        kl: NormalKL = "sigmoid",
         validate_args: bool | None = None,
     ):
         self.loc, log_sigma2 = broadcast_parameters("LowRankNormal", loc, "log_sigma2", log_sigma2)
         self._log_sigma2 = jnp.broadcast_to(log_sigma2, self.loc.shape)
         factor = as_array("LowRankNormal", "factor", factor)
-        if factor.shape[1:] != self.loc.shape:
+        if factor.ndim == 0 or factor.shape[1:] != self.loc.shape:
             raise ValueError(f"LowRankNormal: expected factor of shape (rank, *{self.loc.shape}), got {factor.shape}")
         check_rank("LowRankNormal", len(factor), self.loc.size)
-        if kl not in KL_METHODS:
-            raise ValueError(f"LowRankNormal: expected kl to be one of {', '.join(map(repr, KL_METHODS))}, got {kl!r}")
         self.factor = factor
-        self.kl = kl
-        super().__init__((), self.loc.shape, validate_args=validate_args)
+        self.kl = check_choice("kl", kl, KL_METHODS, "LowRankNormal")
+        super().__init__((), self.loc.shape, validate_args)
 
-    @property
+    @classmethod
+    def infer_shapes(
+        cls, loc: Any, log_sigma2: Any = (), factor: Any = None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Batch and event shape of a distribution with arguments of these shapes."""
+        return (), jnp.broadcast_shapes(tuple(loc), tuple(log_sigma2))
+
+    @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def log_sigma2(self) -> Array:
+        """Natural log of the variance of the diagonal part alone."""
+        return self._log_sigma2
 
     @property
     def variance(self) -> Array:
@@ -102,6 +119,7 @@ class LowRankNormal(WeightPosterior):
             raise ValueError(f"LowRankNormal: expected one weight, got a batch of shape {tuple(batch_shape)}")
         return self
 
+    @validate_sample
     def log_prob(self, value: Array) -> Array:
         return self._flat().log_prob(value.reshape(*value.shape[: value.ndim - self.loc.ndim], -1))
 

@@ -11,11 +11,17 @@ from jax import Array
 from numpyro.distributions import Normal, constraints
 from numpyro.distributions.util import validate_sample
 
+from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice
 from pyro_vd.numpyro.estimators import WeightNoise, at_least_single, check_key
 from pyro_vd.numpyro.kl import kl_ard, kl_log_uniform, log_alpha_additive
-from pyro_vd.numpyro.posteriors.base import WeightPosterior, broadcast_parameters, register_kl
+from pyro_vd.numpyro.posteriors.base import (
+    WeightPosterior,
+    as_location,
+    broadcast_parameters,
+    real_arguments,
+    register_kl,
+)
 from pyro_vd.numpyro.priors import ImproperLogUniform
-from pyro_vd.posteriors.normal import KL_METHODS
 
 
 class DropoutNormal(WeightPosterior):
@@ -48,6 +54,10 @@ class DropoutNormal(WeightPosterior):
     """
 
     support: Any = constraints.real
+    arg_constraints: Any = real_arguments("loc", "log_alpha", "log_sigma2")
+    reparametrized_params = ["loc", "log_alpha", "log_sigma2"]
+    arguments = ("loc", "log_alpha", "log_sigma2")
+    options = ("kl",)
     pytree_data_fields = ("_log_alpha", "_log_sigma2")
     pytree_aux_fields = ("kl",)
 
@@ -57,7 +67,7 @@ class DropoutNormal(WeightPosterior):
         log_alpha: Array | float | None = None,
         *,
         log_sigma2: Array | float | None = None,
-        kl: str = "sigmoid",
+        kl: NormalKL = "sigmoid",
         validate_args: bool | None = None,
     ):
         if (log_alpha is None) == (log_sigma2 is None):
@@ -67,15 +77,17 @@ class DropoutNormal(WeightPosterior):
                 "DropoutNormal(loc, log_sigma2=...) for additive or DropoutNormal(loc, log_alpha) for multiplicative "
                 "noise"
             )
-        if kl not in KL_METHODS:
-            raise ValueError(f"DropoutNormal: expected kl to be one of {', '.join(map(repr, KL_METHODS))}, got {kl!r}")
+        check_choice("kl", kl, KL_METHODS, "DropoutNormal")
         name = "log_alpha" if log_sigma2 is None else "log_sigma2"
         value = log_alpha if log_sigma2 is None else log_sigma2
         self.loc, noise = broadcast_parameters("DropoutNormal", loc, name, value)
         self._log_alpha = noise if log_sigma2 is None else None
         self._log_sigma2 = noise if log_sigma2 is not None else None
         self.kl = kl
-        super().__init__(self.loc.shape, validate_args=validate_args)
+        super().__init__(self.loc.shape, (), validate_args)
+
+    def given(self) -> dict[str, Array]:
+        return {"loc": self.loc} | {name: value for name, value in self._given.items() if value is not None}
 
     @property
     def log_alpha(self) -> Array:
@@ -159,7 +171,9 @@ def _kl_dropout_normal_log_uniform(q: DropoutNormal, p: ImproperLogUniform) -> A
 
 @register_kl(Normal, ImproperLogUniform)
 def _kl_normal_log_uniform(q: Any, p: ImproperLogUniform) -> Array:
-    return _kl_dropout_normal_log_uniform(DropoutNormal(jnp.asarray(q.loc), log_sigma2=2 * jnp.log(q.scale)), p)
+    return _kl_dropout_normal_log_uniform(
+        DropoutNormal(as_location("Normal", q.loc), log_sigma2=2 * jnp.log(q.scale)), p
+    )
 
 
 @register_kl(DropoutNormal, Normal)
@@ -170,6 +184,8 @@ def _kl_dropout_normal_normal(q: DropoutNormal, p: Any) -> Array:
             "DropoutNormal: kl='ard' fits the variance of the prior to each weight, got a fixed Normal prior; write "
             "prior=ImproperLogUniform() in the model, or another kl (AutoMeanField instead of AutoARD)"
         )
-    prior_variance = jnp.square(p.scale)
+    # In half precision a prior of scale 1e-4 would have the variance 0.
+    scale = jnp.asarray(p.scale)
+    prior_variance = jnp.square(scale.astype(at_least_single(scale.dtype)))
     square = jnp.square(q.loc - p.loc)
     return 0.5 * ((q.variance + square) / prior_variance - 1 - q.log_sigma2 + jnp.log(prior_variance))

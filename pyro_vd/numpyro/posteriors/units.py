@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jax import Array
 from jax.tree_util import Partial
 from numpyro.distributions import constraints
 
+from pyro_vd.common.options import NoDensity, check_count
 from pyro_vd.numpyro.estimators import WeightNoise
-from pyro_vd.numpyro.posteriors.base import WeightPosterior, as_array, broadcast_parameters
+from pyro_vd.numpyro.posteriors.base import WeightPosterior, as_array, as_location
 
 
 class UnitPosterior(WeightPosterior):
@@ -32,7 +33,8 @@ class UnitPosterior(WeightPosterior):
     unit_dim: int
 
     def __init__(self, loc: Array, unit_dim: int, validate_args: bool | None = None):
-        loc, _ = broadcast_parameters(type(self).__name__, loc, "unit_dim", 0.0)
+        loc = as_location(type(self).__name__, loc, self.arguments[0])
+        unit_dim = check_count("unit_dim", unit_dim, owner=type(self).__name__)
         if not -loc.ndim <= unit_dim < loc.ndim:
             raise ValueError(
                 f"{type(self).__name__}: expected a weight with dimension {unit_dim} for its units, got loc of shape "
@@ -40,14 +42,19 @@ class UnitPosterior(WeightPosterior):
             )
         self.loc = loc
         self.unit_dim = unit_dim % loc.ndim
-        super().__init__((), loc.shape, validate_args=validate_args)
+        super().__init__((), loc.shape)
+
+    @classmethod
+    def infer_shapes(cls, *args: Any, **kwargs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Batch and event shape of a distribution with arguments of these shapes."""
+        return (), tuple(args[0] if args else kwargs[cls.arguments[0]])
 
     @property
     def units(self) -> int:
         """Number of units."""
         return self.loc.shape[self.unit_dim]
 
-    @property
+    @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 
@@ -75,14 +82,14 @@ class UnitPosterior(WeightPosterior):
         return self
 
     def log_prob(self, value: Array) -> NoReturn:
-        raise ValueError(
+        raise NoDensity(
             f"{type(self).__name__}: expected a use of its analytic KL, got a use of log_prob: the weight lies on a "
             "surface of fewer dimensions than it has elements and has no density; choose a prior with a KL rule "
             "(ImproperLogUniform or Normal), or DropoutNormal"
         )
 
 
-def unit_values(posterior: UnitPosterior, name: str, value: Array | float) -> Array:
+def unit_values(posterior: UnitPosterior, name: str, value: Any) -> Array:
     """One value for each unit, shape ``(units,)``, or one for all, shape ``(1,)``."""
     loc, units = posterior.loc, posterior.units
     value = as_array(type(posterior).__name__, name, value, loc)

@@ -12,10 +12,12 @@ from jax import Array
 from numpyro.handlers import replay, seed, substitute, trace
 
 from pyro_vd.common.examples import batch_bounds, is_array, number_of_examples, take_examples
+from pyro_vd.common.options import check_choice, check_count, check_known, check_names, shown
 from pyro_vd.numpyro.checks import latent_sites, require_key
 from pyro_vd.numpyro.handlers import lrt, posterior_mean
 
 MODES = ("weights", "local", "mean")
+RETURN = "_RETURN"  # for what a model returns
 
 
 def posterior_predictive(
@@ -27,7 +29,7 @@ def posterior_predictive(
     num_samples: int,
     mode: str = "weights",
     batch_size: int | None = None,
-    return_sites: Collection[str] = (),
+    return_sites: Collection[str] | str = (),
     **kwargs: Any,
 ) -> dict[str, Array]:
     """Draws from the posterior predictive distribution of a model, as ``numpyro.infer.Predictive`` gives them.
@@ -46,7 +48,8 @@ def posterior_predictive(
         batch_size: run this many examples at a time. Arrays among the arguments whose first axis is as long
             as that of the first one are cut along it. In modes "weights" and "mean" a draw stays the
             same draw over the pieces.
-        return_sites: names of the sites to return; if empty, all but the guide's.
+        return_sites: names of the sites to return, "_RETURN" for what the model returns; if empty, all sites but the
+            guide's.
 
     Returns:
         ``{site: values}``, shape ``(num_samples, *shape of the site)``. Memory grows with the outputs
@@ -67,11 +70,11 @@ def posterior_predictive(
         (3, 5)
     """
     require_key("posterior_predictive", rng_key)
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
-    if num_samples < 1:
+    check_choice("mode", mode, MODES)
+    wanted_sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
+    if check_count("num_samples", num_samples) < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     params = dict(params)
     guide = {"weights": lambda fn: fn, "local": lrt, "mean": posterior_mean}[mode](guide)
@@ -98,10 +101,13 @@ def posterior_predictive(
         guide_key, model_key = jax.random.split(key)
         drawn = draw(guide_key, args, kwargs) if drawn is None else drawn
         values = {name: {**latent[name], "value": value} for name, value in drawn.items()}
-        ran = trace(substitute(replay(seed(model, model_key), values), data=params)).get_trace(*args, **kwargs)  # type: ignore
-        sites = {name: site for name, site in ran.items() if site["type"] in ("sample", "deterministic")}
-        wanted = [name for name in sites if (name in return_sites if return_sites else name not in first)]
-        return {name: sites[name]["value"] for name in wanted}
+        tracer: Any = trace(substitute(replay(seed(model, model_key), values), data=params))  # type: ignore
+        returned = tracer(*args, **kwargs)
+        sites = {n: s["value"] for n, s in tracer.trace.items() if s["type"] in ("sample", "deterministic")}
+        check_known("return_sites", wanted_sites, [*sites, RETURN])
+        if RETURN in wanted_sites:
+            sites[RETURN] = _returned(returned)
+        return {name: v for name, v in sites.items() if (name in wanted_sites if wanted_sites else name not in first)}
 
     drawer, runner = _compiled(draw), _compiled(run)
     samples: list[dict[str, Array]] = []
@@ -130,6 +136,15 @@ def _compiled(function: Callable) -> Callable:
         return compiled[tree](arrays)
 
     return call
+
+
+def _returned(value: Any) -> Any:
+    if not is_array(value):
+        raise TypeError(
+            f"return_sites: expected a model that returns an array for {RETURN!r}, got {shown(value)}; name the "
+            "sites, or return one array"
+        )
+    return value
 
 
 def _join(values: list[Array], lengths: list[int]) -> Array:

@@ -1,0 +1,133 @@
+"""Arguments of models and guides: what is no program, data of another library or type, states that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vd._torch import tree_leaves
+from pyro_vd.common.options import check_callable, shown
+
+# Errors of PyTorch, Pyro and Python that data of the wrong kind run into.
+_FAILURES = (TypeError, AttributeError, RuntimeError, ValueError, IndexError, KeyError)
+_TYPE_WORDS = ("dtype", "scalar type", "not implemented for", "Long", "Int", "Bool", "Double", "Half", "Complex")
+
+
+class _WrongData(TypeError):
+    """Data that a model cannot take, found after it failed on them."""
+
+
+def check_programs(model: Any, guide: Any) -> None:
+    """TypeError unless model and guide are functions or modules."""
+    check_callable(
+        "model", model, "a Pyro model, a function or module", "write def model(x, y=None): ... , or BayesianModule(...)"
+    )
+    check_guide(guide)
+
+
+def check_guide(guide: Any) -> Any:
+    """The guide, or TypeError unless it is a function or module."""
+    return check_callable(
+        "guide", guide, "a Pyro guide, a function or module", "write AutoSparseVD(model), or def guide(x, y=None): ..."
+    )
+
+
+@contextmanager
+def data_explained(owner: str, args: tuple, kwargs: Mapping[str, Any], parameters: Collection[Tensor] = ()) -> Iterator:
+    """Within it a failure over data of another library, type or precision says so.
+
+    Data that a model does take are never refused: they are looked at after it has failed.
+
+    Args:
+        owner: what is called.
+        args, kwargs: what it is called with.
+        parameters: its own, whose type floating point data must have.
+    """
+    try:
+        yield
+    except _WrongData:
+        raise
+    except _FAILURES as error:
+        for name, argument in (*enumerate(args), *kwargs.items()):
+            problem = _problem(argument, parameters, str(error))
+            if problem is not None:
+                got, instead = problem
+                raise _WrongData(
+                    f"{owner}: expected data argument {name!r} to be a tensor that the model can take, got {got}; "
+                    f"{instead} ({type(error).__name__}: {str(error)[:200]})"
+                ) from error
+        raise
+
+
+def check_finite_state(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """A hook before ``load_state_dict``: ValueError for a checkpoint with NaN or infinity; nothing is loaded then."""
+    for name, value in state.items():
+        if name.startswith(prefix) and isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta:
+            check_finite_tensor(f"load_state_dict: {name!r}", value, "load a checkpoint from before training failed")
+
+
+def check_finite_tensor(where: str, value: Tensor, instead: str) -> None:
+    """ValueError for a tensor with NaN or infinity."""
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:
+        raise ValueError(f"{where}: expected finite values, got {bad} NaN or infinite of {value.numel()}; {instead}")
+
+
+def finite_numbers(name: str, value: Any) -> np.ndarray:
+    """A parameter as an array of finite real numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":  # the numbers of JAX that NumPy lacks, such as bfloat16, are of kind V
+        try:
+            array = None if array.dtype.kind in "cOSUbM" else array.astype(np.float32)
+        except (TypeError, ValueError):
+            array = None
+    if array is None:
+        raise TypeError(
+            f"parameter {name!r}: expected an array of real numbers, got {shown(value)}; write "
+            "svi.get_params(svi_state)"
+        )
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise ValueError(
+            f"parameter {name!r}: expected finite values, got {bad} NaN or infinite of {array.size}; take parameters "
+            "from before training failed"
+        )
+    return array
+
+
+def _problem(argument: Any, parameters: Collection[Tensor], error: str) -> tuple[str, str] | None:
+    """What is wrong with an argument on which a model failed, and what to write instead; None where nothing is seen."""
+    kind = type(argument)
+    if isinstance(argument, torch.utils.data.DataLoader):
+        return "a DataLoader", "write for x, y in loader: svi.step(x, y)"
+    if isinstance(argument, torch.utils.data.Dataset):
+        return f"a data set, {kind.__name__}", "write DataLoader(dataset, batch_size=100), and give a batch of it"
+    if isinstance(argument, (list, tuple)) and argument and all(isinstance(v, (int, float, list)) for v in argument):
+        return f"a {kind.__name__} of numbers", "write torch.tensor(x)"
+    if isinstance(argument, (str, bytes)):
+        return f"text, {shown(argument)}", "write a tensor, such as the numbers of its tokens"
+    for leaf in tree_leaves(argument):
+        library = type(leaf).__module__.partition(".")[0]
+        if library == "numpy":
+            return shown(leaf), "write torch.as_tensor(x)"
+        if library in ("jax", "jaxlib"):
+            return shown(leaf), "write torch.as_tensor(numpy.asarray(x))"
+        if library in ("pandas", "polars", "tensorflow"):
+            return f"{library}'s {type(leaf).__name__}", "write torch.as_tensor(x.to_numpy())"
+        if isinstance(leaf, Tensor) and any(word in error for word in _TYPE_WORDS):
+            own = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), leaf.dtype)
+            if leaf.dtype != own:
+                return f"a tensor of {leaf.dtype}, parameters are of {own}", f"write x.to({own})"
+    if argument is None or (kind not in (bool, int, float) and not isinstance(argument, Tensor) and not _has(argument)):
+        return shown(argument), "write a tensor"
+    return None
+
+
+def _has(argument: Any) -> bool:
+    """Whether an argument holds a tensor."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(argument))

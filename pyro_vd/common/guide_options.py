@@ -1,0 +1,96 @@
+"""Options of automatic guides, by their names: those of both backends are the same, and so are their checks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from pyro_vd.common.options import (
+    KL_METHODS,
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_threshold,
+    shown,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked_options(init: F) -> F:
+    """A decorator for the constructor of a guide: its options are looked at before anything is made of them.
+
+    Raises:
+        ValueError, TypeError: an option that cannot be meant, by its name.
+    """
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(init).bind(self, *args, **kwargs).arguments
+        given |= given.pop("options", {})
+        for name, value in given.items():
+            if name in _CHECKS:
+                _CHECKS[name](name, value)
+        init(self, *args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+def check_parts(guides: tuple[Any, ...]) -> None:
+    """TypeError unless there are guides to be mixed, each of them something that can be called."""
+    if not guides:
+        raise TypeError(
+            "mixed_guide: expected one guide or more after the model, got none; write mixed_guide(model, "
+            "AutoSparseVD(model, where='net.0.*'), AutoMeanField(model, where='net.1.*'))"
+        )
+    for guide in guides:
+        check_callable("guide", guide, "automatic guides", "write AutoSparseVD(model, where='net.0.*')", "mixed_guide")
+
+
+def check_where(name: str, where: Any) -> None:
+    """TypeError unless ``where`` is None, a name or pattern, several, or a function of names."""
+    several = isinstance(where, Iterable) and not isinstance(where, (str, bytes))
+    if where is None or isinstance(where, str) or (callable(where) and not isinstance(where, type)):
+        return
+    if several and len(names := list(where)) and all(isinstance(one, str) for one in names):
+        return
+    raise TypeError(
+        f"{name}: expected site names or patterns, or a function of names, got {shown(where)}; write where='net.0.*' "
+        "or where=lambda site: ..."
+    )
+
+
+def _check_model(name: str, model: Any) -> None:
+    check_callable(name, model, "a model, a function or module", "write def model(x, y=None): ..., or BayesianModule")
+
+
+def _check_function(name: str, value: Any) -> None:
+    check_callable(name, value, "a function of a site", "write one that returns the value to start from")
+
+
+def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], None]:
+    def checked(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return checked
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "model": _check_model,
+    "where": check_where,
+    "init_loc_fn": _check_function,
+    "create_plates": _or_none(_check_function),
+    "init_log_sigma2": check_number,
+    "init_log_alpha": functools.partial(check_number, at_most=0, why="alpha <= 1"),
+    "temperature": functools.partial(check_number, above=0),
+    "zero_above": _or_none(check_threshold),
+    "unit_dim": _or_none(check_count),
+    "rank": check_count,
+    "correlated": check_flag,
+    "kl": functools.partial(check_choice, choices=KL_METHODS),
+}
