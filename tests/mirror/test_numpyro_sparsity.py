@@ -184,7 +184,7 @@ def test_names_of_a_sequential_and_of_other_layers():
     with pytest.raises(ValueError, match="the parameters of this MixedGuide, got none named .*; give layers="):
         from_numpyro(named, guide)
     wrong = {**named, "net.Dense_1.bias": np.ones(3)}
-    with pytest.raises(ValueError, match=r"parameter 'net.Dense_1.bias': expected, for .*shape .2,. .* got .3,."):
+    with pytest.raises(ValueError, match=r"parameter 'net.Dense_1.bias': expected the shape .2,. of .* got .3,."):
         from_numpyro(wrong, guide, layers=layers)
     assert all((p == before[name]).all() for name, p in guide.named_parameters())
     from_numpyro({name: value + 1 for name, value in named.items()}, guide, layers=layers)
