@@ -28,18 +28,27 @@ from pyro_vd.references import referenced_modules
 
 @dataclass(frozen=True)
 class Prototype:
-    """What a guide keeps of a latent site of the model: shape and support of its value, and the plates around it."""
+    """What a guide keeps of a latent site of the model: shape and support of its value, and the plates around it.
+
+    Attributes:
+        fixed: of a weight, returns what its layers keep fixed of it; None where that is nothing.
+    """
 
     shape: tuple[int, ...]
     event_dim: int
     support: Any
     frames: tuple[Any, ...]
+    fixed: Callable[[], Any] | None = None
 
     @staticmethod
     def of(message: Any) -> Prototype:
         fn = message["fn"]
         return Prototype(
-            tuple(message["value"].shape), fn.event_dim, _detached(fn.support), tuple(message["cond_indep_stack"])
+            tuple(message["value"].shape),
+            fn.event_dim,
+            _detached(fn.support),
+            tuple(message["cond_indep_stack"]),
+            message["infer"].get("fixed"),
         )
 
 
