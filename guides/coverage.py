@@ -24,6 +24,7 @@ from pyro_vd._pyro import in_handlers_of, innermost
 from pyro_vd._torch import tree_flatten, tree_map_only
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules
+from pyro_vd.rollback import undone
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def look(model: Callable, args: tuple, kwargs: dict) -> Look:
     """
     recorder = _Recorder()
     recorded = in_handlers_of(model, recorder(innermost(model)))  # inside of what hides sites
-    with torch.enable_grad(), _buffers_kept(model):
+    with torch.enable_grad(), _buffers_kept(model), undone():
         args, kwargs = tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (args, kwargs))
         trace: Any = poutine.block(poutine.trace(recorded).get_trace)(*args, **kwargs)
     return _dependence(trace, recorder)

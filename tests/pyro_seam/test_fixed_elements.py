@@ -49,7 +49,10 @@ OURS = [family for family in FAMILIES if family != "of Pyro"]  # which samples i
 UNITS = ("correlated", "bernoulli", "concrete", "group")
 NO_FLIPOUT = (*UNITS, "low rank", "of Pyro")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*expected an operation with a rule")  # units that are rows
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*expected an operation with a rule",  # units that are rows
+    "ignore:.*expected a distribution that estimator",  # of Pyro
+)
 
 
 def net_with_row(kind=nn.Embedding):

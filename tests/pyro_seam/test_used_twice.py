@@ -215,7 +215,7 @@ def test_independent_reuse_is_still_allowed_and_contradictions_are_not():
     assert predictive(program, "local", reuse="independent").shape == (2, 3, 4)
     with pytest.raises(ValueError, match="shared_sites: expected a list of site names with reuse='independent', got"):
         vd.TraceVD_ELBO(shared_sites="auto", reuse="independent")
-    with pytest.raises(TypeError, match="shared_sites: expected a list of site names, got 'net.a.weight'; .*or 'auto'"):
+    with pytest.raises(TypeError, match="shared_sites: expected a list of site names, got 'net.a.weight'"):
         vd.TraceVD_ELBO(shared_sites="net.a.weight")
 
 
