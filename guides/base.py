@@ -18,6 +18,7 @@ from pyro_vd.guides import parameters
 from pyro_vd.guides.sites import SiteGuide, Where, site_matcher
 from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.posteriors.fixed import with_fixed
 from pyro_vd.priors import ImproperLogUniform
 
 KLMethod = Literal["sigmoid", "cubic", "lower_bound", "exact"]  # of pyro_vd.kl.kl_log_uniform
@@ -82,7 +83,12 @@ class WeightGuide(SiteGuide):
 
     def posteriors(self) -> dict[str, WeightPosterior]:
         """The distribution of every weight site."""
-        return {site: self.posterior(site) for site in self.weight_sites}
+        return {site: self._posterior(site) for site in self.weight_sites}
+
+    def _posterior(self, site: str) -> WeightPosterior:
+        """The distribution at ``site``, with the elements that a layer keeps fixed as constants."""
+        fixed = self._prototypes[site].fixed
+        return self.posterior(site) if fixed is None else with_fixed(self.posterior(site), fixed())
 
     def log_alpha(self, site: str) -> Tensor:
         """Natural log of the noise ratio at ``site``, of a shape that broadcasts with the weight.
@@ -92,7 +98,7 @@ class WeightGuide(SiteGuide):
         Raises:
             ValueError: not a weight site of this guide.
         """
-        return self.posterior(self._known(site)).log_alpha
+        return self._posterior(self._known(site)).log_alpha
 
     def dropout_rate(self, site: str) -> Tensor:
         """Probability of dropping with the noise ratio of ``site``, ``alpha / (1 + alpha)``; shape as ``log_alpha``."""
@@ -104,7 +110,7 @@ class WeightGuide(SiteGuide):
         plates = self._create_plates(*args, **kwargs)
         result: dict[str, Tensor] = {}
         for site, prototype in self._prototypes.items():  # as the model: other ELBOs take it for dependence else
-            posterior = None if site in self._others else self.posterior(site)
+            posterior = None if site in self._others else self._posterior(site)
             with ExitStack() as stack:
                 for frame in prototype.frames:
                     stack.enter_context(plates[frame.name])
@@ -120,7 +126,7 @@ class WeightGuide(SiteGuide):
         return {
             site: getattr(self, self._others[site]).median(prototype)
             if site in self._others
-            else self.posterior(site).mean.detach()
+            else self._posterior(site).mean.detach()
             for site, prototype in self._prototypes.items()
         }
 

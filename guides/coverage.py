@@ -24,22 +24,32 @@ from pyro_vd._pyro import in_handlers_of, innermost
 from pyro_vd._torch import tree_flatten, tree_map_only
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules
+from pyro_vd.rollback import undone
 
 
 @dataclass(frozen=True)
 class Prototype:
-    """What a guide keeps of a latent site of the model: shape and support of its value, and the plates around it."""
+    """What a guide keeps of a latent site of the model: shape and support of its value, and the plates around it.
+
+    Attributes:
+        fixed: of a weight, returns what its layers keep fixed of it; None where that is nothing.
+    """
 
     shape: tuple[int, ...]
     event_dim: int
     support: Any
     frames: tuple[Any, ...]
+    fixed: Callable[[], Any] | None = None
 
     @staticmethod
     def of(message: Any) -> Prototype:
         fn = message["fn"]
         return Prototype(
-            tuple(message["value"].shape), fn.event_dim, _detached(fn.support), tuple(message["cond_indep_stack"])
+            tuple(message["value"].shape),
+            fn.event_dim,
+            _detached(fn.support),
+            tuple(message["cond_indep_stack"]),
+            message["infer"].get("fixed"),
         )
 
 
@@ -92,7 +102,7 @@ def look(model: Callable, args: tuple, kwargs: dict) -> Look:
     """
     recorder = _Recorder()
     recorded = in_handlers_of(model, recorder(innermost(model)))  # inside of what hides sites
-    with torch.enable_grad(), _buffers_kept(model):
+    with torch.enable_grad(), _buffers_kept(model), undone():
         args, kwargs = tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (args, kwargs))
         trace: Any = poutine.block(poutine.trace(recorded).get_trace)(*args, **kwargs)
     return _dependence(trace, recorder)

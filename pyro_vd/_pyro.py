@@ -3,22 +3,28 @@
 Tried with the versions of Pyro that ``constraints.txt`` names. Sources: https://github.com/pyro-ppl/pyro,
 ``pyro/params/param_store.py`` (``_params``), ``pyro/poutine/messenger.py`` (``_context_wrap``),
 ``pyro/poutine/runtime.py`` (``_PYRO_STACK``),
-``pyro/poutine/trace_struct.py`` and ``pyro/infer/trace_mean_field_elbo.py``. ``tests/pyro_seam/test_pyro_corners.py``
-has one test for each, which names what broke.
+``pyro/poutine/trace_struct.py``, ``pyro/infer/trace_mean_field_elbo.py``, and for what is no step
+``pyro/infer/predictive.py``, ``pyro/infer/elbo.py`` and ``pyro/infer/autoguide/guides.py``. ``test_pyro_corners.py``
+and ``test_run_corners.py`` in ``tests/pyro_seam`` have one test for each, which names what broke.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
+from pyro.infer import predictive
+from pyro.infer.autoguide.guides import AutoGuide
+from pyro.infer.elbo import ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement as check_mean_field_requirement  # noqa: F401
 from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -109,6 +115,44 @@ def _split(fn: Any) -> tuple[Messenger, Callable] | None:
     return None
 
 
+def net_parameter(name: str, parameter: nn.Parameter) -> Tensor:
+    """``pyro.param(name, parameter)``, which leaves no mark on the parameter.
+
+    What Pyro returns points to the unconstrained tensor by a weak reference, with which no net can be pickled. Here
+    it is a view of the parameter that does.
+    """
+    return _net_parameter(name, parameter, constraint=constraints.real, event_dim=None, name=name)  # type: ignore
+
+
+@effectful(type="param")
+def _net_parameter(name: str, parameter: nn.Parameter, constraint: Any, event_dim: Any) -> Tensor:
+    stored: Any = pyro.get_param_store().setdefault(name, parameter, constraint)
+    view: Any = stored.view_as(stored)
+    view.unconstrained = weakref.ref(stored.unconstrained())
+    vars(parameter).pop("unconstrained", None)
+    return view
+
+
+class Noted(Messenger):
+    """Notes in the trace what a site says of its weight, since a replayed site has the ``infer`` of the guide's."""
+
+    def __init__(self, infer: dict[str, Any]):
+        super().__init__()
+        self.infer = infer
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg.update(self.infer)
+
+
+def node_of_trace(site: str) -> Any:
+    """A sample site in the trace that is being made; None without one."""
+    for messenger in reversed(_PYRO_STACK):
+        if isinstance(messenger, TraceMessenger) and not messenger.param_only:
+            node: Any = messenger.trace.nodes.get(site)
+            return node if node is not None and node["type"] == "sample" else None
+    return None
+
+
 def handlers_are_active() -> bool:
     """Whether the caller runs under effect handlers of its own, which no recording would know of."""
     return bool(_PYRO_STACK)
@@ -123,9 +167,25 @@ def is_scoring() -> bool:
     Pyro's own ELBOs evaluate the log_prob of every site, weights too, also where the KL is analytic. That is no
     use of the weight by the model, and nothing in the arguments tells one from the other.
     """
-    frame = sys._getframe(1)
+    return _runs_under(_SCORING)
+
+
+_NO_STEPS = {
+    predictive._predictive.__code__,
+    AutoGuide._setup_prototype.__code__,
+    ELBO._guess_max_plate_nesting.__code__,
+}
+
+
+def is_no_step() -> bool:
+    """Whether Pyro runs the model to predict with it, or to see its sites."""
+    return _runs_under(_NO_STEPS)
+
+
+def _runs_under(codes: set) -> bool:
+    frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code in _SCORING:
+        if frame.f_code in codes:
             return True
         frame = frame.f_back
     return False

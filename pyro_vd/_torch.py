@@ -1,15 +1,16 @@
 """The private corners of PyTorch that random weights stand on, each in one place; and two numerical helpers.
 
 Tried with the versions of PyTorch that ``constraints.txt`` names. Sources: https://github.com/pytorch/pytorch, at the
-path beside each name. ``tests/core/test_torch_corners.py`` has one test for each, which names what broke. The corners
-that compiled steps use are in ``compiled/``.
+path beside each name. ``test_torch_corners.py`` and ``test_backward_corners.py`` in ``tests/core`` have one test for
+each, which names what broke. The corners that compiled steps use are in ``compiled/``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -21,12 +22,16 @@ from torch._C._functorch import (  # torch/csrc/functorch/init.cpp
     is_functorch_wrapped_tensor,
     maybe_get_bdim,
 )
-from torch.autograd import Function
+from torch.autograd import Function, Variable
+from torch.nn.utils import parametrize
 from torch.overrides import get_testing_overrides, resolve_name
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_flatten as tree_flatten  # torch/utils/_pytree.py
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
+
+_CHECKPOINT = checkpoint.__file__
 
 
 def applied(function: type[Function], *inputs: Any) -> Any:
@@ -114,3 +119,89 @@ def without_autocast(device_type: str) -> AbstractContextManager:
 def at_least_tiny(x: Tensor) -> Tensor:
     """``x``, written over: at least the smallest normal number."""
     return x.clamp_min_(torch.finfo(x.dtype).tiny)
+
+
+def in_backward_pass() -> bool:
+    """Whether the caller runs inside a backward pass: in a hook, or in a forward pass that checkpointing repeats.
+
+    See ``torch/csrc/autograd/python_autograd.cpp``.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def when_backward_pass_ends(function: Callable[[], None]) -> None:
+    """Have ``function`` called at the end of the backward pass that is under way; dropped where that fails.
+
+    See ``torch/csrc/autograd/python_engine.cpp``, ``queue_callback``.
+    """
+    Variable._execution_engine.queue_callback(function)  # type: ignore[attr-defined]
+
+
+def current_node() -> Any:
+    """The node of the graph that the backward pass under way is at, from one of its hooks."""
+    return torch._C._current_autograd_node()
+
+
+def in_checkpointed_region() -> bool:
+    """Whether something else than autograd keeps what the backward pass needs: non-reentrant checkpointing, perhaps.
+
+    See ``torch/autograd/graph.py``, ``saved_tensors_hooks``.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # type: ignore[attr-defined]
+
+
+def is_repeated_with_other_noise() -> bool:
+    """Whether the caller runs in a repetition by checkpointing with ``preserve_rng_state=False``."""
+    return any(frame.f_locals.get("preserve_rng_state") is False for frame in _frames_of_checkpointing())
+
+
+def inputs_of_reentrant_checkpoint() -> tuple | None:
+    """The inputs of the reentrant checkpointing under which the caller runs; None without one."""
+    for frame in _frames_of_checkpointing():
+        if frame.f_code is checkpoint.CheckpointFunction.forward.__code__:
+            return frame.f_locals["args"]
+    return None
+
+
+def gradients_are_accumulated() -> bool:
+    """Whether the backward pass is one by ``backward()``, for all leaves, which reentrant checkpointing needs.
+
+    See ``torch/utils/checkpoint.py``, ``CheckpointFunction.backward``.
+    """
+    return torch.autograd._is_checkpoint_valid()
+
+
+def is_recording() -> bool:
+    """Whether operations are being recorded as a graph, on tensors without values."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def parametrizations_are_cached() -> bool:
+    """Whether a ``torch.nn.utils.parametrize.cached()`` is open."""
+    return parametrize._cache_enabled > 0
+
+
+def _frames_of_checkpointing() -> Iterator[Any]:
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _CHECKPOINT:
+            yield frame
+        frame = frame.f_back
+
+
+def current_noise(like: Tensor) -> Tensor:
+    """The state of the random numbers on the device of a tensor."""
+    return torch.cuda.get_rng_state(like.device) if like.is_cuda else torch.get_rng_state()
+
+
+@contextmanager
+def noise_rewound_on_failure() -> Iterator[None]:
+    """Where an exception ends it, random numbers go on as if nothing had been drawn in it."""
+    states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    except BaseException:
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state_all(states[1])
+        raise

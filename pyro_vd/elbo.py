@@ -34,8 +34,10 @@ from pyro_vd.checks import (
 )
 from pyro_vd.common.options import check_count, check_flag, check_number
 from pyro_vd.common.terms import LossTerms
-from pyro_vd.handlers import EstimatorMessenger
+from pyro_vd.handlers import EstimatorMessenger, run_coherently
 from pyro_vd.loss_module import LossModule
+from pyro_vd.posteriors.fixed import kl_of_free_elements
+from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
 
 
@@ -133,11 +135,12 @@ class TraceVD_ELBO(ELBO):
         check_programs(model, guide)
         nll: dict[str, Tensor] = {}
         kl: dict[str, Tensor] = {}
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            for total, particle in ((nll, _nll(model_trace)), (kl, self._kl(model_trace, guide_trace))):
-                for site, value in particle.items():
-                    value = value / self.num_particles if self.num_particles > 1 else value
-                    total[site] = total[site] + value if site in total else value
+        with undone(only_on_failure=True):
+            for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+                for total, particle in ((nll, _nll(model_trace)), (kl, self._kl(model_trace, guide_trace))):
+                    for site, value in particle.items():
+                        value = value / self.num_particles if self.num_particles > 1 else value
+                        total[site] = total[site] + value if site in total else value
         zero = 0.0 if nll and kl else torch.zeros(())
         return LossTerms(nll, kl, self.kl_weight, zero)
 
@@ -145,6 +148,7 @@ class TraceVD_ELBO(ELBO):
         """The loss as a 0-dim tensor, without a host synchronisation and without a check for NaN."""
         return self.terms(model, guide, *args, **kwargs).loss
 
+    @undone(only_on_failure=True)
     def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
         if isinstance(self.kl_weight, Tensor):
@@ -164,10 +168,12 @@ class TraceVD_ELBO(ELBO):
             f"expected a finite loss, got {float(terms.loss.detach())} with kl_weight={self.kl_weight}: {reason}"
         )
 
+    @undone()
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number."""
+        """The loss as a number; no step, so that buffers stay as they are."""
         return float(self.checked_terms(model, guide, *args, **kwargs).loss.detach())
 
+    @undone(only_on_failure=True)
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; adds its gradient to the parameters. Nothing is added where it is not finite."""
         capture: Any
@@ -185,20 +191,9 @@ class TraceVD_ELBO(ELBO):
             guide(*args, **kwargs)
             model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
         else:
-            with data_explained("guide", args, kwargs):
-                guide_trace = poutine.trace(self._messenger(guide)).get_trace(*args, **kwargs)
-            covers = GuideCovers(guide_trace)
-            replayed = poutine.replay(covers(model), trace=guide_trace)
-            try:
-                with data_explained("model", args, kwargs):
-                    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-            except ValueError as error:
-                # Validation of a likelihood names neither the site nor the input that is at fault.
-                reason = non_finite_input(guide_trace, args, kwargs)
-                if reason is None:
-                    raise
-                raise ValueError(f"the model failed on non-finite input: {reason}") from error
-            warn_of_single_draws(covers.weights, guide_trace, self._messenger)
+            guide_trace, model_trace = run_coherently(
+                lambda: self._run(model, guide, args, kwargs), rewind=self._messenger.reuse == "shared"
+            )
         guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
         check_sites(model_trace, guide_trace)
         check_observed(model_trace)
@@ -214,6 +209,23 @@ class TraceVD_ELBO(ELBO):
                     check_site_shape(shaped, cast(Any, self.max_plate_nesting))
         return model_trace, guide_trace
 
+    def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        with data_explained("guide", args, kwargs):
+            guide_trace = poutine.trace(self._messenger(guide)).get_trace(*args, **kwargs)
+        covers = GuideCovers(guide_trace)
+        replayed = poutine.replay(covers(model), trace=guide_trace)
+        try:
+            with data_explained("model", args, kwargs):
+                model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        except ValueError as error:
+            # Validation of a likelihood names neither the site nor the input that is at fault.
+            reason = non_finite_input(guide_trace, args, kwargs)
+            if reason is None:
+                raise
+            raise ValueError(f"the model failed on non-finite input: {reason}") from error
+        warn_of_single_draws(covers.weights, guide_trace, self._messenger)
+        return guide_trace, model_trace
+
     def _kl(self, model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
         """KL of each latent site of the model, then the auxiliary sites of the guide, whose term is log q."""
         kl = {}
@@ -227,8 +239,9 @@ class TraceVD_ELBO(ELBO):
     def _site_kl(self, name: str, model_site: Any, guide_site: Any) -> Tensor:
         q, p = guide_site["fn"], model_site["fn"]
         check_scales(name, model_site["scale"], guide_site["scale"])
+        fixed = model_site.get("fixed")
         try:
-            kl = kl_divergence(q, p)
+            kl = kl_divergence(q, p) if fixed is None else kl_of_free_elements(q, p, fixed())
         except NotImplementedError:
             if self.analytic_only:
                 names = " and ".join(describe(fn) for fn in (q, p))

@@ -28,7 +28,7 @@ DrawUnits = Callable[[torch.Size], Tensor]
 
 @dataclass(frozen=True)
 class WeightNoise:
-    """The parts of a random weight, ``w = s * (loc + sqrt(variance) * e) + sum_r factor[r] * z_r``.
+    """The parts of a random weight, ``w = s * (loc + sqrt(variance) * e) + sum_r factor[r] * z_r + constant``.
 
     Attributes:
         loc: mean, shape ``weight``.
@@ -37,6 +37,7 @@ class WeightNoise:
         unit_dim: the dimension of the weight along which its input units lie, where ``s`` is random.
         draw_units: sample shape -> ``s``, shape ``sample_shape + (units,)``; None where s = 1.
         factor: low-rank factor, shape ``(rank,) + weight``, of z ~ N(0, I); None without one.
+        constant: a part without noise, None for 0 and without s. ``is_pinned``: whether elements are constants.
     """
 
     loc: Tensor
@@ -45,6 +46,8 @@ class WeightNoise:
     unit_dim: int | None = None
     draw_units: DrawUnits | None = None
     factor: Tensor | None = None
+    constant: Tensor | None = None
+    is_pinned: bool = False
 
     @property
     def independent(self) -> bool:
@@ -185,7 +188,7 @@ def local(op: LinearOp) -> Tensor:
         shape = _ones_but(outputs.shape, range(1, outputs.dim() - op.positions), drop=op.out_units)
         rows = torch.randn((outputs.shape[0], *shape[1:]), dtype=mean.dtype, device=mean.device)
         mean = mean + (rows * outputs).sum(0)
-    return mean
+    return mean if noise is None or noise.constant is None else mean + op.apply(op.x, noise.constant, None)
 
 
 def per_example(op: LinearOp) -> Tensor:
@@ -198,12 +201,8 @@ def per_example(op: LinearOp) -> Tensor:
     number = torch.Size([op.x.shape[op.example]])
     axis = op.example - op.x.dim()
     if op.bias is not None and _loc(op.bias).dim() >= -axis:  # has an axis of examples itself
-        bias = op.bias
-        output = (
-            per_example(replace(op, bias=None))
-            if isinstance(op.weight, WeightNoise)
-            else op.apply(op.x, op.weight, None)
-        )
+        bias, is_noise = op.bias, isinstance(op.weight, WeightNoise)
+        output = per_example(replace(op, bias=None)) if is_noise else op.apply(op.x, op.weight, None)
         if isinstance(bias, WeightNoise):
             one = bias.loc.shape[axis] == 1
             bias = bias.draw(number).transpose(0, axis).squeeze(0) if one else bias.draw(torch.Size())
@@ -253,6 +252,8 @@ def _output_units(op: LinearOp, noise: WeightNoise, draw_units: DrawUnits) -> Te
     output = local(replace(op, weight=independent_noise(noise.loc, noise.variance), bias=None))
     assert op.out_units is not None
     output = output * _unit_noise(op, output.shape, op.out_units, draw_units)
+    if noise.constant is not None:
+        output = output + op.apply(op.x, noise.constant, None)
     if op.bias is None:
         return output
     # The bias in the shape of the output: the operation at x = 0, on one example where all have the same bias.

@@ -13,8 +13,10 @@ from pyro_vd.arguments import check_programs
 from pyro_vd.common.examples import number_of_examples, take_examples
 from pyro_vd.common.options import check_count, shown
 from pyro_vd.common.reports import GradientVariance
+from pyro_vd.rollback import undone
 
 
+@undone()
 def gradient_variance(
     model: Callable,
     guide: Callable,

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Collection
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
+import torch
+from pyro import poutine
 from pyro.distributions import Normal
 from pyro.poutine.messenger import Messenger
 from torch.distributions import Distribution, Independent
 
 from pyro_vd._pyro import is_scoring
+from pyro_vd._torch import noise_rewound_on_failure
 from pyro_vd.arguments import check_guide
 from pyro_vd.common.options import check_choice, check_flag, check_known, check_names
 from pyro_vd.estimators import ESTIMATORS
+from pyro_vd.exchange import ONE_RUN
 from pyro_vd.posteriors import DropoutNormal, WeightPosterior
+from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight, WeightState
+from pyro_vd.weights.reuse import WeightsUsedTwice, all_reuses
+
+REUSES = ("error", "independent", "shared")
+
+Run = TypeVar("Run")
 
 
 def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False):
@@ -26,16 +39,19 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
 
     Args:
         fn: the guide; without one, the handler itself is returned, for ``with lrt():``.
-        shared_sites: sites that are drawn once a step instead.
-        reuse: "error" where a weight is used twice in one trace; "independent" to sample each use
-            with noise of its own.
+        shared_sites: sites that are drawn once a step instead. "auto" is ``reuse="shared"``.
+        reuse: where a weight is used twice in one trace: "error" names all such sites; "shared" draws those, and
+            only those, once a step, and says so once; "independent" samples each use with noise of its own. Here,
+            without a model, "shared" looks ahead with an automatic guide, which knows its model; with a guide by
+            hand, use :class:`pyro_vd.TraceVD_ELBO`.
         strict: raise ValueError, instead of one warning, where an operation has no rule.
 
     Returns:
         The wrapped guide, or the handler.
 
     Raises:
-        ValueError: unknown ``reuse``; after a run, a name in ``shared_sites`` that the guide does not have.
+        ValueError: unknown ``reuse``, or "auto" with another; after a run, a name in ``shared_sites`` that the guide
+            does not have.
         TypeError: a guide that cannot be called; ``shared_sites`` that are no list of names.
 
     References:
@@ -93,8 +109,14 @@ class EstimatorMessenger(Messenger):
     ):
         super().__init__()
         check_choice("estimator", estimator, ESTIMATORS)
-        if reuse not in ("error", "independent"):
-            raise ValueError(f"reuse: expected 'error' or 'independent', got {reuse!r}")
+        check_choice("reuse", reuse, REUSES)
+        if isinstance(shared_sites, str) and shared_sites == "auto":
+            if reuse == "independent":
+                raise ValueError(
+                    "shared_sites: expected a list of site names with reuse='independent', got 'auto', which draws a "
+                    "weight that is used twice once; leave out one of them"
+                )
+            shared_sites, reuse = (), "shared"
         self.shared_sites = set(check_names("shared_sites", shared_sites))
         self.estimator, self.reuse, self.strict = estimator, reuse, check_flag("strict", strict)
         self.normals = normals
@@ -113,9 +135,12 @@ class EstimatorMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"]:
             self._met.append(msg["name"])
-        if self.estimator == "shared" or msg["name"] in self.shared_sites:
-            return
         if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):
+            return
+        if "estimator" in msg:
+            return  # another of these handlers, nearer to the site, has chosen
+        msg["estimator"] = self.estimator
+        if self.estimator == "shared" or msg["name"] in self.shared_sites:
             return
         posterior: Any = base_distribution(msg["fn"])
         if self.normals and _is_normal_weight(msg):
@@ -124,15 +149,17 @@ class EstimatorMessenger(Messenger):
             return
         site = msg["name"]
         if self.estimator not in posterior.estimators:
+            family = type(getattr(posterior, "free", posterior)).__name__  # under what a layer keeps fixed
             raise ValueError(
-                f"site {site!r}: expected an estimator that {type(posterior).__name__} has a form for "
+                f"site {site!r}: expected an estimator that {family} has a form for "
                 f"({', '.join(posterior.estimators)}), got {self.estimator!r}; choose one of them, or "
                 f"shared_sites=[{site!r}]"
             )
         noise = posterior.noise()
-        trace = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, is_scoring)
+        state = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, is_scoring)
+        state.shared_sites = self.shared_sites
         variance = noise.variance if noise.independent else None
-        msg["value"] = RandomWeight(noise, posterior.variance if variance is None else variance, trace)
+        msg["value"] = RandomWeight(noise, posterior.variance if variance is None else variance, state)
 
 
 def _is_normal_weight(msg: Any) -> bool:
@@ -151,4 +178,57 @@ def base_distribution(fn: Any) -> Distribution:
 
 def _handler(estimator: str, fn: Callable | None, shared_sites: Collection[str], reuse: str, strict: bool) -> Any:
     messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict)
-    return messenger if fn is None else messenger(check_guide(fn))
+    if fn is None:
+        return messenger
+    check_guide(fn)
+    if messenger.reuse == "shared" and callable(model := getattr(fn, "model", None)):
+        return _looking_ahead(messenger, fn, model)
+    return messenger(fn)
+
+
+def _looking_ahead(messenger: EstimatorMessenger, guide: Callable, model: Callable) -> Callable:
+    """``messenger(guide)``; at the first call the model is run too, for the weights that it uses twice."""
+    looked = False
+
+    @functools.wraps(guide, updated=())
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal looked
+
+        def both() -> None:
+            trace = poutine.trace(messenger(guide)).get_trace(*args, **kwargs)
+            poutine.replay(model, trace=trace)(*args, **kwargs)
+
+        if not looked:
+            with poutine.block(), torch.no_grad(), torch.random.fork_rng(), undone():
+                run_coherently(both)
+            looked = True
+        return messenger(guide)(*args, **kwargs)
+
+    return wrapped
+
+
+def run_coherently(run: Callable[[], Run], rewind: bool = False) -> Run:
+    """``run()``, a run of guide and model under an estimator.
+
+    Where it uses weights twice, one error names them all; or, under ``reuse="shared"``, they are drawn once from now
+    on and it is run again.
+
+    Args:
+        run: calls guide and model.
+        rewind: give the second run the random numbers of the first.
+    """
+    while True:
+        try:
+            noise = noise_rewound_on_failure() if rewind else nullcontext()
+            with ONE_RUN, noise, undone(only_on_failure=True), all_reuses():
+                return run()
+        except WeightsUsedTwice as error:
+            if not error.states or any(state.reuse != "shared" for state in error.states):
+                raise
+            found = sorted({state.site for state in error.states})
+            for state in error.states:
+                state.shared_sites.add(state.site)
+            warnings.warn(
+                f"sites {found}: used twice in one run of the model, and so drawn once a step (shared_sites={found})",
+                stacklevel=3,
+            )

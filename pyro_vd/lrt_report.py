@@ -10,8 +10,9 @@ import torch
 from pyro import poutine
 
 from pyro_vd.arguments import check_programs, data_explained
-from pyro_vd.handlers import base_distribution, lrt
+from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
 from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
 
 
@@ -51,6 +52,7 @@ class LRTReport:
 
 
 @torch.no_grad()
+@undone()
 def lrt_report(
     model: Callable,
     guide: Callable,
@@ -67,8 +69,7 @@ def lrt_report(
         shared_sites, reuse: see :func:`pyro_vd.lrt`.
 
     Returns:
-        A row for every weight of the guide. Operations without a rule warn, as in training; the running statistics of
-        a net in training mode are updated.
+        A row for every weight of the guide. Operations without a rule warn, as in training.
 
     Raises:
         ValueError: a guide without random weights; a weight used twice.
@@ -84,9 +85,15 @@ def lrt_report(
         0.0% of the weights are sampled locally
     """
     check_programs(model, guide)
+    handler = EstimatorMessenger("local", shared_sites, reuse)
+
+    def run() -> Any:
+        trace = poutine.trace(handler(guide)).get_trace(*args, **kwargs)
+        poutine.replay(model, trace=trace)(*args, **kwargs)
+        return trace
+
     with poutine.block(), data_explained("lrt_report", args, kwargs):
-        guide_trace = poutine.trace(lrt(guide, shared_sites=shared_sites, reuse=reuse)).get_trace(*args, **kwargs)
-        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
+        guide_trace = run_coherently(run)
     rows = []
     for name, site in guide_trace.iter_stochastic_nodes():
         if not isinstance(base_distribution(site["fn"]), WeightPosterior):

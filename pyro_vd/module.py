@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from pyro_vd._pyro import adopt_stored_value
-from pyro_vd._torch import tree_leaves
+from pyro_vd._pyro import Noted, adopt_stored_value, is_no_step, net_parameter, node_of_trace
+from pyro_vd._torch import in_backward_pass, tree_leaves
 from pyro_vd.arguments import check_finite_state, data_explained
+from pyro_vd.choice import Prior, Where, chosen_parameters, prior_for
 from pyro_vd.common.options import check_count, shown
 from pyro_vd.devices import placed_like
-
-Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
-Prior = (
-    TorchDistributionMixin
-    | Mapping[str, TorchDistributionMixin]
-    | Callable[[str, nn.Parameter], TorchDistributionMixin]
-)
-
-# The matrices of layers that are linear in them, or are recurrent; no biases, no gains of normalisation layers.
-_DEFAULT_WEIGHTS: dict[tuple[type[nn.Module], ...], str] = {
-    (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag): "weight",
-    (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d): "weight",
-    (nn.MultiheadAttention,): "*_proj_weight",
-    (nn.RNNBase, nn.RNNCellBase): "weight_*",
-}
+from pyro_vd.exchange import ONE_RUN, call_with, check_net, in_use
+from pyro_vd.fixed import Fixed, fixed_elements
+from pyro_vd.rollback import undone
+from pyro_vd.weights import RandomWeight
+from pyro_vd.weights.reuse import all_reuses
 
 
 class BayesianModule(nn.Module):
@@ -39,8 +29,9 @@ class BayesianModule(nn.Module):
 
     Calling it samples the chosen parameters, registers the others with Pyro as deterministic parameters, and
     calls ``net`` with both. The net itself is not changed: its own values of the chosen parameters stay
-    where they are, and are where a guide of :mod:`pyro_vd.guides` starts. Buffers (BatchNorm) are updated
-    as always; an update that is not finite is not kept.
+    where they are, and are where a guide of :mod:`pyro_vd.guides` starts. A call leaves every attribute of the net as
+    it was, but for what the net itself notes in one. Buffers (BatchNorm) are updated in steps; an update that is not
+    finite, of a step that fails or of a prediction is not kept.
 
     Args:
         net: any torch module.
@@ -53,16 +44,18 @@ class BayesianModule(nn.Module):
             the projections of MultiheadAttention, ``weight_*`` of recurrent layers; of a masked
             (``torch.nn.utils.prune``) or parametrized weight the tensor that the mask or parametrization is applied
             to. A module type, or several: those weights of these types. A parameter name or pattern, or several. A
-            callable ``(parameter_name, owning_module) -> bool``.
+            callable ``(parameter_name, owning_module) -> bool``. A frozen parameter (``requires_grad=False``) is
+            random only by its full name or a callable; its own value never changes.
 
     Attributes:
         net: the module as given.
         weight_names: names of the random parameters, in parameter order; tied ones once.
 
     Raises:
-        ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior;
-            data on another device; use inside a plate.
-        TypeError: a chosen parameter that is not of floating point.
+        ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior or,
+            in a lazy module, without a shape; data on another device; use inside a plate, or in a backward pass.
+        TypeError: a chosen parameter that is not of floating point; a net with DataParallel or ScriptModules in it.
+        RuntimeError: a call while another thread has weights in the net.
 
     Example:
         >>> bnn = BayesianModule(nn.Linear(3, 2), prior=pyro.distributions.Normal(0.0, 1.0))
@@ -76,12 +69,22 @@ class BayesianModule(nn.Module):
             raise TypeError(f"BayesianModule: expected net to be a torch.nn.Module, got {type(net).__name__}")
         if not isinstance(name, str) or not name:
             raise TypeError(f"BayesianModule: expected name to be text, got {shown(name)}; write name='net'")
+        if isinstance(net, BayesianModule):
+            raise TypeError("net: expected a plain net, got a BayesianModule; pass its .net, or call it as it is")
+        check_net(net)
         self.net = net
         self.name = name
         self.register_load_state_dict_pre_hook(check_finite_state)
         parameters = dict(net.named_parameters())
-        self.weight_names = tuple(_chosen(net, parameters, where))
-        self.priors = {weight: _prior_for(prior, weight, parameters[weight]) for weight in self.weight_names}
+        # A BayesianModule inside the net has weights and parameters of its own.
+        self._nested = tuple(f"{path}." for path, module in net.named_modules() if isinstance(module, BayesianModule))
+        candidates = {key: value for key, value in parameters.items() if not key.startswith(self._nested)}
+        self.weight_names = tuple(chosen_parameters(net, candidates, where))
+        self._owners = {
+            weight: [(m, key) for m in net.modules() for key, own in m._parameters.items() if own is parameters[weight]]
+            for weight in self.weight_names
+        }
+        self.priors = {weight: prior_for(prior, weight, parameters[weight]) for weight in self.weight_names}
         if isinstance(prior, Mapping):
             unmatched = [key for key in prior if not fnmatch.filter(self.weight_names, key)]
             if unmatched:
@@ -91,22 +94,19 @@ class BayesianModule(nn.Module):
                 )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        parameters = dict(self.net.named_parameters())
-        self._check_devices(parameters, args, kwargs)
-        values = {}
-        for parameter_name, parameter in parameters.items():
-            if parameter_name in self.priors:
-                values[parameter_name] = self._sample(parameter_name, parameter)
-            elif parameter.requires_grad:
-                full_name = f"{self.name}.{parameter_name}"
-                adopt_stored_value(full_name, parameter)
-                values[parameter_name] = pyro.param(full_name, parameter)
-        # Copies of the buffers go in: their update is judged before it is kept, and autograd may hold what went in.
-        buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()} if self.net.training else {}
-        with data_explained(f"BayesianModule {self.name!r}", args, kwargs, parameters.values()):
-            output = functional_call(self.net, {**values, **buffers}, args, kwargs)
-        self._keep_finite(buffers)
-        return output
+        if in_backward_pass():
+            raise ValueError(
+                f"BayesianModule {self.name!r}: expected a call in a forward pass, got one in a backward pass, "
+                "where no handler gives it weights: activation checkpointing (torch.utils.checkpoint) of the whole "
+                "module. Checkpoint layers inside the net instead"
+            )
+        with ONE_RUN:
+            parameters = dict(self.net.named_parameters())
+            self._check_devices(parameters, args, kwargs)
+            values = self._values(parameters)
+            explained = data_explained(f"BayesianModule {self.name!r}", args, kwargs, parameters.values())
+            with all_reuses(), undone(only_on_failure=True), explained:
+                return call_with(self.net, values, args, kwargs, update_buffers=not is_no_step())
 
     def site(self, parameter_name: str) -> str:
         """The sample site of a random parameter."""
@@ -117,26 +117,68 @@ class BayesianModule(nn.Module):
         parameters = dict(self.net.named_parameters())
         return {name: self._sample(name, parameters[name]) for name in self.weight_names}
 
+    def _values(self, parameters: dict[str, nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+        """What the net is called with in the place of its own parameters."""
+        gone = [name for name in self.priors if name not in parameters]
+        if gone:
+            raise ValueError(
+                f"BayesianModule {self.name!r}: expected a net with the random parameters {list(self.priors)}, got one "
+                f"without {gone}, which has changed since; make a new BayesianModule (and guide) after masks, norms or "
+                "layers are added to a net"
+            )
+        values: dict[nn.Parameter, Tensor] = {}
+        for name, parameter in parameters.items():
+            if not isinstance(parameter, nn.Parameter):
+                raise in_use()
+            if name in self.priors:
+                values[parameter] = self._sample(name, parameter)
+            elif parameter.requires_grad and not name.startswith(self._nested):
+                full_name = f"{self.name}.{name}"
+                adopt_stored_value(full_name, parameter)
+                value: Any = net_parameter(full_name, parameter)
+                unconstrained = getattr(value, "unconstrained", None)
+                if unconstrained is None or unconstrained() is not parameter:
+                    values[parameter] = value  # a handler has given another
+        return values
+
     def _sample(self, parameter_name: str, parameter: nn.Parameter) -> Tensor:
-        site = self.site(parameter_name)
-        prior = placed_like(self.priors[parameter_name], parameter).expand(parameter.shape).to_event(parameter.dim())
-        infer: Any = {"net_parameter": parameter}  # where a guide starts
-        value = pyro.sample(site, prior, infer=infer)
+        site, infer = self.site(parameter_name), self.site_infer(parameter_name, parameter)
+        earlier = node_of_trace(site)
+        if earlier is not None and earlier.get("net_parameter") is parameter:
+            value: Any = earlier["value"]  # a second call in one run of the model has the same weights
+        else:
+            prior = placed_like(self.priors[parameter_name], parameter).expand(parameter.shape)
+            with Noted(infer):
+                value = pyro.sample(site, prior.to_event(parameter.dim()), infer=infer)  # type: ignore[arg-type]
         if value.shape != parameter.shape:
             raise ValueError(
                 f"site {site!r}: expected a weight of shape {tuple(parameter.shape)}, got {tuple(value.shape)}: the "
                 "net was called inside a plate (or with vectorize_particles=True), which repeats its weights and "
                 "scales its KL; call it before the plate, and put only the likelihood inside"
             )
-        return value
+        if "fixed" not in infer:
+            return value
+        fixed = infer["fixed"]()
+        return value.pinned(fixed.mask, fixed.value) if isinstance(value, RandomWeight) else fixed.imposed_on(value)
 
-    @torch.no_grad()
-    def _keep_finite(self, updated: dict[str, Tensor]) -> None:
-        """Take over updated buffers, all or none, without a host synchronisation."""
-        floating = [torch.isfinite(buffer).all() for buffer in updated.values() if buffer.is_floating_point()]
-        for name, buffer in self.net.named_buffers() if updated else ():
-            new = updated[name]
-            buffer.copy_(torch.where(torch.stack(floating).all(), new, buffer) if floating else new)
+    def site_infer(self, parameter_name: str, parameter: nn.Parameter) -> dict[str, Any]:
+        """What a site says of its weight: ``net_parameter``, where a guide starts, and what is ``fixed`` of it."""
+        infer: dict[str, Any] = {"net_parameter": parameter}
+        if self.fixed(parameter_name) is not None:
+            infer["fixed"] = functools.partial(fixed_elements, self._owners[parameter_name])
+        return infer
+
+    def fixed(self, parameter_name: str) -> Fixed | None:
+        """The elements of a random parameter that its layers keep fixed: padding rows, masked elements; None without.
+
+        They are constants in every draw, and have no KL.
+        """
+        return fixed_elements(self._owners[parameter_name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)  # of Pyro's store, a weak reference: as PyroModule does
+        return vars(self).copy()
 
     def _check_devices(self, parameters: dict[str, nn.Parameter], args: tuple, kwargs: dict) -> None:
         devices = {parameter.device for parameter in parameters.values()}
@@ -182,95 +224,3 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
             "those at once, pass batch_size= to posterior_predictive)"
         )
     return pyro.plate(name, dataset_size, dim=dim, subsample=torch.arange(batch_size))
-
-
-def _chosen(net: nn.Module, parameters: Mapping[str, nn.Parameter], where: Where) -> list[str]:
-    owners = {name: net.get_submodule(name.rpartition(".")[0]) for name in parameters}
-    if where is None:
-        chosen = [name for name in parameters if _is_weight(net, name)]
-        return _checked(chosen, parameters)
-    several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
-    if several and all(isinstance(one, type) for one in several):
-        types = tuple(several)
-        chosen = [n for n in parameters if _is_weight(net, n, types)]
-    elif several and all(isinstance(one, str) for one in several):
-        unmatched = [pattern for pattern in several if not fnmatch.filter(parameters, pattern)]
-        if unmatched:
-            raise ValueError(f"where: expected parameter names or patterns of {list(parameters)}, got {unmatched}")
-        chosen = [n for n in parameters if any(fnmatch.fnmatchcase(n, pattern) for pattern in several)]
-    elif len(several) == 1 and callable(several[0]):
-        chosen = [n for n in parameters if several[0](n, owners[n])]
-    else:
-        raise TypeError(f"where: expected module types, parameter names or one callable, got {where!r}")
-    return _checked(chosen, parameters)
-
-
-def _is_weight(net: nn.Module, parameter_name: str, types: tuple[type, ...] = (nn.Module,)) -> bool:
-    """Whether a parameter is the weight of a layer of the ``types``."""
-    path, _, name = parameter_name.rpartition(".")
-    parent, _, last = path.rpartition(".")
-    if parent.rpartition(".")[2] == "parametrizations" or parent == "parametrizations":
-        # torch.nn.utils.parametrize: the layer holds a list in the place of its weight. The direction that weight_norm
-        # makes of it, "original1", is divided by its norm: no linear map.
-        path, name = parent.rpartition(".")[0], last if name == "original" else name
-    name = name.removesuffix("_orig")  # torch.nn.utils.prune
-    layer = net.get_submodule(path)
-    if not isinstance(layer, types) or getattr(layer, "max_norm", None) is not None:
-        return False
-    known = [pattern for kinds, pattern in _DEFAULT_WEIGHTS.items() if isinstance(layer, kinds)]
-    if not known and types != (nn.Module,):
-        known = ["weight"]
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in known)
-
-
-def _checked(chosen: list[str], parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    if not chosen:
-        raise ValueError(
-            f"where: expected at least one parameter to be random, got none of {list(parameters)}; choose with "
-            "where=torch.nn.Linear, where='0.weight' or where=lambda name, module: ..."
-        )
-    for name in chosen:
-        if not parameters[name].is_floating_point():
-            raise TypeError(
-                f"where: expected random parameters of floating point, got {name!r} of {parameters[name].dtype}; leave "
-                "it out of where=, or write .float()"
-            )
-    return chosen
-
-
-def _prior_for(prior: Prior, name: str, parameter: nn.Parameter) -> TorchDistributionMixin:
-    if isinstance(prior, Mapping):
-        wrong = [key for key in prior if not isinstance(key, str)]
-        if wrong:
-            raise TypeError(f"prior: expected names or patterns for keys, got {shown(wrong[0])}; write '0.weight'")
-        found = next((p for pattern, p in prior.items() if fnmatch.fnmatchcase(name, pattern)), None)
-        if found is None:
-            raise ValueError(f"prior: expected a prior for parameter {name!r}, got priors for {list(prior)} only")
-    elif isinstance(prior, TorchDistributionMixin):
-        found = prior
-    elif isinstance(prior, type) or not callable(prior):
-        raise TypeError(
-            f"prior: expected a Pyro distribution, a mapping of names to them or a function, got {shown(prior)}; write "
-            "pyro_vd.ImproperLogUniform() or pyro.distributions.Normal(0.0, 1.0)"
-        )
-    else:
-        found = prior(name, parameter)
-    if not isinstance(found, TorchDistributionMixin):
-        raise TypeError(
-            f"prior: expected a Pyro distribution for parameter {name!r}, got {type(found).__name__}; write "
-            "pyro.distributions.Normal(0.0, 1.0)"
-        )
-    shape = tuple(parameter.shape)
-    if found.event_shape:
-        raise ValueError(
-            f"prior: expected a distribution of single weights for parameter {name!r}, got one with events of shape "
-            f"{tuple(found.event_shape)}; leave out to_event, which is added"
-        )
-    try:
-        found.expand(parameter.shape)
-    except (RuntimeError, ValueError):
-        raise ValueError(
-            f"prior: expected a distribution that expands to the shape {shape} of parameter {name!r}, got one of shape "
-            f"{tuple(found.batch_shape)}; write one for all weights, or sizes that broadcast"
-        ) from None
-    return found

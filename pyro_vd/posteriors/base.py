@@ -137,6 +137,11 @@ def real_arguments(*names: str) -> dict[str, constraints.Constraint]:
     return dict.fromkeys(names, constraints.real)
 
 
+def sum_over_elements(values: Tensor, free: Tensor | None) -> Tensor:
+    """The sum of one value per element of a weight over those that are free."""
+    return values.sum() if free is None else torch.where(free, values, 0.0).sum()
+
+
 def prior_of_weight(q: WeightPosterior, p: Independent, *known: type) -> Any:
     """The prior of the elements of a weight whose posterior is one event, for its KL rule.
 

@@ -16,7 +16,7 @@ from pyro_vd.common.options import (
     check_number,
 )
 from pyro_vd.kl import kl_log_uniform
-from pyro_vd.posteriors.base import prior_of_weight, real_arguments
+from pyro_vd.posteriors.base import prior_of_weight, real_arguments, sum_over_elements
 from pyro_vd.posteriors.units import UnitPosterior, unit_values
 from pyro_vd.priors import ImproperLogUniform
 
@@ -76,6 +76,10 @@ class CorrelatedDropoutNormal(UnitPosterior):
     def draw_units(self, sample_shape: torch.Size) -> Tensor:
         noise = torch.randn((*sample_shape, self.units), dtype=self.loc.dtype, device=self.loc.device)
         return 1 + (0.5 * self._log_alpha).exp() * noise
+
+    def kl_to(self, prior: Independent, free: Tensor | None = None) -> Tensor:
+        prior_of_weight(self, prior, ImproperLogUniform)
+        return self.sum_over_units(kl_log_uniform(self._log_alpha, self.kl), free)
 
 
 class BernoulliDropout(UnitPosterior):
@@ -150,6 +154,12 @@ class BernoulliDropout(UnitPosterior):
         uniform = torch.rand((*sample_shape, self.units), dtype=self.loc.dtype, device=self.loc.device)
         return (uniform >= self._dropout_rate).to(self.loc.dtype) / (1 - self._dropout_rate)
 
+    def kl_to(self, prior: Independent, free: Tensor | None = None) -> Tensor:
+        p = prior_of_weight(self, prior, ImproperLogUniform, Normal)
+        if isinstance(p, Normal):
+            return _kl_binary(self, self._dropout_rate, p, free)
+        return torch.zeros((), dtype=self.loc.dtype, device=self.loc.device)
+
 
 class ConcreteDropout(UnitPosterior):
     """Binary dropout with a rate that can be learned, its noise relaxed to the concrete distribution.
@@ -213,27 +223,19 @@ class ConcreteDropout(UnitPosterior):
         kept = torch.sigmoid((torch.logit(uniform, eps=tiny) - self._logit_dropout_rate) / self.temperature)
         return kept / torch.sigmoid(-self._logit_dropout_rate)
 
+    def kl_to(self, prior: Independent, free: Tensor | None = None) -> Tensor:
+        p = prior_of_weight(self, prior, Normal)
+        return _kl_binary(self, torch.sigmoid(self._logit_dropout_rate), p, free)
+
 
 @register_kl(CorrelatedDropoutNormal, Independent)
-def _kl_correlated(q: CorrelatedDropoutNormal, p: Independent) -> Tensor:
-    prior_of_weight(q, p, ImproperLogUniform)
-    return kl_log_uniform(q._log_alpha, q.kl).expand(q.units).sum()
-
-
 @register_kl(BernoulliDropout, Independent)
-def _kl_bernoulli(q: BernoulliDropout, p: Independent) -> Tensor:
-    prior = prior_of_weight(q, p, ImproperLogUniform, Normal)
-    if isinstance(prior, Normal):
-        return _kl_binary(q, q._dropout_rate, prior)
-    return torch.zeros((), dtype=q.loc.dtype, device=q.loc.device)
-
-
 @register_kl(ConcreteDropout, Independent)
-def _kl_concrete(q: ConcreteDropout, p: Independent) -> Tensor:
-    return _kl_binary(q, torch.sigmoid(q._logit_dropout_rate), prior_of_weight(q, p, Normal))
+def _kl_of_units(q: UnitPosterior, p: Independent) -> Tensor:
+    return q.kl_to(p)
 
 
-def _kl_binary(q: UnitPosterior, rate: Tensor, p: Normal) -> Tensor:
+def _kl_binary(q: UnitPosterior, rate: Tensor, p: Normal, free: Tensor | None) -> Tensor:
     """``sum ((1 - p) * (loc / (1 - p) - m)**2 + p * m**2) / (2 * variance) - sum over units of H(p)``
 
     Gal and Ghahramani 2016, appendix, and Gal, Hron, Kendall 2017, equation 4, for weights
@@ -250,4 +252,4 @@ def _kl_binary(q: UnitPosterior, rate: Tensor, p: Normal) -> Tensor:
     kept = q.loc / (1 - drop)
     square = (1 - drop) * (kept - p.loc).square() + drop * p.loc.square()
     entropy = -(torch.special.xlogy(rate, rate) + torch.special.xlogy(1 - rate, 1 - rate))
-    return (square / (2 * p.scale.square())).sum() - entropy.expand(q.units).sum()
+    return sum_over_elements(square / (2 * p.scale.square()), free) - q.sum_over_units(entropy, free)

@@ -12,7 +12,13 @@ from torch.distributions import Independent, Normal, kl_divergence, register_kl
 from pyro_vd.common.options import LOG_UNIFORM_METHODS, LogUniformKL, check_choice
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.kl import kl_log_uniform, log_alpha_additive
-from pyro_vd.posteriors.base import broadcast_parameters, check_tensor, prior_of_weight, real_arguments
+from pyro_vd.posteriors.base import (
+    broadcast_parameters,
+    check_tensor,
+    prior_of_weight,
+    real_arguments,
+    sum_over_elements,
+)
 from pyro_vd.posteriors.normal import DropoutNormal
 from pyro_vd.posteriors.units import UnitPosterior, unit_values
 from pyro_vd.priors import ImproperLogUniform
@@ -110,10 +116,13 @@ class GroupNormal(UnitPosterior):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.along_units(self.draw_units(torch.Size(sample_shape))) * self.v.rsample(sample_shape)
 
+    def kl_to(self, prior: Independent, free: Tensor | None = None) -> Tensor:
+        prior_of_weight(self, prior, ImproperLogUniform)
+        standard = Normal(torch.zeros_like(self.loc), 1.0, validate_args=False)
+        z = kl_log_uniform(log_alpha_additive(self._unit_loc, self._unit_log_sigma2), self.kl)
+        return self.sum_over_units(z, free) + sum_over_elements(kl_divergence(self.v, standard), free)
+
 
 @register_kl(GroupNormal, Independent)
 def _kl_group(q: GroupNormal, p: Independent) -> Tensor:
-    prior_of_weight(q, p, ImproperLogUniform)
-    standard = Normal(torch.zeros_like(q.loc), 1.0, validate_args=False)
-    z = kl_log_uniform(log_alpha_additive(q._unit_loc, q._unit_log_sigma2), q.kl).expand(q.units)
-    return z.sum() + kl_divergence(q.v, standard).sum()
+    return q.kl_to(p)

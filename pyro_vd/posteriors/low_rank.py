@@ -25,6 +25,7 @@ from pyro_vd.posteriors.base import (
     check_tensor,
     prior_of_weight,
     real_arguments,
+    sum_over_elements,
 )
 from pyro_vd.posteriors.normal import DropoutNormal
 
@@ -134,6 +135,16 @@ class LowRankNormal(WeightPosterior):
     def entropy(self) -> Tensor:
         return self._flat().entropy()
 
+    def kl_to(self, prior: Independent, free: Tensor | None = None) -> Tensor:
+        """KL to the prior of the whole weight, of the elements where ``free`` is True, or of all; nats, 0-dim."""
+        p = prior_of_weight(self, prior, Distribution)
+        # An element without a factor is independent of the others, and has no part in the total correlation.
+        factor = self.factor if free is None else torch.where(free, self.factor, 0.0)
+        q = self if free is None else LowRankNormal(self.loc, self._log_sigma2, factor, kl=self.kl)
+        marginal = DropoutNormal(q.loc, log_sigma2=q.variance.log(), kl=q.kl)
+        total_correlation = 0.5 * (q.variance.log().sum() - q.log_det_covariance)
+        return sum_over_elements(kl_divergence(marginal, p), free) + total_correlation
+
     def _flat(self) -> LowRankMultivariateNormal:
         factor = self.factor.reshape(self.factor.shape[0], -1).mT
         return LowRankMultivariateNormal(
@@ -143,7 +154,4 @@ class LowRankNormal(WeightPosterior):
 
 @register_kl(LowRankNormal, Independent)
 def _kl_low_rank(q: LowRankNormal, p: Independent) -> Tensor:
-    prior = prior_of_weight(q, p, Distribution)
-    marginal = DropoutNormal(q.loc, log_sigma2=q.variance.log(), kl=q.kl)
-    total_correlation = 0.5 * (q.variance.log().sum() - q.log_det_covariance)
-    return kl_divergence(marginal, prior).sum() + total_correlation
+    return q.kl_to(p)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 
 from pyro_vd.common.options import NoDensity, check_count
 from pyro_vd.estimators import WeightNoise
@@ -56,6 +56,17 @@ class UnitPosterior(WeightPosterior):
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, self.loc.dim())
+
+    @abstractmethod
+    def kl_to(self, prior: Independent, free: Tensor | None = None) -> Tensor:
+        """KL to the prior of the whole weight, of the elements where ``free`` is True, or of all; nats, 0-dim."""
+
+    def sum_over_units(self, values: Tensor, free: Tensor | None) -> Tensor:
+        """The sum of one value per unit, or one for all, over the units that have a free element."""
+        values = values.expand(self.units)
+        if free is None:
+            return values.sum()
+        return torch.where(free.movedim(self.unit_dim, 0).flatten(1).any(1), values, 0.0).sum()
 
     @abstractmethod
     def draw_units(self, sample_shape: torch.Size) -> Tensor:

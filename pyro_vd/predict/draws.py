@@ -14,13 +14,15 @@ from torch import Tensor
 from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
 from pyro_vd.common.options import check_choice, check_count, check_known, check_names, shown
-from pyro_vd.handlers import lrt, posterior_mean
+from pyro_vd.handlers import EstimatorMessenger, posterior_mean, run_coherently
+from pyro_vd.rollback import undone
 
 MODES = ("weights", "local", "mean")
 RETURN = "_RETURN"  # Pyro's name for what a model returns
 
 
 @torch.no_grad()
+@undone()
 def posterior_predictive(
     model: Callable,
     guide: Callable,
@@ -29,6 +31,8 @@ def posterior_predictive(
     mode: str = "weights",
     batch_size: int | None = None,
     return_sites: Collection[str] | str = (),
+    shared_sites: Collection[str] = (),
+    reuse: str = "error",
     **kwargs: Any,
 ) -> dict[str, Tensor]:
     """Draws from the posterior predictive distribution of a model, as ``pyro.infer.Predictive`` gives them.
@@ -46,6 +50,7 @@ def posterior_predictive(
             same draw over the pieces.
         return_sites: names of the sites to return, "_RETURN" for what the model returns; if empty, all sites but the
             guide's.
+        shared_sites, reuse: for mode "local", see :func:`pyro_vd.lrt`.
 
     Returns:
         ``{site: values}``, shape ``(num_samples, *shape of the site)``. Memory grows with the outputs
@@ -72,36 +77,47 @@ def posterior_predictive(
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    local = EstimatorMessenger("local", shared_sites, reuse) if mode == "local" else None
+    guide = posterior_mean(guide) if mode == "mean" else guide
     draws: dict[str, list[Tensor]] = {}
     for _ in range(num_samples):
-        for site, value in _one_draw(model, guide, args, kwargs, mode, batch_size, set(sites)).items():
+        for site, value in _one_draw(model, guide, args, kwargs, local, batch_size, set(sites)).items():
             draws.setdefault(site, []).append(value)
     return {site: torch.stack(values) for site, values in draws.items()}
 
 
 def _one_draw(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict, mode: str, batch_size: int | None, sites: set[str]
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: dict,
+    local: EstimatorMessenger | None,
+    batch_size: int | None,
+    sites: set[str],
 ) -> dict[str, Tensor]:
     chunks, lengths = [(args, kwargs)], [0]
     if batch_size is not None:
         bounds = batch_bounds(number_of_examples(args, kwargs), batch_size)
         chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(bounds)]
         lengths = [number_of_examples(*chunk) for chunk in chunks]
-    guide = posterior_mean(guide) if mode == "mean" else guide
-    shared = None if mode == "local" else poutine.trace(guide).get_trace(*args, **kwargs)
+    shared = None if local else poutine.trace(guide).get_trace(*args, **kwargs)
     if shared is not None and len(chunks) > 1:
-        local = [name for name, site in shared.iter_stochastic_nodes() if site["cond_indep_stack"]]
-        if local:
+        inside = [name for name, site in shared.iter_stochastic_nodes() if site["cond_indep_stack"]]
+        if inside:
             raise ValueError(
-                f"batch_size: expected a guide without sites inside a plate, got {local}, which cannot be cut; call "
+                f"batch_size: expected a guide without sites inside a plate, got {inside}, which cannot be cut; call "
                 "posterior_predictive once for each piece of the data instead"
             )
     pieces: dict[str, list[Tensor]] = {}
     site: Any
     for chunk_args, chunk_kwargs in chunks:
-        trace = shared or poutine.trace(lrt(guide)).get_trace(*chunk_args, **chunk_kwargs)
-        with data_explained("posterior_predictive", chunk_args, chunk_kwargs):
-            run = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*chunk_args, **chunk_kwargs)
+
+        def traces(args: tuple = chunk_args, kwargs: dict = chunk_kwargs) -> tuple[Any, Any]:
+            trace = poutine.trace(local(guide)).get_trace(*args, **kwargs) if local else shared
+            with data_explained("posterior_predictive", args, kwargs):
+                return trace, poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
+
+        trace, run = run_coherently(traces)
         nodes = prune_subsample_sites(run).nodes
         check_known("return_sites", sites, [n for n, s in nodes.items() if s["type"] == "sample" or n == RETURN])
         if RETURN in sites:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
+from pyro_vd.held import copied, refresh_derived_weights
 from pyro_vd.module import BayesianModule
 from pyro_vd.sparsity.report import Posteriors, keep_mask, posteriors_of
 
@@ -26,7 +25,7 @@ def prune(bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3
         ValueError: the guide has no posterior for a weight of ``bnn``.
     """
     posteriors = posteriors_of(guide)
-    net = copy.deepcopy(bnn.net)
+    net = copied(bnn.net)
     parameters = dict(net.named_parameters())
     for name in bnn.weight_names:
         if bnn.site(name) not in posteriors:
@@ -35,6 +34,8 @@ def prune(bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3
                 "pass the guide that was trained with this module"
             )
         posterior = posteriors[bnn.site(name)]
+        weight, fixed = posterior.mean * keep_mask(posterior, log_alpha_threshold), bnn.fixed(name)
         with torch.no_grad():
-            parameters[name].copy_(posterior.mean * keep_mask(posterior, log_alpha_threshold))
+            parameters[name].copy_(weight if fixed is None else fixed.imposed_on(weight))
+    refresh_derived_weights(net)
     return net

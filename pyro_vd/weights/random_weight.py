@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vd._torch import DisableTorchFunctionSubclass, new_wrapper, tree_leaves, tree_map
 from pyro_vd.estimators import SAMPLERS, LinearOp, WeightNoise, independent_noise
+from pyro_vd.fixed import pinned
 from pyro_vd.operations import TABLE
 from pyro_vd.weights.state import Region, WeightState, region_of
 from pyro_vd.weights.views import CASTS, COMMUTATIVE, METADATA, SCALINGS, TRANSPOSES, is_view, repeats
@@ -85,10 +86,14 @@ class RandomWeight(Tensor):
             # A log_prob of the weight, which an ELBO with analytic KL discards. It gets a draw of its
             # own: the mean over draws is right for the ELBOs that do use it.
             return self.scored_draw()
-        if state.draw is None:
-            state.claim(self._region, operation)
-            state.draw = state.noise.draw(torch.Size())
-        return self._view(state.draw)
+        return self._view(state.drawn(self._region, operation))
+
+    def pinned(self, mask: Tensor, value: Tensor | float) -> RandomWeight:
+        """The weight with constants in the place of the elements under ``mask``."""
+        if self.noise.is_pinned:
+            return self
+        self.state.noise = pinned(self.state.noise, mask, value)
+        return RandomWeight(self.state.noise, torch.where(mask, 0.0, self.variance), self.state)
 
     def scored_draw(self) -> Tensor:
         """A draw at which to evaluate log_probs of the weight, one for the trace; no use of the weight by the model."""
@@ -239,13 +244,14 @@ def _with_draws(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _transposed(noise: WeightNoise) -> WeightNoise:
     """The noise of the transpose of a matrix."""
-    return WeightNoise(
-        noise.loc.mT,
-        None if noise.variance is None else noise.variance.mT,
+    return replace(
+        noise,
+        loc=noise.loc.mT,
+        variance=None if noise.variance is None else noise.variance.mT,
         draw=lambda shape: noise.draw(shape).mT,
         unit_dim=None if noise.unit_dim is None else 1 - noise.unit_dim,
-        draw_units=noise.draw_units,
         factor=None if noise.factor is None else noise.factor.mT,
+        constant=None if noise.constant is None else noise.constant.mT,
     )
 
 

@@ -68,7 +68,7 @@ def test_handler_without_a_function_is_a_context_manager():
 def test_wrong_arguments_are_errors_that_say_what_to_write():
     with pytest.raises(ValueError, match="estimator: expected one of 'local', 'shared', .*, got 'lrt'"):
         vd.TraceVD_ELBO("lrt")
-    with pytest.raises(ValueError, match="reuse: expected 'error' or 'independent', got 'yes'"):
+    with pytest.raises(ValueError, match="reuse: expected one of 'error', 'independent', 'shared', got 'yes'"):
         vd.lrt(reuse="yes")
     with pytest.raises(TypeError, match=r"shared_sites: expected a list of site names, got 'w'; write \['w'\]"):
         vd.lrt(shared_sites="w")

@@ -1,0 +1,91 @@
+"""What a run of a net changes besides its output, and how it is undone: buffers, and tensors in attributes.
+
+A step that fails, and every prediction, leaves a net as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MISSING: Any = object()  # the value of an entry that was not there
+
+
+class _Log:
+    """Values as they were before their first change."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[Tensor, Any] = {}
+        self.entries: list[tuple[dict, str, Any]] = []
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        for buffer, value in self.buffers.items():
+            buffer.copy_(value)
+        for entries, key, value in reversed(self.entries):
+            restore_entry(entries, key, value)
+
+
+_ACTIVE: ContextVar[tuple[_Log, ...]] = ContextVar("_ACTIVE", default=())
+
+
+@contextmanager
+def undone(only_on_failure: bool = False) -> Iterator[None]:
+    """Within it nets may run; at its end, or only where an exception ends it, their buffers are as before."""
+    log = _Log()
+    token = _ACTIVE.set((*_ACTIVE.get(), log))
+    try:
+        yield
+    except BaseException:
+        log.undo()
+        raise
+    else:
+        if not only_on_failure:
+            log.undo()
+    finally:
+        _ACTIVE.reset(token)
+
+
+@torch.no_grad()
+def write_buffers(updates: Mapping[Tensor, Tensor]) -> None:
+    """Write new values to buffers, all or none, without a host synchronisation.
+
+    None where an element is not finite that was so before: a batch with NaN. (A mask may hold infinities.)
+    """
+    spoiled = [
+        (torch.isfinite(own) & ~torch.isfinite(new)).any()
+        for own, new in updates.items()
+        if own.is_floating_point() or own.is_complex()
+    ]
+    good = ~torch.stack(spoiled).any() if spoiled else None
+    for own, new in updates.items():
+        logs = [log for log in _ACTIVE.get() if own not in log.buffers]
+        before = own.clone() if logs else None
+        for log in logs:
+            log.buffers[own] = before
+        own.copy_(new if good is None else torch.where(good, new, own))
+
+
+def note_entry(entries: dict, key: str, before: Any) -> None:
+    """Note that an entry of a module's attributes or buffers was ``before``."""
+    for log in _ACTIVE.get():
+        log.entries.append((entries, key, before))
+
+
+def restore_entry(entries: dict, key: str, value: Any) -> None:
+    """Set an entry to what it was."""
+    if value is MISSING:
+        entries.pop(key, None)
+    else:
+        entries[key] = value
+
+
+def refill(container: Any, content: Any) -> None:
+    """Give a list or dict the content it had."""
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
