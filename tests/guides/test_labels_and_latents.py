@@ -107,13 +107,14 @@ def chain():
 
 
 def hierarchy():
-    """Groups with a mean of their own, around a common one."""
+    """Groups with a mean of their own, around one that is around a common one."""
     bnn = net()
 
     def model(x, y=None):
         center = pyro.sample("center", dist.Normal(0.0, 1.0))
+        middle = pyro.sample("middle", dist.Normal(center, 1.0))
         with pyro.plate("groups", 2):
-            group = pyro.sample("group", dist.Normal(center, 1.0))
+            group = pyro.sample("group", dist.Normal(middle, 1.0))
         output = bnn(x) + group
         with vd.data_plate(60, len(x)):
             return pyro.sample("y", dist.Normal(output, 1.0).to_event(1), obs=y)
@@ -151,7 +152,7 @@ MODELS = {
     "hierarchy": hierarchy,
 }
 LATENT = {"noise before": ["scale"], "noise after": ["scale"], "noise, Pyro's plate": ["scale"],
-          "hierarchy": ["center", "group"]}  # fmt: skip
+          "hierarchy": ["center", "middle", "group"]}  # fmt: skip
 FIRST_CALLS = {
     "guide": lambda model, guide: guide(X),
     "posterior_predictive": lambda model, guide: vd.posterior_predictive(model, guide, X, num_samples=2),
