@@ -2,18 +2,21 @@
 
 Tried with the versions of Pyro that ``constraints.txt`` names. Sources: https://github.com/pyro-ppl/pyro,
 ``pyro/params/param_store.py`` (``_params``), ``pyro/poutine/messenger.py`` (``_context_wrap``),
-``pyro/poutine/runtime.py`` (``_PYRO_STACK``),
-``pyro/poutine/trace_struct.py``, ``pyro/infer/trace_mean_field_elbo.py``, and for what is no step
-``pyro/infer/predictive.py``, ``pyro/infer/elbo.py`` and ``pyro/infer/autoguide/guides.py``. ``test_pyro_corners.py``
-and ``test_run_corners.py`` in ``tests/pyro_seam`` have one test for each, which names what broke.
+``pyro/poutine/runtime.py`` (``_PYRO_STACK``), ``pyro/poutine/trace_struct.py``,
+``pyro/infer/trace_mean_field_elbo.py``, ``pyro/optim/optim.py`` (``_get_optim``, ``_state_waiting_to_be_consumed``), and
+for what is no step ``pyro/infer/predictive.py``, ``pyro/infer/elbo.py`` and ``pyro/infer/autoguide/guides.py``.
+``test_pyro_corners.py`` and ``test_run_corners.py`` in ``tests/pyro_seam`` have one test for each, which names what broke;
+those of ``pyro.optim`` are tested by ``tests/compiled/test_svi_saved.py``.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -22,6 +25,8 @@ from pyro.infer import predictive
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.elbo import ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement as check_mean_field_requirement  # noqa: F401
+from pyro.optim import PyroOptim
+from pyro.optim.optim import _load_state_dict
 from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_messenger import TraceMessenger
@@ -189,3 +194,74 @@ def _runs_under(codes: set) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def store_tables() -> tuple[dict, dict, dict]:
+    """The tables of Pyro's parameter store: unconstrained values by name, names by value, constraints by name."""
+    store = pyro.get_param_store()
+    return store._params, store._param_to_name, store._constraints  # type: ignore[return-value]
+
+
+def make_optimizers(optim: PyroOptim, parameters: Iterable[torch.Tensor]) -> None:
+    """Make the optimizers of torch that the first call of a ``pyro.optim`` optimizer makes, and load their states."""
+    names = store_tables()[1]
+    for parameter in parameters:
+        if parameter in optim.optim_objs:
+            continue
+        optim.optim_objs[parameter] = one = optim._get_optim(parameter)  # type: ignore[arg-type]
+        optim.grad_clip[parameter] = optim._get_grad_clip(parameter)  # type: ignore[arg-type]
+        state = optim._state_waiting_to_be_consumed.pop(names.get(parameter), None)
+        if state is not None:
+            _load_state_dict(one, state)
+
+
+def load_optimizers(optim: PyroOptim, states: dict[str, Any]) -> None:
+    """As ``optim.set_state(states)``, and those that are made already load theirs at once."""
+    names = store_tables()[1]
+    optim.set_state(states)
+    for parameter, one in optim.optim_objs.items():
+        state = optim._state_waiting_to_be_consumed.pop(names.get(parameter), None)
+        if state is not None:
+            _load_state_dict(one, state)
+
+
+def pyro_optimizer_tables(optim: PyroOptim) -> tuple[dict, ...]:
+    """The dicts of a ``pyro.optim`` optimizer: attributes, optimizers, clipping, states that wait for a parameter."""
+    return vars(optim), optim.optim_objs, optim.grad_clip, optim._state_waiting_to_be_consumed
+
+
+def store_dicts() -> list[dict]:
+    """The dicts of Pyro's parameter store: that of its tables, and the tables."""
+    return [vars(pyro.get_param_store()), *store_tables()]
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Within it an interrupt may leave handlers on Pyro's stack; at the end it is as before."""
+    before = list(_PYRO_STACK)
+    try:
+        yield
+    finally:
+        _PYRO_STACK[:] = before
+
+
+class Unvalidated(Messenger):
+    """Samples every site from a copy of its distribution that does not look at values.
+
+    ``pyro.validation_enabled(False)`` holds for distributions that are made within it. This is for those that were made
+    before: a prior of a ``PyroSample``, say. The user's own distribution is left as it is.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["fn"] = _unvalidated(msg["fn"])
+
+
+def _unvalidated(fn: Any) -> Any:
+    if not isinstance(fn, torch.distributions.Distribution):
+        return fn
+    fn = copy.copy(fn)
+    for name, value in list(vars(fn).items()):
+        if isinstance(value, torch.distributions.Distribution):  # base_dist, and those of a mixture
+            vars(fn)[name] = _unvalidated(value)
+    vars(fn)["_validate_args"] = False
+    return fn

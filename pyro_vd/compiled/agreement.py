@@ -1,4 +1,4 @@
-"""Whether a compiled program does what the eager code does with the same noise, but for rounding."""
+"""Comparison of compiled and eager results with the same noise, up to rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # A gradient of less than this share of the largest is 0 but for rounding: that of a bias before BatchNorm, or of the
-# bias of the keys of attention. An optimizer that divides by its size takes such an element any distance.
+# bias of the keys of attention. Adam, which divides by its size, moves it at full speed in a random direction.
 ROUNDING = 1e-5
 GRADIENTS = 0.02  # relative error allowed in a gradient, and in what a step adds to a parameter
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_vd.compiled._compiler import is_random
+
 aten = torch.ops.aten
 
 # What these draw depends on the shape of their first argument, not on its values.
@@ -38,7 +40,7 @@ def take_out_draws(graph: GraphModule) -> tuple[GraphModule, list[Draw], list[Te
     """
     draws, examples = [], []
     *_, last = (node for node in graph.graph.nodes if node.op == "placeholder")
-    for node in [node for node in graph.graph.nodes if _is_random(node)]:
+    for node in [node for node in graph.graph.nodes if node.op == "call_function" and is_random(node.target)]:
         draw = _draw(node)
         if draw is None:
             break
@@ -52,11 +54,6 @@ def take_out_draws(graph: GraphModule) -> tuple[GraphModule, list[Draw], list[Te
         examples.append(_empty_like(value))
     graph.recompile()
     return graph, draws, examples
-
-
-def _is_random(node: Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags
 
 
 def _draw(node: Node) -> Draw | None:

@@ -1,47 +1,46 @@
-"""A recorded program, compiled by Inductor; on a GPU, replayed as a CUDA graph."""
+"""A recorded graph, compiled by Inductor; on a GPU, replayed as a CUDA graph."""
 
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch._inductor
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from pyro_vd.compiled._compiler import inductor_compile
 from pyro_vd.compiled.draws import take_out_draws
-from pyro_vd.compiled.recording import Program, record
+from pyro_vd.compiled.recording import Recordable, record
+from pyro_vd.compiled.user_code import warn_user
 
-# ATen's generators, so that a compiled step draws what an eager one draws; on a CPU they are also the faster ones.
-# Without the pattern matcher: it would turn a gradient of two terms, a product and that of the KL, into a product added
-# in place, which needs the second term in memory first. In the layouts of the eager step: random numbers fill a
-# tensor as it lies. What is used twice is a buffer: then a sum over weights reads buffers, and not the parameters that
-# the step writes, and can be taken in the loop that writes them, where most of the buffers vanish.
 _OPTIONS = {
+    # Random numbers come from ATen's generators: a compiled step draws what an eager one draws, and faster on a CPU.
     "fallback_random": True,
+    # No pattern matcher: it would turn the sum of two gradients, a matrix product and that of the KL, into a product
+    # added in place, for which the second gradient must be in memory first.
     "pattern_matcher": False,
+    # Tensors keep the layouts of the eager step: random numbers fill a tensor in the order of its memory.
     "layout_optimization": False,
+    # Every value with two uses becomes a buffer. Then a sum over weights reads buffers and not the parameters that the
+    # step writes, so that it can share the loop that writes them; in that loop most of the buffers vanish.
     "realize_reads_threshold": 0,
 }
 
-# On a CPU one C++ file has all loops and another calls them: less to compile than a file for each loop, and less
-# between two loops than Python needs. Headers are read twice in all, so compiling them beforehand takes longer. And the
-# compiler is not tried out on vector instructions that any has which can read PyTorch's headers.
 _CPU_OPTIONS = _OPTIONS | {
+    # One C++ function calls all loops, where Python would need longer between two loops than many a loop takes.
     "cpp_wrapper": True,
+    # All loops are in one file, which is faster to compile than a file for each; the calls are in another.
     "cpp_wrapper_build_separate": True,
+    # Headers are not compiled beforehand: that takes longer than reading them twice.
     "cpp_cache_precompile_headers": False,
+    # Skip the probe of vector instructions: any compiler that builds PyTorch's headers passes it.
     "cpp.vec_isa_ok": True,
 }
 
 
 class CompiledProgram:
-    """A compiled program and the tensors that it reads and writes besides its arguments.
+    """A compiled graph, with the tensors that it reads and writes besides its arguments.
 
     Attributes:
         tensors: those tensors; the program holds their storage.
@@ -72,7 +71,7 @@ class CompiledProgram:
             with torch.cuda.graph(graph):
                 outputs = self._run(*self._inputs, *held)
         except RuntimeError as error:
-            warnings.warn(f"expected a step that a CUDA graph can hold, got one that it cannot: {error}", stacklevel=2)
+            warn_user(f"expected a step that a CUDA graph can hold, got one that it cannot: {error}")
             return
 
         def replay(arguments: list[Tensor]) -> list[Tensor]:
@@ -97,19 +96,12 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 @_without_garbage_collection()
-def compile_program(program: Program, tensors: Sequence[Tensor], arguments: Sequence[Tensor]) -> CompiledProgram:
-    """Record ``program`` (see :func:`pyro_vd.compiled.recording.record`) and compile it."""
-    graph, read = record(program, tensors, arguments)
+def compile_program(function: Recordable, tensors: Sequence[Tensor], arguments: Sequence[Tensor]) -> CompiledProgram:
+    """Record ``function`` (see :func:`pyro_vd.compiled.recording.record`) and compile it."""
+    graph, read = record(function, tensors, arguments)
     graph, draws, noise = take_out_draws(graph)
     example = [*(tensor.detach() for tensor in (*read, *arguments)), *noise]
-    # Inductor looks into its cache on disk where shapes might vary, which they do not here.
-    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
-    with torch.no_grad(), warnings.catch_warnings(), tracing(TracingContext(mode)):
-        warnings.simplefilter("ignore")  # of the compiler, about itself
-        wanted = _CPU_OPTIONS if all(tensor.is_cpu for tensor in example) else _OPTIONS
-        known = torch._inductor.list_options()  # which are not the same in every version of PyTorch
-        options = {name: value for name, value in wanted.items() if name in known}
-        run = torch._inductor.compile(graph, example, options=options)  # type: ignore[arg-type]
-    if not draws:
-        return CompiledProgram(run, read)  # type: ignore[arg-type]
-    return CompiledProgram(lambda *inputs: run(*inputs, *[draw() for draw in draws]), read)  # type: ignore[arg-type]
+    with torch.no_grad():
+        options = _CPU_OPTIONS if all(tensor.is_cpu for tensor in example) else _OPTIONS
+        run = inductor_compile(graph, example, options)
+    return CompiledProgram((lambda *inputs: run(*inputs, *[draw() for draw in draws])) if draws else run, read)

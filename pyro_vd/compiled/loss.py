@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,12 +11,18 @@ from torch.autograd.function import once_differentiable
 
 from pyro_vd._pyro import handlers_are_active
 from pyro_vd.common.options import check_flag
-from pyro_vd.compiled.agreement import GRADIENTS, agree, same_noise
-from pyro_vd.compiled.cache import Programs
-from pyro_vd.compiled.inductor import CompiledProgram, compile_program
-from pyro_vd.compiled.loss_program import Evaluation, all_finite
-from pyro_vd.compiled.recording import Program, Standing
+from pyro_vd.compiled.agreement import GRADIENTS, agree
+from pyro_vd.compiled.cache import ProgramCache
+from pyro_vd.compiled.comparison import tried
+from pyro_vd.compiled.loss_program import LossProgram, all_finite, signature
+from pyro_vd.compiled.progress import progress
+from pyro_vd.compiled.reasons import reason_of
+from pyro_vd.compiled.surroundings import Surroundings
+from pyro_vd.compiled.transaction import Backup, all_or_nothing
 from pyro_vd.loss_module import LossModule, TrainedModule
+
+if TYPE_CHECKING:
+    from pyro_vd.compiled.inductor import CompiledProgram
 
 
 def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
@@ -25,7 +30,7 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
 
     Its call gives the loss, and ``backward`` the gradient, as those of ``loss`` with the same random numbers. Both come
     from one program, compiled for each shape and mode of the arguments as in :class:`pyro_vd.CompiledSVI`, and
-    compared with the eager ones before it is used. CompiledSVI, which has the optimizer in the program too, is faster.
+    compared with the eager ones before it is used. CompiledSVI is faster: its program has the optimizer, too.
 
     Args:
         loss: what ``TraceVD_ELBO(...)(model, guide)`` returns. Its first call is eager.
@@ -65,65 +70,64 @@ class CompiledLoss(TrainedModule):
     def __init__(self, loss: LossModule, strict: bool):
         super().__init__()
         self.loss = loss
-        self._evaluation = Evaluation(*loss.callables, loss.elbo)
-        self._programs = Programs(self._evaluation, ("a loss", "use the loss as it is"), strict, depth=6)
+        self._loss_program = LossProgram(*loss.callables, loss.elbo)
+        self._programs = ProgramCache(self._loss_program.surroundings, "a loss", "use the loss as it is", strict)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if not self.loss.seen:  # a guide sees its model, and may have new parameters after it
             return self.loss(*args, **kwargs)
         if self._programs.ended or not torch.is_grad_enabled() or handlers_are_active():
             return self.loss(*args, **kwargs)
-        held = [(tensor.dtype, tensor.device, tensor.data_ptr()) for tensor in self._evaluation.held()]
-        found = self._programs.key(args, kwargs, *held)
-        if found is None:
+        surroundings = self._programs.surroundings()
+        try:
+            tensors, key = signature(args, kwargs)
+        except TypeError as error:
+            self._programs.give_up(f"an argument is neither a tensor nor hashable: {error}")
             return self.loss(*args, **kwargs)
-        tensors, key = found
-        if key not in self._programs:
-            return self._first_call(key, tensors, args, kwargs)
-        program, used = self._programs[key]
-        self._evaluation.inputs(used[0])
+        found = self._programs.find(key, surroundings)
+        if found is None:
+            return self._first_call(key, surroundings, tensors, args, kwargs)
+        program, used = found
+        self._loss_program.inputs(used[0])  # kl_weight, where the program reads it
         loss = _Loss.apply(program, tensors, *used)
         if not loss.is_cuda and not math.isfinite(loss.detach()):
             self.loss(*args, **kwargs)  # names what is at fault
         return loss
 
-    def _first_call(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict) -> Tensor:
+    def _first_call(
+        self, key: Any, surroundings: Surroundings, tensors: list[Tensor], args: tuple, kwargs: dict
+    ) -> Tensor:
         """Compile a program, run it on copies, and return the eager loss; keep the program if both agree."""
+        if not self._programs.may_compile():
+            return self.loss(*args, **kwargs)
         parameters = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         used: list[Tensor] = []
-        read = [*parameters, *self._evaluation.inputs(parameters[0])]
+        read = [*parameters, *self._loss_program.inputs(parameters[0])]
         try:
-            program = compile_program(self._program(args, kwargs, parameters, used), read, tensors)
-            with same_noise([*parameters, *tensors]):
-                loss, *gradients = program.on([tensor.detach().clone() for tensor in program.tensors], tensors)
+            with all_or_nothing(Backup(surroundings, (), [vars(self.loss.elbo)])) as backup:
+                with progress(f"the loss of {sum(p.numel() for p in parameters):,} parameters"):
+                    program = self._compile(read, tensors, args, kwargs, parameters, used)
+                backup.surroundings.restore()  # recording has run the model, on tensors without values
+                loss, *gradients = tried(program, tensors).outputs
         except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
-            self._programs.give_up(f"{type(error).__name__}: {error}")
+            self._programs.give_up(reason_of(error))
             return self.loss(*args, **kwargs)
         eager = self.loss(*args, **kwargs)
         expected = torch.autograd.grad(eager, used, retain_graph=True)
         if not agree(loss, eager.detach()) or not all(map(agree, gradients, expected, [GRADIENTS] * len(used))):
             self._programs.give_up("the compiled loss or gradient is not the eager one with the same noise")
         else:
-            self._programs[key] = program, used
+            self._programs.add(key, (program, used), program.tensors, surroundings)
         return eager
 
-    def _program(self, args: tuple, kwargs: dict, parameters: Sequence[Tensor], used: list[Tensor]) -> Program:
-        """Loss and gradients; puts the parameters that they depend on in ``used``."""
+    def _compile(
+        self, read: list[Tensor], tensors: list[Tensor], args: tuple, kwargs: dict, parameters: list, used: list[Tensor]
+    ) -> CompiledProgram:
+        from pyro_vd.compiled.inductor import compile_program
+        from pyro_vd.compiled.step import recordable_loss
 
-        def program(recorded: list[Tensor], inputs: list[Tensor], standing: Standing) -> list[Tensor]:
-            copies = [tensor.detach().clone() for tensor in recorded]
-            loss, data_term, gradients = self._evaluation.gradients(
-                copies, len(parameters), standing, args, kwargs, inputs
-            )
-            good = all_finite([data_term])
-            with torch.no_grad():
-                for tensor, copy in zip(recorded, copies, strict=True):
-                    if copy._version > 0:  # a buffer such as those of BatchNorm
-                        tensor.copy_(torch.where(good, copy, tensor))
-            used[:] = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
-            return [loss, *(gradient for gradient in gradients if gradient is not None)]
-
-        return program
+        function = recordable_loss(self._loss_program, parameters, args, kwargs, used)
+        return compile_program(function, read, tensors)
 
 
 class _Loss(torch.autograd.Function):

@@ -1,28 +1,32 @@
-"""A loss as something to record: how it is evaluated, and on what besides its tensors a recording of it rests."""
+"""LossProgram: evaluates a loss eagerly or while it is recorded, and computes the key of its compiled programs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vd._pyro import Unvalidated, store_dicts, store_tables
 from pyro_vd._torch import tree_flatten, tree_map_only
 from pyro_vd.arguments import check_programs
 from pyro_vd.common.options import check_number, shown
-from pyro_vd.compiled.recording import Standing
+from pyro_vd.compiled.surroundings import Surroundings
+from pyro_vd.compiled.walk import surroundings_of
 from pyro_vd.elbo import TraceVD_ELBO
-from pyro_vd.loss_module import referenced_modules
+
+if TYPE_CHECKING:
+    from pyro_vd.compiled.recording import Substitute
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
-class Evaluation:
+class LossProgram:
     """The loss of a model and a guide.
 
     Args:
@@ -42,7 +46,7 @@ class Evaluation:
             )
         self.model, self.guide, self.loss = model, guide, loss
         self._kl_weight: Tensor | None = None
-        self._roots = [module for fn in (model, guide) for module in referenced_modules(fn)]
+        self._value: Any = None
 
     def __call__(self, args: tuple, kwargs: dict) -> Tensor:
         """The loss, differentiable; where the loss checks its terms, an error names one that is not finite."""
@@ -53,17 +57,6 @@ class Evaluation:
     def unchecked(self, args: tuple, kwargs: dict) -> Tensor:
         """The loss without a host synchronisation."""
         return self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)  # type: ignore[attr-defined]
-
-    @contextmanager
-    def buffers_kept(self) -> Iterator[None]:
-        """Within it the loss may be evaluated once more: buffers (BatchNorm) are put back at the end."""
-        before = [(buffer, buffer.clone()) for module in self.modules() for buffer in module.buffers(False)]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
 
     def with_parameters(self, args: tuple, kwargs: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the unconstrained parameters that it met, by name."""
@@ -77,14 +70,13 @@ class Evaluation:
     def recorded(self) -> Iterator[None]:
         """Within it the loss can be recorded: nothing is validated, and ``kl_weight`` is a tensor."""
         loss: Any = self.loss
-        store = pyro.get_param_store()
-        tables = store._params, store._param_to_name, store._constraints
+        tables = store_tables()
         entries = [dict(table) for table in tables]  # a parameter that is made now would be none
         kl_weight = getattr(loss, "kl_weight", None)
         try:
             if self._kl_weight is not None:
                 loss.kl_weight = self._kl_weight
-            with pyro.validation_enabled(False):
+            with pyro.validation_enabled(False), Unvalidated():
                 yield
         finally:
             if self._kl_weight is not None:
@@ -100,7 +92,7 @@ class Evaluation:
             return []
         if self._kl_weight is None:
             self._kl_weight = torch.ones((), dtype=like.dtype, device=like.device)
-            self._value: Any = None
+            self._value = None
         if isinstance(value, Tensor):
             if not value.is_cuda:  # a look at its value would wait for the device
                 check_number("kl_weight", value, at_least=0)
@@ -111,37 +103,21 @@ class Evaluation:
             self._value = value
         return [self._kl_weight]
 
-    def signature(self, args: tuple, kwargs: dict) -> tuple[list[Tensor], Any]:
-        """The tensors among the arguments, and all that a recording takes as it is.
+    def surroundings(self, options: Iterable[dict] = (), kept: Iterable[dict | list] = ()) -> Surroundings:
+        """Everything that a recording of the loss freezes.
 
-        That is shapes, strides, dtypes and devices, the other arguments, the training mode and every plain attribute of
-        the modules of model and guide, and autocast.
-
-        Raises:
-            TypeError: an argument that is neither a tensor nor hashable.
+        Args:
+            options: of an optimizer, which are frozen too, but for the learning rate.
+            kept: what else is watched and put back.
         """
-        leaves, structure = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        described = tuple(
-            (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
-            for leaf in leaves
-        )
-        plain = tuple(
-            value
-            for owner in (self.loss, *self.modules())
-            for name, value in vars(owner).items()
-            if type(value) in _PLAIN and name != "_kl_weight"
-        )
-        kinds = {tensor.device.type for tensor in tensors}
-        autocast = tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))
-        key = (structure, described, plain, autocast, torch.get_default_dtype())
-        hash(key)
-        return tensors, key
+        roots = [("the guide", self.guide), ("the model", self.model), ("the loss", self.loss)]
+        left_out = ("_kl_weight", "warned", "params", "lr", "initial_lr")
+        return surroundings_of(roots, left_out=left_out, options=options, kept=[*store_dicts(), *kept])
 
     def gradients(
-        self, copies: list[Tensor], number: int, standing: Standing, args: tuple, kwargs: dict, inputs: list[Tensor]
+        self, copies: list[Tensor], number: int, substitute: Substitute, args: tuple, kwargs: dict, inputs: list[Tensor]
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        """The loss, its data term, and its gradient to the first ``number`` of ``copies``, recorded.
+        """The loss, its data term, and its gradient to the first ``number`` of ``copies``, while it is recorded.
 
         ``inputs`` are put in the place of the tensors among the arguments. An ELBO without terms has its loss for
         a data term.
@@ -149,7 +125,7 @@ class Evaluation:
         given = iter(inputs)
         args, kwargs = tree_map_only(Tensor, lambda _: next(given), (args, kwargs))
         leaves = [copy.detach().requires_grad_() for copy in copies[:number]]
-        with standing([*leaves, *copies[number:]]), self.recorded():
+        with substitute([*leaves, *copies[number:]]), self.recorded():
             if isinstance(self.loss, TraceVD_ELBO):
                 terms = self.loss.terms(self.model, self.guide, *args, **kwargs)
                 loss, data_term = terms.loss, terms.data
@@ -157,26 +133,37 @@ class Evaluation:
                 loss = data_term = self.unchecked(args, kwargs)
         return loss.detach(), data_term.detach(), torch.autograd.grad(loss, leaves, allow_unused=True)
 
-    def modules(self) -> Iterator[nn.Module]:
-        """Every module that model and guide refer to."""
-        found: dict[nn.Module, None] = dict.fromkeys(self._roots)
-        waiting = list(found)
-        while waiting:  # faster than nn.Module.modules(), which makes names; this runs in every step
-            module = waiting.pop()
-            yield module
-            for child in module._modules.values():
-                if child is not None and child not in found:
-                    found[child] = None
-                    waiting.append(child)
 
-    def held(self) -> list[Tensor]:
-        """Every parameter and buffer of those modules, as it is now."""
-        return [t for m in self.modules() for own in (m._parameters, m._buffers) for t in own.values() if t is not None]
+def signature(args: tuple, kwargs: dict) -> tuple[list[Tensor], Hashable]:
+    """The tensors among the arguments, and everything else about the arguments that a recording freezes.
+
+    That is shapes, strides, dtypes and devices, the other arguments with what they hold, and autocast.
+
+    Raises:
+        TypeError: an argument that is neither a tensor nor hashable.
+    """
+    leaves, structure = tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    described = tuple(map(_described, leaves))
+    kinds = {tensor.device.type for tensor in tensors}
+    autocast = tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))
+    key = (structure, described, autocast, torch.get_default_dtype())
+    hash(key)
+    return tensors, key
+
+
+def _described(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return type(leaf), leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    if isinstance(leaf, _PLAIN):
+        return type(leaf), leaf  # 1, 1.0 and True are equal
+    hash(leaf)
+    return leaf, surroundings_of([("an argument", leaf)]).key
 
 
 def all_finite(values: Iterable[Tensor]) -> Tensor:
     """Whether every element of every floating point tensor is finite; 0-dim, no host synchronisation."""
-    # A sum of zeros unless one is not: arithmetic that vectorises, which a reduction of truth values does not.
-    # (Compilers know that a product with 0 is 0, and are wrong.)
+    # x - x, because compilers fold x * 0. Its sum is 0 unless an element is NaN or infinite; additions vectorise, a
+    # reduction of truth values does not.
     zeros = torch.stack([(value - value).sum().float() for value in values if value.is_floating_point()])
     return zeros.sum() == 0

@@ -13,7 +13,12 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pyro_vd._pyro import load_optimizers, make_optimizers, pyro_optimizer_tables
 from pyro_vd.common.options import as_number, shown
+
+
+class UnrecordableOptimizer(Exception):
+    """An optimizer whose step cannot be part of a program."""
 
 
 class StepOptimizer:
@@ -44,15 +49,32 @@ class StepOptimizer:
             )
         self._optim, self._clip_norm = optim, clip_norm
         self._made: Optimizer | None = None
-        self._rates: dict[tuple[int, int], tuple[Tensor, float]] = {}
+        self._rates: list[tuple[Tensor, Any]] = []  # of each group: the tensor that programs read, and its number
+
+    @property
+    def is_pyro(self) -> bool:
+        """Whether it is a ``pyro.optim`` optimizer: one of torch for each parameter."""
+        return isinstance(self._optim, PyroOptim)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there are optimizers of torch: from the first update on, or since :meth:`make`."""
+        return bool(self.optimizers)
+
+    def make(self, parameters: Sequence[Tensor]) -> None:
+        """Make the optimizers as the first update would."""
+        if isinstance(self._optim, PyroOptim):
+            make_optimizers(self._optim, parameters)
+        elif self._made is None:
+            self._made = _checked(self._optim(list(parameters)))
 
     def update(self, parameters: Sequence[Tensor]) -> None:
         """Clip and step with the gradients in ``.grad``; optimizers are made at the first call."""
         if isinstance(self._optim, PyroOptim):
             self._optim(list(parameters))
             return
-        if self._made is None:
-            self._made = _checked(self._optim(list(parameters)))  # type: ignore[operator]
+        self.make(parameters)
+        assert self._made is not None
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self._clip_norm)
         self._made.step()
@@ -63,6 +85,37 @@ class StepOptimizer:
         if not isinstance(self._optim, PyroOptim):
             return [] if self._made is None else [self._made]
         return [getattr(one, "optimizer", one) for one in self._optim.optim_objs.values()]
+
+    def kept(self) -> list[dict | list]:
+        """The dicts and lists in which optimizers keep their state, and what users add to them: schedulers, hooks."""
+        tables: list[dict | list] = (
+            [] if not isinstance(self._optim, PyroOptim) else list(pyro_optimizer_tables(self._optim))
+        )
+        for optimizer in self.optimizers:
+            own = [one for one in vars(optimizer).values() if isinstance(one, (dict, list))]
+            tables += [vars(optimizer), *own, *optimizer.state.values()]
+        return tables
+
+    def note_step(self) -> None:
+        """Tell schedulers of the learning rate that a compiled step was a step of the optimizer."""
+        for optimizer in self.optimizers:
+            optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def saved(self) -> dict[str, Any] | None:
+        """Its state, not copied; None before it is made."""
+        if not self.is_made:
+            return None
+        kind = ", ".join(sorted({type(one).__name__ for one in self.optimizers}))
+        state = self._optim.get_state() if isinstance(self._optim, PyroOptim) else self._made.state_dict()  # type: ignore
+        return {"kind": kind, "is_pyro": self.is_pyro, "state": state}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Load what :meth:`saved` returned; what is not made yet loads it when it is made."""
+        if isinstance(self._optim, PyroOptim):
+            load_optimizers(self._optim, saved["state"])
+        else:
+            assert self._made is not None
+            self._made.load_state_dict(saved["state"])
 
     def state(self) -> list[Tensor]:
         """All tensors that a step updates besides the parameters."""
@@ -92,35 +145,47 @@ class StepOptimizer:
         """Keep the step counts on the device, where a compiled step adds to them without waiting for the host."""
         for optimizer in self.optimizers:
             for state in optimizer.state.values():
-                if isinstance(state.get("step"), Tensor):
+                if isinstance(state.get("step"), Tensor) and state["step"].device != device:
                     state["step"] = state["step"].to(device)
             for group in optimizer.param_groups:
                 if "capturable" in group and device.type == "cuda":
                     group["capturable"] = True
 
-    def rates(self) -> list[Tensor]:
-        """The learning rates as 0-dim tensors, with the values they have now."""
-        for i, optimizer in enumerate(self.optimizers):
-            for j, group in enumerate(optimizer.param_groups):
-                if isinstance(group["lr"], Tensor):
-                    continue
-                rate, value = self._rates.get((i, j), (None, None))
-                if rate is None:
-                    rate = torch.zeros((), dtype=torch.float64, device=group["params"][0].device)
-                if value != group["lr"]:
-                    rate.fill_(group["lr"])
-                    self._rates[i, j] = rate, group["lr"]
-        return [rate for rate, _ in self._rates.values()]
+    def groups(self) -> list[dict[str, Any]]:
+        """Those of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def constants(self) -> tuple:
-        """What a recorded step has taken as it was: every option but the learning rate, made hashable."""
-        return tuple(
-            value
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for name, value in group.items()
-            if name not in _VARIABLE and not isinstance(value, Tensor)
-        )
+    def rates(self) -> list[Tensor]:
+        """The learning rates as 0-dim tensors, with the values they have now.
+
+        Raises:
+            ValueError: one that is NaN or infinite.
+        """
+        rates = []
+        for i, group in enumerate(self.groups()):
+            rate = group["lr"]
+            if not isinstance(rate, Tensor):
+                if i == len(self._rates):
+                    tensor = torch.zeros((), dtype=torch.float64, device=group["params"][0].device)
+                    self._rates.append((tensor, 0.0))
+                tensor, number = self._rates[i]
+                if rate != number:
+                    if not math.isfinite(rate):
+                        raise ValueError(
+                            f"optim: expected a finite learning rate, got {rate}; nothing has been changed"
+                        )
+                    tensor.fill_(rate)
+                    self._rates[i] = tensor, rate
+                rate = tensor
+            elif i == len(self._rates):
+                self._rates.append((rate, None))
+            rates.append(rate)
+        return rates
+
+    def has_hooks(self) -> bool:
+        """Whether the user has hooks on the steps of an optimizer, which no compiled step would call."""
+        names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+        return any(getattr(optimizer, name, None) for optimizer in self.optimizers for name in names)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -129,14 +194,11 @@ class StepOptimizer:
         Raises:
             ValueError: at the end, where a step has changed a number that is not a tensor.
         """
-        optimizers = self.optimizers
-        groups = [(group, dict(group)) for optimizer in optimizers for group in optimizer.param_groups]
-        states = [(state, dict(state)) for optimizer in optimizers for state in optimizer.state.values()]
-        for i, optimizer in enumerate(optimizers):
-            for j, group in enumerate(optimizer.param_groups):
-                group.update({name: value for name, value in _RECORDABLE.items() if name in group})
-                if not isinstance(group["lr"], Tensor):
-                    group["lr"] = self._rates[i, j][0]
+        groups = [(group, dict(group)) for group in self.groups()]
+        states = [(state, dict(state)) for optimizer in self.optimizers for state in optimizer.state.values()]
+        for (group, _), rate in zip(groups, self.rates(), strict=True):
+            group.update({name: value for name, value in _RECORDABLE.items() if name in group})
+            group["lr"] = rate
         during = [dict(group) for group, _ in groups]
         try:
             yield
@@ -156,7 +218,6 @@ class StepOptimizer:
                 current.update(before)
 
 
-_VARIABLE = ("params", "lr", "initial_lr")
 # The implementation that is arithmetic on tensors throughout, the step count included.
 _RECORDABLE = {"differentiable": True, "capturable": False, "foreach": False, "fused": False}
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
+
+from pyro_vd._torch import tree_flatten
+from pyro_vd.compiled._compiler import is_random, writes
 
 aten = torch.ops.aten
 # Terms of the series of atanh(t) to t = 1 / 3, for full precision; in half precision exp(80) is infinite.
@@ -44,6 +48,35 @@ def _exponential(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 DECOMPOSITIONS: dict[Any, Callable] = {aten.softplus.default: _softplus, aten.sigmoid.default: _sigmoid}
+
+
+def merge_equal(graph: Graph) -> Graph:
+    """Compute once what is computed twice: equal operations on equal arguments. Random draws are never equal."""
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if not _is_repeatable(node):
+            continue
+        leaves, structure = tree_flatten((node.args, node.kwargs))
+        # By type and text: 1, 1.0 and True are equal numbers and different arguments, as 0.0 and -0.0 are.
+        arguments = tuple(leaf if isinstance(leaf, Node) else (type(leaf), repr(leaf)) for leaf in leaves)
+        first = seen.setdefault((node.target, structure, arguments), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+    return graph
+
+
+def _is_repeatable(node: Node) -> bool:
+    """Whether an equal node has the same value: no random number, no write, nothing uninitialised."""
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        return True
+    values = node.meta.get("val")
+    tensors = values if isinstance(values, (tuple, list)) else [values]
+    if writes(node.target) is not False or is_random(node.target) or not all(isinstance(v, Tensor) for v in tensors):
+        return False
+    return "empty" not in str(node.target)
 
 
 def realize_scalars(graph: Graph) -> Graph:
@@ -101,8 +134,7 @@ def _is_scalar(node: Node) -> bool:
 
 def _is_pure(node: Node) -> bool:
     """Whether it is arithmetic on one tensor: no output, no write to a tensor, no random number."""
-    target: Any = node.target
-    schema = getattr(target, "_schema", None)
-    if schema is None or schema.is_mutable or not isinstance(node.meta.get("val"), Tensor):
+    value = node.meta.get("val")
+    if writes(node.target) is not False or is_random(node.target):
         return False
-    return torch.Tag.nondeterministic_seeded not in target.tags and node.meta["val"].is_floating_point()
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,98 +1,134 @@
-"""A step as a program of tensors: loss, gradients, optimizer, and what is kept where a step is not finite."""
+"""A step as a function to record: loss, gradients, optimizer, and what is kept where a step is not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyro_vd.compiled.loss_program import Evaluation, all_finite
-from pyro_vd.compiled.optimizers import StepOptimizer
-from pyro_vd.compiled.recording import Program, Standing
+from pyro_vd.compiled._compiler import was_written
+from pyro_vd.compiled.loss_program import LossProgram, all_finite
+from pyro_vd.compiled.optimizers import StepOptimizer, UnrecordableOptimizer
+from pyro_vd.compiled.recording import Recordable, Substitute
 
 
-class UnrecordableOptimizer(Exception):
-    """An optimizer whose step cannot be part of a program."""
+@dataclass(frozen=True)
+class StepInputs:
+    """All tensors that a step is known to read.
+
+    Attributes:
+        parameters: what is trained.
+        sums: for each parameter the sum of its gradients so far, None where gradients are not accumulated.
+        state: of the optimizer.
+        rates: its learning rates.
+        inputs: of the loss: ``kl_weight``.
+        counted: number of finite compiled steps.
+        failed: number of steps since the first that was not finite.
+    """
+
+    parameters: Sequence[Tensor]
+    sums: Sequence[Tensor | None]
+    state: Sequence[Tensor]
+    rates: Sequence[Tensor]
+    inputs: Sequence[Tensor]
+    counted: Tensor
+    failed: Tensor
+
+    def flat(self) -> list[Tensor]:
+        """One list of them, the parameters first."""
+        sums = [one for one in self.sums if one is not None]
+        return [*self.parameters, *sums, *self.state, *self.rates, *self.inputs, self.counted, self.failed]
 
 
-def step_program(
-    evaluation: Evaluation,
+def recordable_step(
+    read: StepInputs,
+    loss: LossProgram,
     optimizer: StepOptimizer,
-    parameters: Sequence[Tensor],
-    read: Sequence[Tensor],
     args: tuple,
     kwargs: dict,
     accumulate: int,
     update: bool,
-) -> Program:
+) -> Recordable:
     """The step of :class:`pyro_vd.CompiledSVI`, to be recorded.
 
     A step whose data term or learning rate is not finite, or that comes after one that is not, writes nothing. Where an
-    element of a gradient is not finite, that element of its parameter and of the optimizer's state stays as it is.
+    element of a gradient is not finite, that element of its parameter and of the optimizer's state stays as it is. A
+    parameter without a gradient has none for the optimizer either.
 
     Args:
-        evaluation, optimizer: of what the step is made.
-        parameters: what is trained.
-        read: all tensors that the program is known to read: first ``parameters``, then the sums of their gradients if
-            ``accumulate > 1``; last the number of steps since the first that was not finite.
-        args, kwargs: arguments of the model; their tensors are inputs of the program.
+        read: all tensors that the step is known to read.
+        loss, optimizer: of what the step is made.
+        args, kwargs: arguments of the model; their tensors are inputs of the function.
         accumulate: number of gradients that are averaged.
         update: whether this step updates the parameters.
 
     Returns:
-        The program; its one output is the loss.
+        The function of ``read.flat()`` and the tensors among the arguments; its one output is the loss.
 
     Raises:
-        UnrecordableOptimizer: when the program is run.
+        UnrecordableOptimizer: when the function is run.
     """
-    last, number = len(read) - 1, len(parameters)
-    rates, counts = (_places(read, tensors) for tensors in (optimizer.rates(), optimizer.counts()))
-    owner = {place: i for i, own in enumerate(optimizer.owners(parameters)) for place in _places(read, own)}
+    flat, number = read.flat(), len(read.parameters)
+    counted, failed = len(flat) - 2, len(flat) - 1
+    rates, counts, state = (_places(flat, tensors) for tensors in (read.rates, optimizer.counts(), read.state))
+    sums = [None if one is None else _places(flat, [one])[0] for one in read.sums]
+    owner = {place: i for i, own in enumerate(optimizer.owners(read.parameters)) for place in _places(flat, own)}
+    owner |= {place: i for i, place in enumerate(sums) if place is not None}
+    written = {*(place for place in sums if place is not None), *((*range(number), *state) if update else ())}
 
-    def program(recorded: list[Tensor], inputs: list[Tensor], standing: Standing) -> list[Tensor]:
+    def function(recorded: list[Tensor], inputs: list[Tensor], substitute: Substitute) -> list[Tensor]:
         # On copies: what a copy has become is written back at the end, where the step is finite.
         copies = [tensor.detach().clone() for tensor in recorded]
         for i in rates:
             copies[i].requires_grad_()  # for optimizers that would read the number in it otherwise
         for i in counts:
             copies[i] = copies[i].double()  # bias corrections in the precision of Python numbers
-        loss, data_term, maybe = evaluation.gradients(copies, number, standing, args, kwargs, inputs)
-        gradients = [torch.zeros_like(c) if g is None else g for c, g in zip(copies, maybe, strict=False)]
-        good = all_finite([data_term, *(copies[i].detach() for i in rates)]) & (recorded[last] == 0)
+        loss_value, data_term, gradients = loss.gradients(copies, number, substitute, args, kwargs, inputs)
+        known = [gradient for gradient in gradients if gradient is not None]
+        good = all_finite([data_term, *(copies[i].detach() for i in rates)]) & (recorded[failed] == 0)
         if inputs:  # which may hold infinity where it does no harm, such as the mask of an attention
-            good = good & (all_finite([data_term, *inputs]) | all_finite(gradients))
+            good = good & (all_finite([data_term, *inputs]) | all_finite([data_term, *known]))
         with torch.no_grad():
-            totals = _accumulated(copies, gradients, accumulate, update)
+            totals: list[Tensor | None] = list(gradients)
+            if accumulate > 1:
+                totals = [_added(copies, i, g, accumulate, update) for i, g in zip(sums, gradients, strict=True)]
             if update:
                 for copy, total in zip(copies, totals, strict=False):
                     copy.grad = total
-                _update(optimizer, parameters, standing, copies)
-            finite = [good & torch.isfinite(gradient) for gradient in gradients]
+                _update(optimizer, read.parameters, substitute, copies)
+            finite = [good if g is None else good & torch.isfinite(g) for g in gradients]
             for i, (tensor, copy) in enumerate(zip(recorded, copies, strict=True)):
-                if (i < last and i not in rates) or copy._version > 0:
+                if i in written or (i not in (*rates, counted, failed) and was_written(copy)):
                     mask = finite[owner[i]] if i in owner else good
                     tensor.copy_(torch.where(mask, copy.to(tensor.dtype), tensor))
-            recorded[last].add_((~(good & all_finite([loss, *gradients]))).to(torch.int32))
-        return [loss]
+            is_finite = good & all_finite([loss_value, *known])
+            recorded[counted].add_(is_finite.to(torch.int32))
+            recorded[failed].add_((~is_finite).to(torch.int32))
+        return [loss_value]
 
-    return program
-
-
-def _accumulated(copies: list[Tensor], gradients: list[Tensor], accumulate: int, update: bool) -> list[Tensor]:
-    """The gradients with the sums of those before them; the sums go on, or start again."""
-    if accumulate == 1:
-        return gradients
-    sums = copies[len(gradients) : 2 * len(gradients)]
-    totals = [total + gradient / accumulate for total, gradient in zip(sums, gradients, strict=True)]
-    for sum_, total in zip(sums, totals, strict=True):
-        sum_.copy_(torch.zeros_like(total) if update else total)
-    return totals
+    return function
 
 
-def _update(optimizer: StepOptimizer, parameters: Sequence[Tensor], standing: Standing, copies: list[Tensor]) -> None:
+def _added(
+    copies: list[Tensor], place: int | None, gradient: Tensor | None, accumulate: int, update: bool
+) -> Tensor | None:
+    """The gradient with the sum of those before it; the sum goes on, or starts again."""
+    if place is None:
+        if gradient is not None:
+            raise ValueError("a parameter has its first gradient after the first update of the parameters")
+        return None
+    total = copies[place] if gradient is None else copies[place] + gradient / accumulate
+    copies[place] = torch.zeros_like(total) if update else total
+    return total
+
+
+def _update(
+    optimizer: StepOptimizer, parameters: Sequence[Tensor], substitute: Substitute, copies: list[Tensor]
+) -> None:
     try:
-        with standing(copies), optimizer.recorded():
+        with substitute(copies), optimizer.recorded():
             optimizer.update(parameters)
     except Exception as error:
         names = ", ".join(sorted({type(one).__name__ for one in optimizer.optimizers}))
@@ -102,6 +138,26 @@ def _update(optimizer: StepOptimizer, parameters: Sequence[Tensor], standing: St
         ) from error
 
 
+def recordable_loss(
+    loss: LossProgram, parameters: Sequence[Tensor], args: tuple, kwargs: dict, used: list[Tensor]
+) -> Recordable:
+    """A loss and its gradients, to be recorded; puts the parameters that have one in ``used``."""
+
+    def function(recorded: list[Tensor], inputs: list[Tensor], substitute: Substitute) -> list[Tensor]:
+        copies = [tensor.detach().clone() for tensor in recorded]
+        value, data_term, gradients = loss.gradients(copies, len(parameters), substitute, args, kwargs, inputs)
+        good = all_finite([data_term])
+        with torch.no_grad():
+            for tensor, copy in zip(recorded, copies, strict=True):
+                if was_written(copy):  # a buffer such as those of BatchNorm
+                    tensor.copy_(torch.where(good, copy, tensor))
+        used[:] = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        return [value, *(gradient for gradient in gradients if gradient is not None)]
+
+    return function
+
+
 def _places(tensors: Sequence[Tensor], some: Sequence[Tensor]) -> list[int]:
     """Where ``some`` are among ``tensors``."""
-    return [i for i, tensor in enumerate(tensors) if any(tensor is other for other in some)]
+    place = {tensor: i for i, tensor in enumerate(tensors)}
+    return [place[tensor] for tensor in some if tensor in place]

@@ -6,46 +6,48 @@ tensors. That graph is compiled, and is all that later steps run.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pyro_vd._pyro import handlers_are_active
 from pyro_vd.common.options import check_count, check_flag
-from pyro_vd.compiled.agreement import agree, moved_alike, only_rounding, same_noise
-from pyro_vd.compiled.cache import Programs
-from pyro_vd.compiled.inductor import CompiledProgram, compile_program
-from pyro_vd.compiled.loss_program import Evaluation, all_finite
+from pyro_vd.compiled.cache import ProgramCache
+from pyro_vd.compiled.compiled_step import CompiledStep
+from pyro_vd.compiled.eager import EagerStep
+from pyro_vd.compiled.loss_program import LossProgram
 from pyro_vd.compiled.optimizers import StepOptimizer
-from pyro_vd.compiled.recording import Program
-from pyro_vd.compiled.step import UnrecordableOptimizer, step_program
+from pyro_vd.compiled.saved import load_state, state_of
+from pyro_vd.compiled.surroundings import Surroundings
 from pyro_vd.compiled.trained import TrainedParameters
-
-CHECK_EVERY = 100  # steps between looks at the flag of a step that was not finite, where a look waits for the device
+from pyro_vd.compiled.transaction import Backup, all_or_nothing
 
 
 class CompiledSVI:
     """``pyro.infer.SVI`` with a compiled step.
 
-    The first step runs as ``SVI`` runs it, and makes the state of the optimizer. The second does too, and is compiled
-    beside it: the compiled program is used from the third on if both agree on the same noise. The program is cached
-    for each shape, dtype and device of the arguments, training mode and plain attribute of the modules; a smaller
-    last batch is compiled once more. ``kl_weight`` and learning rates are inputs of it and may change in every step.
-    It has the random numbers of the eager step.
+    The first step runs as ``SVI`` runs it, and makes the state of the optimizer. The second is compiled, and taken
+    eagerly beside it: where both agree on the same noise, its result is that of the program, as in all later steps.
+    (An optimizer without a state, plain SGD, or one whose state was loaded, is compiled in the first step.) A program
+    is compiled for each shape, dtype and device of the arguments, training mode, attribute of the modules, and plain
+    Python value in closures, defaults and globals of model and guide; a smaller last batch is compiled once more.
+    ``kl_weight`` and learning rates are inputs of it and may change in every step. It has the random numbers of the
+    eager step.
 
-    A step whose data term is not finite changes nothing; where only an element of the gradient is not, that element of
-    its parameter stays. No step after it changes anything until the error is raised: in that step on a CPU, within 100
-    steps on a GPU, where nothing waits for the device otherwise.
+    An exception or an interrupt leaves parameters, gradients, buffers, optimizer and random numbers as before the step.
+    One that comes when a compiled program has run already, within microseconds of its end, leaves a complete step; a
+    note on the exception says so. A step whose data term is not finite changes nothing; where only an element of
+    the gradient is not, that element of its parameter stays. No step after it changes anything until the error is
+    raised: in that step on a CPU, within 100 steps on a GPU, where nothing waits for the device otherwise.
 
     Where the program cannot be recorded or compiled, or does not agree with the eager step, a warning says why and
-    steps stay eager. It is compared with the eager loss again in steps 4, 8, 16, ..., since the values of Python
-    numbers that the model reads from elsewhere are part of the program.
+    steps stay eager. It is compared with the eager loss again in steps 3, 5, 9, 17, ..., for what its key does not
+    hold: what lies deeper than 8 references in objects of the user, or is a list of more than 1,000.
 
     Args:
         model, guide: Pyro model and guide.
@@ -91,196 +93,141 @@ class CompiledSVI:
         check_flag("strict", strict)
         self.model, self.guide, self.optim, self.loss = model, guide, optim, loss
         self.accumulate = accumulate
-        self._evaluation = Evaluation(model, guide, loss)
-        self._programs = Programs(self._evaluation, ("a step", "step with pyro.infer.SVI"), strict, depth=5)
+        self._loss = LossProgram(model, guide, loss)
         self._optimizer = StepOptimizer(optim, clip_norm)
-        self._parameters = TrainedParameters(self._evaluation, self._optimizer)
-        self._failed: Tensor | None = None  # how many steps in a row were not finite; made by the first update
+        self._programs = ProgramCache(self._walk, "a step", "step with pyro.infer.SVI", strict)
+        self._parameters = TrainedParameters()
+        self._eager = EagerStep(self._loss, self._optimizer, self._parameters, self._programs, accumulate)
+        self._compiled = CompiledStep(self._eager, self._backup)
         self._steps = 0
 
     @property
     def optimizer(self) -> Optimizer:
-        """What ``optim`` returned, for a scheduler of its learning rate; from the first step on."""
-        if isinstance(self.optim, PyroOptim) or not self._optimizer.optimizers:
+        """What ``optim`` returned, for a scheduler of its learning rate; as soon as the guide has parameters.
+
+        Raises:
+            AttributeError: ``optim`` is of ``pyro.optim``; the guide has no parameters yet.
+        """
+        if isinstance(self.optim, PyroOptim):
             raise AttributeError(
-                "optimizer: expected a callable optim that has been called, by the first update of the parameters"
+                "optimizer: expected a callable optim, got one of pyro.optim, which has one "
+                "for each parameter; write functools.partial(torch.optim.Adam, lr=1e-3)"
             )
+        if not self._optimizer.is_made:
+            self._make_optimizer()
         return self._optimizer.optimizers[0]
+
+    @property
+    def loss_and_grads(self) -> Callable[..., float]:
+        """As that of ``pyro.infer.SVI``: of model, guide and arguments, the loss; adds gradients to the parameters."""
+        return self.loss.loss_and_grads  # type: ignore[attr-defined]
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step; returns the loss it was taken from, 0-dim, nats, without waiting for the device."""
-        update = (self._steps + 1) % self.accumulate == 0
-        if self._failed is None or self._programs.ended:
-            loss = self._eager_step(args, kwargs, update)
-        else:
-            loss = self._compiled_step(args, kwargs, update)
-        self._steps += 1
-        return loss
+        step, done = self._steps + 1, self._compiled.done
+        update = step % self.accumulate == 0
+        try:
+            loss = self._compiled(args, kwargs, update, step) if self._is_ready(args, kwargs) else None
+            if loss is None:
+                return self._eager_step(args, kwargs, update)
+            self._steps = step
+            return loss
+        except BaseException as error:
+            if self._compiled.is_complete(done):
+                self._steps = step
+                error.add_note(f"pyro_vd: step {step} of CompiledSVI was complete when this came")
+            raise
 
     @torch.no_grad()
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, 0-dim, nats; nothing is changed."""
-        return self._evaluation.unchecked(args, kwargs)
-
-    def _eager_step(self, args: tuple, kwargs: dict, update: bool, gradients: list | None = None) -> Tensor:
-        """A step as ``SVI`` takes it; its gradients are put in ``gradients``."""
-        loss, met = self._evaluation.with_parameters(args, kwargs)
-        self._parameters.check(met)
-        parameters = list(self._parameters.values())
-        if loss.requires_grad:
-            new = self._add_gradients(loss, parameters)
-            if gradients is not None:
-                gradients += new
-        if update:
-            try:
-                self._optimizer.update(parameters)
-            except Exception:
-                for parameter in parameters:
-                    parameter.grad = None  # nothing of this step stays for another optimizer
-                raise
-            for parameter in parameters:
-                if self.accumulate == 1:
-                    parameter.grad = None
-                elif parameter.grad is not None:
-                    parameter.grad.zero_()  # the same tensor, which programs write to
-            if self._failed is None:
-                self._failed = torch.zeros((), dtype=torch.int32, device=loss.device)
-                self._optimizer.move_counts(loss.device)
-                self._parameters.remember()
-        return loss.detach()
-
-    def _add_gradients(self, loss: Tensor, parameters: list[Tensor]) -> Sequence[Tensor | None]:
-        gradients = torch.autograd.grad(loss / self.accumulate, parameters, allow_unused=True)
-        known = [gradient for gradient in gradients if gradient is not None]
-        if not bool(all_finite([loss.detach(), *known])):
-            raise ValueError(
-                f"step {self._steps + 1}: expected a finite gradient, got one that is not, of a loss of "
-                f"{loss.detach():.6g}; the parameters are those before it"
-            )
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return gradients
-
-    def _compiled_step(self, args: tuple, kwargs: dict, update: bool) -> Tensor:
-        changed, loaded = self._parameters.changes()
-        if changed:
-            self._programs.clear()
-        if loaded:
-            return self._eager_step(args, kwargs, update)
-        if handlers_are_active():
-            self._programs.give_up("the step runs under effect handlers of the caller")
-            return self._eager_step(args, kwargs, update)
-        found = self._programs.key(args, kwargs, update, self._optimizer.constants())
-        if found is None:
-            return self._eager_step(args, kwargs, update)
-        tensors, key = found
-        if key not in self._programs:
-            return self._first_step(key, tensors, args, kwargs, update)
-        program = self._programs[key]
-        self._read()  # puts kl_weight and learning rates where the program reads them
-        if self._steps & (self._steps - 1):
-            (loss,) = program(tensors)
-        elif (loss := self._compared_step(program, tensors, args, kwargs)) is None:
-            return self._eager_step(args, kwargs, update)
-        self._check_finite(loss, args, kwargs)
-        return loss
-
-    def _compared_step(self, program: CompiledProgram, tensors: list[Tensor], args: tuple, kwargs: dict) -> Any:
-        """A compiled step; None, and no step, where its loss is not the eager one with the same noise."""
-        expected = self._expected_loss(args, kwargs)
-        before = [tensor.detach().clone() for tensor in program.tensors]
-        noise = torch.get_rng_state()
-        (loss,) = program(tensors)
-        if not math.isfinite(loss) or agree(loss, expected):
+        """The loss, 0-dim, nats; nothing is changed but the random numbers."""
+        with all_or_nothing(self._backup()) as backup:
+            loss = self._loss.unchecked(args, kwargs)
+            backup.restore_values(noise=False)
             return loss
-        _restore(program.tensors, before)
-        torch.set_rng_state(noise)
-        self._programs.give_up(
-            f"the compiled loss is {loss:.6g}, the eager one {expected:.6g} with the same noise; the model reads a "
-            "Python number that has changed, or draws random numbers from elsewhere than PyTorch"
-        )
-        return None
 
-    def _first_step(self, key: Any, tensors: list[Tensor], args: tuple, kwargs: dict, update: bool) -> Tensor:
-        """Compile a program, run it on copies, and take the step eagerly; keep the program if both agree."""
-        try:
-            program = compile_program(self._program(args, kwargs, update), self._read(), tensors)
-            before = [tensor.detach().clone() for tensor in program.tensors]
-            copies = [tensor.clone() for tensor in before]
-            with same_noise(tensors):
-                (loss,) = program.on(copies, tensors)
-        except UnrecordableOptimizer as error:
-            raise ValueError(str(error)) from error.__cause__
-        except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
-            self._programs.give_up(f"{type(error).__name__}: {error}")
-            return self._eager_step(args, kwargs, update)
-        gradients: list[Tensor | None] = []
-        eager = self._eager_step(args, kwargs, update, gradients)
-        left_out = self._moved_by_rounding(gradients)
-        same = agree(loss, eager) and all(
-            moved_alike(old, copy, after.detach(), next((mask for other, mask in left_out if other is after), None))
-            for after, copy, old in zip(program.tensors, copies, before, strict=True)
-        )
-        if same:
-            self._programs[key] = program
-            if eager.is_cuda:
-                program.capture(tensors)
-        else:
-            if self._programs.strict:
-                _restore(program.tensors, before)
-            self._programs.give_up("the compiled step is not the eager one with the same noise")
-        return eager
+    def state_dict(self) -> dict[str, Any]:
+        """What a training needs to go on besides parameters and random numbers: optimizer, gradient sums, counts.
 
-    def _moved_by_rounding(self, gradients: list[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
-        """What the gradients of a step change, with a mask of the elements for which they are only rounding."""
-        parameters = list(self._parameters.values())
-        owners = self._optimizer.owners(parameters)
-        return [
-            (tensor, mask)
-            for parameter, own, mask in zip(parameters, owners, only_rounding(gradients), strict=False)
-            for tensor in (*own, parameter.grad)
-            if tensor is not None
-        ]
+        A copy. Save the ``state_dict`` of guide and model, or Pyro's store, and ``torch.get_rng_state()`` with it: a
+        training that loads them goes on bit for bit.
+        """
+        return state_of(self._optimizer, self._parameters, self._steps, self.accumulate, self._compiled.is_started)
 
-    def _program(self, args: tuple, kwargs: dict, update: bool) -> Program:
-        parameters = list(self._parameters.values())
-        return step_program(
-            self._evaluation, self._optimizer, parameters, self._read(), args, kwargs, self.accumulate, update
-        )
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, after the parameters.
 
-    def _read(self) -> list[Tensor]:
-        """What every program reads; the count of failures last."""
-        parameters = list(self._parameters.values())
-        sums = [p.grad for p in parameters if p.grad is not None] if self.accumulate > 1 else []
-        inputs = self._evaluation.inputs(parameters[0])
-        assert self._failed is not None
-        return [*parameters, *sums, *self._optimizer.state(), *self._optimizer.rates(), *inputs, self._failed]
+        Raises:
+            ValueError: a state of something else, of another optimizer, of other parameters or another ``accumulate``;
+                it names what differs, and nothing is changed.
+        """
+        with all_or_nothing(self._backup()):
+            started = load_state(
+                state, self._optimizer, self._parameters, self._programs.surroundings(), self.accumulate
+            )
+            self._programs.clear()
+            self._programs.look_again()
+            self._steps = state["steps"]
+            self._compiled.stop()
+            if started:
+                self._compiled.start(self._device())
 
-    @torch.no_grad()
-    def _expected_loss(self, args: tuple, kwargs: dict) -> Tensor:
-        """The eager loss with the noise that the program will have next; nothing is changed."""
-        with same_noise((*self._parameters.values(),)), self._evaluation.buffers_kept():
-            return self._evaluation.unchecked(args, kwargs)
+    def _walk(self) -> Surroundings:
+        return self._loss.surroundings(self._optimizer.groups(), self._optimizer.kept())
 
-    def _check_finite(self, loss: Tensor, args: tuple, kwargs: dict) -> None:
-        if loss.is_cuda and self._steps % CHECK_EVERY:
-            return
-        assert self._failed is not None
-        failed = int(self._failed)
-        if not failed:
-            return
-        self._failed.zero_()
-        with self._evaluation.buffers_kept():
-            self._evaluation(args, kwargs)  # names what is at fault, if it is so in this step
-        raise ValueError(
-            f"step {self._steps + 2 - failed}: expected a finite loss and gradient, got one that is not (a loss of "
-            f"{float(loss)} in step {self._steps + 1}); the parameters are those before it. Is a learning rate too "
-            "high?"
-        )
+    def _backup(self) -> Backup:
+        """Of all that a step may change."""
+        surroundings, optimizer, steps = self._programs.surroundings(), self._optimizer, self._compiled
+        buffers = (b for module in surroundings.modules for b in module._buffers.values() if b is not None)
+        counts = (count for count in (steps.counted, steps.failed) if count is not None)
+        tensors = dict.fromkeys([*self._parameters.all_of(surroundings), *buffers, *optimizer.state(), *counts])
+        owners = (self, steps, optimizer, self._parameters, self.loss)
+        return Backup(surroundings, tensors, [*map(vars, owners), *optimizer.groups()])
 
+    def _make_optimizer(self) -> None:
+        guide = poutine.unwrap(self.guide)
+        if not isinstance(guide, nn.Module) or not any(p.requires_grad for p in guide.parameters()):
+            raise AttributeError(
+                "optimizer: expected a guide with parameters, got one that makes them in its first call; call "
+                "guide(*args) or take a step before"
+            )
+        self._parameters.start(self._programs.surroundings())
+        self._optimizer.make(self._parameters.tensors)
+        self._programs.look_again()
 
-@torch.no_grad()
-def _restore(tensors: list[Tensor], values: list[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
+    def _device(self) -> torch.device:
+        """Where the parameters are, or will be."""
+        parameters = self._parameters.all_of(self._programs.surroundings())
+        return parameters[0].device if parameters else torch.device("cpu")
+
+    def _is_ready(self, args: tuple, kwargs: dict) -> bool:
+        """Whether a step can be compiled: not before the optimizer has a state, made by a first update or loaded."""
+        if self._programs.ended:
+            return False
+        compiled, optimizer = self._compiled, self._optimizer
+        if not compiled.is_started and optimizer.is_made and not optimizer.is_pyro and self.accumulate == 1:
+            if optimizer.state():
+                compiled.start(self._device())
+        if compiled.is_started and not self._parameters.met:  # the state was loaded
+            with all_or_nothing(self._backup()) as backup:
+                with torch.no_grad():
+                    _, met = self._loss.with_parameters(args, kwargs)
+                self._eager.meet(met)
+                optimizer.make(self._parameters.tensors)
+                compiled.start(self._device())
+                backup.restore_values()
+        return compiled.is_started
+
+    def _eager_step(self, args: tuple, kwargs: dict, update: bool) -> Tensor:
+        step, compiled = self._steps + 1, self._compiled
+        with all_or_nothing(self._backup()) as backup:
+            loss, _ = self._eager(args, kwargs, update, step)
+            if update and not compiled.is_started:
+                compiled.start(loss.device)
+                known = backup.values.keys() >= set(self._parameters.tensors)
+                if known and self.accumulate == 1 and not (self._optimizer.state() or self._programs.ended):
+                    backup.restore_values()  # plain SGD, without a state: this step can be compiled as those after it
+                    taken = compiled(args, kwargs, update, step)
+                    loss = self._eager(args, kwargs, update, step)[0] if taken is None else taken
+            self._steps = step
+            return loss

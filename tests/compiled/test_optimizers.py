@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyro_vd.compiled.optimizers import StepOptimizer
+from pyro_vd.compiled.walk import surroundings_of
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.1, foreach=True)
 
@@ -77,12 +78,14 @@ def test_rates_follow_the_groups_in_the_same_tensor():
 
 def test_constants_are_all_options_but_the_rate():
     _, optimizer = stepped(functools.partial(torch.optim.SGD, lr=0.1))
-    before = optimizer.constants()
-    group = optimizer.optimizers[0].param_groups[0]
+    (group,) = optimizer.groups()
+    left_out = ("params", "lr", "initial_lr")
+    before = surroundings_of([], left_out=left_out, options=[group])
     group["lr"] = 0.5
-    assert optimizer.constants() == before
+    assert before.unchanged()
     group["momentum"] = 0.5
-    assert optimizer.constants() != before
+    assert not before.unchanged()
+    assert surroundings_of([], left_out=left_out, options=[group]).key != before.key
 
 
 def test_gradients_are_clipped_by_their_joint_norm():

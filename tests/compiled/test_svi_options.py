@@ -103,10 +103,46 @@ def test_a_callable_that_returns_no_optimizer():
         svi.step(*task.batches[0])
 
 
-def test_optimizer_is_there_from_the_first_update_on():
-    task, svi = start(layers=lambda: nn.Linear(5, 3), accumulate=2)
-    svi.step(*task.batches[0])
-    with pytest.raises(AttributeError, match="optimizer: expected a callable optim that has been called"):
+def test_optimizer_is_there_as_soon_as_the_guide_has_parameters():
+    task, svi = start(layers=lambda: nn.Linear(5, 3))
+    task.guide(*task.batches[0])
+    made = svi.optimizer
+    assert isinstance(made, torch.optim.Adam) and made.param_groups[0]["lr"] == 0.02
+    trained = {id(parameter) for group in made.param_groups for parameter in group["params"]}
+    assert trained == {id(p) for p in (*task.guide.parameters(), task.bnn.net.bias)}
+    before = values()
+    run(svi.step, task.batches, 3)
+    assert svi.optimizer is made and all(not torch.equal(values()[name], value) for name, value in before.items())
+
+
+def test_no_optimizer_before_a_guide_has_parameters():
+    svi = vd.CompiledSVI(lambda: None, lambda: pyro.param("loc", torch.zeros(2)), ADAM, vd.TraceVD_ELBO())
+    with pytest.raises(AttributeError, match="optimizer: expected a guide with parameters.*take a step before"):
         _ = svi.optimizer
-    svi.step(*task.batches[0])
-    assert isinstance(svi.optimizer, torch.optim.Adam)
+    svi = vd.CompiledSVI(lambda: None, lambda: None, pyro.optim.Adam({"lr": 0.1}), vd.TraceVD_ELBO())
+    with pytest.raises(AttributeError, match="optimizer: expected a callable optim, got one of pyro.optim"):
+        _ = svi.optimizer
+
+
+def test_an_optimizer_made_too_early_is_refused():
+    class Guide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+
+        def forward(self):
+            loc = pyro.param("loc", self.loc)
+            scale = pyro.param("scale", torch.ones(2))
+            pyro.sample("z", pyro.distributions.Normal(loc, scale).to_event(1))
+
+    def model():
+        pyro.sample("z", pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    guide = Guide()
+    svi = vd.CompiledSVI(model, guide, ADAM, vd.TraceVD_ELBO())
+    _ = svi.optimizer
+    with pytest.raises(
+        ValueError, match=r"without \['scale'\]; call guide\(\*args\) once before you ask for .optimizer"
+    ):
+        svi.step()
+    assert not guide.loc.any() and not len(pyro.get_param_store())

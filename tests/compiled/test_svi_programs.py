@@ -147,7 +147,7 @@ def test_buffers_and_dropout_layers(graphs):
         task = Task(layers)
         return task.model, task.guide, vd.TraceVD_ELBO(), task
 
-    *_, buffers = expect_same_steps(make, Task(sizes=(8, 8)).batches, steps=6)
+    *_, buffers = expect_same_steps(make, Task(sizes=(8, 8)).batches, steps=6, tolerance=1e-3)
     assert buffers["bnn.net.1.num_batches_tracked"] == 6  # a guide that sees its model changes none
     assert len(graphs) == 1
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+import torch._inductor
 from pyro import poutine
 from torch import Tensor, nn
 

@@ -1,0 +1,94 @@
+"""Every private corner of torch that the compiled step uses. Imported when the first program is compiled, not before.
+
+The oldest version of torch that each corner was tried in stands beside it. Paths are those of
+https://github.com/pytorch/pytorch/tree/v2.13.0. ``tests/compiled/test_compiler_corners.py`` has one test for each.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+
+def graph_of(function: Callable, *arguments: Any, decompositions: Mapping[Any, Callable] | None = None) -> GraphModule:
+    """Run ``function`` on fake tensors and return the graph of ATen operations that it calls.
+
+    Corner: ``make_fx`` with ``_allow_non_fake_inputs``, torch/fx/experimental/proxy_tensor.py, tried since 2.13. It
+    records below every torch function mode and Pyro handler, which torch.export and torch.compile do not.
+    """
+    table = None if decompositions is None else dict(decompositions)
+    return make_fx(function, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a recording: it is fake, or wrapped by a transform of torch.func.
+
+    Corners: ``FakeTensor``, torch/_subclasses/fake_tensor.py, and ``is_functorch_wrapped_tensor``,
+    torch/csrc/functorch/init.cpp, tried since 2.13. A real tensor that a recording meets is an input of its graph.
+    """
+    return isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def overrides_are_on() -> bool:
+    """Whether ``__torch_function__`` is looked at, which it is not within ``DisableTorchFunctionSubclass``.
+
+    Corner: ``_is_torch_function_enabled``, torch/csrc/utils/disable_torch_function.cpp, tried since 2.13.
+    """
+    return torch._C._is_torch_function_enabled()
+
+
+def was_written(tensor: Tensor) -> bool:
+    """Whether a tensor that was just made has been written to in place.
+
+    Corner: ``Tensor._version``, torch/csrc/autograd/python_variable.cpp, tried since 2.13. A buffer such as those of
+    BatchNorm is written back after a step, and only if the model wrote it.
+    """
+    return tensor._version > 0
+
+
+def writes(operation: Any) -> bool | None:
+    """Whether an ATen operation writes to an argument; None for what is no ATen operation.
+
+    Corner: ``OpOverload._schema``, torch/_ops.py, tried since 2.13.
+    """
+    schema = getattr(operation, "_schema", None)
+    return None if schema is None else schema.is_mutable
+
+
+def is_random(operation: Any) -> bool:
+    """Whether an ATen operation draws random numbers: two equal calls of it are two draws.
+
+    Corner: ``OpOverload._schema``, torch/_ops.py, and the tag ``nondeterministic_seeded``,
+    aten/src/ATen/native/tags.yaml, tried since 2.13. Operations that take a generator count, tagged or not.
+    """
+    schema = getattr(operation, "_schema", None)
+    takes_generator = schema is not None and any("Generator" in str(argument.type) for argument in schema.arguments)
+    return takes_generator or torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
+
+
+def inductor_compile(graph: GraphModule, example: list[Tensor], options: Mapping[str, Any]) -> Callable:
+    """Compile a graph with Inductor for inputs that are like ``example``.
+
+    Options that this version of torch does not have are left out.
+
+    Corners: ``torch._inductor.compile`` and ``list_options``, torch/_inductor/__init__.py, with the options of
+    torch/_inductor/config.py; ``TracingContext``, torch/_guards.py; ``FakeTensorMode`` and ``ShapeEnv``,
+    torch/fx/experimental/symbolic_shapes.py; tried since 2.13. Inductor looks into its cache on disk only where it has
+    a context with a ``ShapeEnv``.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
+    known = torch._inductor.list_options()
+    chosen = {name: value for name, value in options.items() if name in known}
+    with warnings.catch_warnings(), tracing(TracingContext(mode)):
+        warnings.simplefilter("ignore")  # of the compiler, about itself
+        return torch._inductor.compile(graph, example, options=chosen)  # type: ignore[arg-type, return-value]

@@ -1,0 +1,37 @@
+"""Why a step could not be compiled, in the words of its user."""
+
+from __future__ import annotations
+
+from pyro_vd.compiled.user_code import users_line
+
+_DEPENDS_ON_DATA = ("DataDependent", "UnbackedSymNode", "_local_scalar_dense", "memo disaster")
+
+
+def reason_of(error: BaseException) -> str:
+    """What stopped a recording or a compiler, and the line of the user's program where it did."""
+    name, text, line = type(error).__name__, str(error).strip(), users_line(error)
+    if _packs_sequences(error) or "_packed_sequence" in text or "PackedSequence" in text:
+        return (
+            "it packs sequences (torch.nn.utils.rnn), whose shapes depend on the lengths, which are data"
+            f"{line} ({name}); give the recurrent layer the padded batch and mask its output"
+        )
+    if any(part in name or part in text for part in _DEPENDS_ON_DATA):
+        return (
+            f"what it does depends on the value of a tensor (if, float(), .item(), a shape){line} ({name}: "
+            f"{text.splitlines()[0][:200] if text else 'no message'}); write it with torch.where, or give the step the "
+            "number as an argument"
+        )
+    return f"{name}: {text}{line}"
+
+
+def _packs_sequences(error: BaseException) -> bool:
+    """Whether an error came from ``torch.nn.utils.rnn``, or from a recurrent layer that was given its output."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        name = frame.f_globals.get("__name__")
+        if name == "torch.nn.utils.rnn":
+            return True
+        if name == "torch.nn.modules.rnn" and frame.f_locals.get("batch_sizes") is not None:
+            return True
+    return False

@@ -1,0 +1,108 @@
+"""What a loss reads besides its arguments: everything that a recording freezes, and whether it has changed.
+
+A recording holds plain Python values as constants, and tensors by where they lie. So a program may be used as long as
+the plain values are those of its key, and the tensors it reads are in the places where it found them. Both are looked
+for in the attributes of the modules, in closures, defaults and globals of model and guide and of the functions they
+call, and in lists, dicts and objects that these refer to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter, call, is_
+from typing import Any
+
+from torch import Tensor, nn
+
+_FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
+_CONTENTS, _NEEDS_GRADIENT = attrgetter("cell_contents"), attrgetter("requires_grad")
+
+
+@dataclass(eq=False)
+class Surroundings:
+    """What :func:`pyro_vd.compiled.walk.surroundings_of` found, and how to see that it is all still there.
+
+    :meth:`unchanged` compares every object by identity, in loops of C: a steady step has no time for more. Where it is
+    False the surroundings are walked again, and may be found equal.
+
+    Attributes:
+        key: the plain values; equal for equal surroundings.
+        names: for each entry of ``key``, where it is, for messages.
+        tensors: the tensors, in the order of the walk.
+        places: for each of ``tensors``, where it is.
+    """
+
+    key: tuple = ()
+    names: list[str] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
+    dicts: list[dict] = field(default_factory=list)
+    attributes: list[dict] = field(default_factory=list)  # dicts of objects: whose names stay as long as their values
+    lists: list[Any] = field(default_factory=list)
+    cells: list[Any] = field(default_factory=list)
+    functions: list[Any] = field(default_factory=list)
+    arrays: list[Any] = field(default_factory=list)  # of NumPy, which programs hold as constants
+    readers: list[tuple[Callable, Any]] = field(default_factory=list)  # ``reader(name)`` is a global, or an attribute
+
+    def remember(self) -> Surroundings:
+        """Changes are told from here on."""
+        dicts = [*self.dicts, *self.attributes]
+        self._empty = [one for one in (*dicts, *self.lists) if not one]
+        self._named = [one for one in self.dicts if one]
+        self._dicts = [one for one in dicts if one]
+        self._lists = [one for one in self.lists if one]
+        self._filled = [*self._dicts, *self._lists]
+        self._read, self._read_names = [r for r, _ in self.readers], [name for _, name in self.readers]
+        self._sizes = list(map(len, self._filled))
+        self._names = list(chain.from_iterable(self._named))
+        self._keys = [list(one) for one in self._dicts]
+        self._objects = tuple(self._objects_now())
+        self._bytes = [array.tobytes() for array in self.arrays]
+        self._pointers = list(map(Tensor.data_ptr, self.tensors))
+        self._flags = list(map(_NEEDS_GRADIENT, self.tensors))
+        return self
+
+    def unchanged(self) -> bool:
+        """Whether every object is the one that was there, and every tensor where it was."""
+        try:
+            return (
+                not any(self._empty)
+                and self._sizes == list(map(len, self._filled))
+                and all(map(is_, self._objects, self._objects_now()))
+                and self._names == list(chain.from_iterable(self._named))
+                and (not self.arrays or self._bytes == [array.tobytes() for array in self.arrays])
+                and self._pointers == list(map(Tensor.data_ptr, self.tensors))
+                and self._flags == list(map(_NEEDS_GRADIENT, self.tensors))
+            )
+        except (ValueError, RuntimeError, TypeError):  # a variable of a closure that is gone; tensors as other keys
+            return False
+
+    def restore(self) -> None:
+        """Put everything back in its place: contents of dicts, lists and closures; no values of tensors."""
+        objects = iter(self._objects)
+        for one in self._empty:
+            one.clear()
+        for one, names in zip(self._dicts, self._keys, strict=True):
+            before = {name: next(objects) for name in names}
+            if len(one) != len(before) or any(one.get(name, one) is not value for name, value in before.items()):
+                one.clear()
+                one.update(before)
+        for one, size in zip(self._lists, self._sizes[len(self._dicts) :], strict=True):
+            values = [next(objects) for _ in range(size)]
+            if len(one) != size or not all(map(is_, one, values)):
+                one.clear()
+                one.update(values) if isinstance(one, set) else one.extend(values)
+        for cell in self.cells:
+            cell.cell_contents = next(objects)
+
+    def _objects_now(self) -> Iterable[Any]:
+        return chain(
+            chain.from_iterable(map(dict.values, self._dicts)),
+            chain.from_iterable(self._lists),
+            map(_CONTENTS, self.cells),
+            chain.from_iterable(map(_FUNCTION, self.functions)),
+            map(call, self._read, self._read_names),
+        )

@@ -1,0 +1,279 @@
+"""The walk over everything that a model, a guide and a loss refer to: plain values, tensors, and where they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import enum
+import functools
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.autoguide.guides import AutoGuide
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
+
+from pyro_vd.compiled.surroundings import Surroundings
+from pyro_vd.compiled.user_code import is_users
+
+DEPTH = 8  # references from one object to the next, counted from the model, the guide or the loss
+MAX_ELEMENTS = 1000  # of a list, dict or array; of a longer one the length counts only
+_PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    types.NoneType,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    range,
+    enum.Enum,
+)
+# Objects of libraries that say what a model is. Other objects of libraries (loaders, writers) are not looked into.
+_MODELS = (nn.Module, Distribution, Messenger, ELBO)
+
+
+def surroundings_of(
+    roots: Iterable[tuple[str, Any]],
+    *,
+    left_out: Iterable[str] = (),
+    options: Iterable[dict] = (),
+    kept: Iterable[dict | list] = (),
+) -> Surroundings:
+    """Walk from ``roots``, pairs of a name and an object.
+
+    Args:
+        roots: model, guide, loss.
+        left_out: names of attributes and options that may change, since programs read them as inputs.
+        options: dicts of plain values, of an optimizer.
+        kept: dicts and lists that are watched and put back, but are in no key: those of Pyro's store and of optimizers.
+    """
+    walk = _Walk(frozenset(left_out))
+    for name, root in roots:
+        walk.visit(name, root, DEPTH)
+    for one in options:
+        walk.options(one)
+    for one in kept:
+        (walk.found.dicts if isinstance(one, dict) else walk.found.lists).append(one)
+        for value in one.values() if isinstance(one, dict) else ():
+            walk.hold("Pyro's store, or the state of the optimizer", value)
+    walk.found.key = tuple(walk.key)
+    return walk.found.remember()
+
+
+class _Walk:
+    def __init__(self, left_out: frozenset[str]):
+        self.found, self.key = Surroundings(), []
+        self._left_out = left_out
+        self._seen: dict[int, Any] = {}  # by identity, while the walk holds every object that it has seen
+
+    def hold(self, name: str, value: Any) -> None:
+        """Note which tensor is in a place, and where it lies; that is part of no key."""
+        if type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided:
+            self.found.tensors.append(value)
+            self.found.places.append(name)
+
+    def options(self, group: dict) -> None:
+        """Note what is in a group of parameters of an optimizer."""
+        for name, value in group.items():
+            if name not in self._left_out:
+                self.found.readers.append((group.get, name))
+                self._note(f"the option {name!r} of the optimizer", name)
+                self.visit(f"the option {name!r} of the optimizer", value, DEPTH)
+
+    def visit(self, name: str, value: Any, depth: int) -> None:
+        """Note ``value``, and go on to what it refers to."""
+        if isinstance(value, Tensor):
+            self._tensor(name, value)
+        elif isinstance(value, _PLAIN):
+            self._note(name, (type(value), value))
+        elif type(value).__module__ == "numpy":
+            self._array(name, value)
+        elif id(value) in self._seen or depth == 0:
+            self._note(name, type(value))
+        else:
+            self._seen[id(value)] = value
+            # Modules nest as deep as nets do.
+            self._refers(name, value, DEPTH if isinstance(value, nn.Module) else depth - 1)
+
+    def _note(self, name: str, entry: Any) -> None:
+        self.key.append(entry)
+        self.found.names.append(name)
+
+    def _tensor(self, name: str, value: Tensor) -> None:
+        # What a tensor holds is an input of a program, and which one it is counts for the programs that read it.
+        self._note(name, ("tensor", value.is_leaf and value.requires_grad))
+        self.hold(name, value)
+
+    def _array(self, name: str, value: Any) -> None:
+        size = getattr(value, "size", 0)
+        known = hasattr(value, "tobytes") and size <= MAX_ELEMENTS and not value.dtype.hasobject
+        if known:
+            self.found.arrays.append(value)
+        self._note(name, (type(value), size, str(getattr(value, "dtype", "")), value.tobytes() if known else None))
+
+    def _refers(self, name: str, value: Any, depth: int) -> None:
+        if isinstance(value, types.FunctionType):
+            self._function(name, value, depth)
+        elif isinstance(value, types.MethodType):
+            self.visit(name, value.__func__, depth + 1)
+            self.visit(f"the object of {name}", value.__self__, depth + 1)
+        elif isinstance(value, functools.partial):
+            self.visit(name, value.func, depth + 1)
+            self.visit(f"an argument of {name}", value.args, depth)
+            self.visit(f"an argument of {name}", value.keywords, depth)
+            self._attributes(name, value, depth)
+        elif isinstance(value, type):
+            self._class(name, value, depth)
+        elif isinstance(value, dict):
+            self._elements(name, value, value.items(), self.found.dicts, depth)
+        elif isinstance(value, (list, set, deque)):
+            self._elements(name, value, enumerate(value), self.found.lists, depth)
+        elif isinstance(value, (tuple, frozenset)):
+            self._elements(name, value, enumerate(value), None, depth)
+        elif isinstance(value, types.ModuleType):
+            self._note(name, value.__name__)
+        else:
+            self._object(name, value, depth)
+
+    def _elements(self, name: str, value: Any, items: Iterable, watched: list | None, depth: int) -> None:
+        self._note(f"the length of {name}", (type(value), len(value)))
+        if len(value) > MAX_ELEMENTS:
+            return
+        if watched is not None:
+            watched.append(value)
+        for key, element in items:
+            if isinstance(key, str):
+                self._note(name, key)
+            self.visit(f"{name}[{key!r}]" if isinstance(key, (str, int)) else name, element, depth)
+
+    def _children(self, name: str, value: dict, depth: int) -> None:
+        """Parameters, buffers or submodules, named as users name them."""
+        self.found.dicts.append(value)
+        for key, element in value.items():
+            self._note(name, key)
+            self.visit(f"{name}.{key}", element, depth)
+
+    def _object(self, name: str, value: Any, depth: int) -> None:
+        self._note(name, type(value))
+        if isinstance(value, nn.Module):
+            self.found.modules.append(value)
+        if not (isinstance(value, _MODELS) or dataclasses.is_dataclass(value) or is_users(type(value).__module__)):
+            if type(value) is not types.SimpleNamespace and type(value).__module__ != "argparse":
+                return
+        self._attributes(name, value, depth)
+        self.visit(name, type(value), depth)
+
+    def _attributes(self, name: str, value: Any, depth: int) -> None:
+        own = getattr(value, "__dict__", None)
+        if own is not None:
+            left_out = self._left_out if isinstance(value, (ELBO, Messenger)) else frozenset()
+            if left_out & own.keys():
+                self.found.readers += [(own.get, attribute) for attribute in own if attribute not in left_out]
+            else:
+                self.found.attributes.append(own)
+            kind, module = type(value), isinstance(value, nn.Module)
+            for attribute, element in list(own.items()):
+                if attribute == "_model" and isinstance(value, AutoGuide):
+                    continue  # the model is a root of its own, with better names
+                if attribute in left_out or isinstance(getattr(kind, attribute, None), lazy_property):
+                    continue  # the latter is computed from the others, when it is first asked for
+                inner = attribute in ("_parameters", "_buffers", "_modules") and module
+                self._note(name, attribute)
+                if inner and isinstance(element, dict):
+                    self._children(name, element, depth)
+                else:
+                    self.visit(f"{name}.{attribute}", element, depth)
+        for kind in type(value).__mro__:
+            slots = kind.__dict__.get("__slots__", ())
+            for slot in (slots,) if isinstance(slots, str) else slots:
+                if slot not in ("__dict__", "__weakref__") and is_users(kind.__module__):
+                    self.found.readers.append((functools.partial(_slot, value), slot))
+                    self.visit(f"{name}.{slot}", getattr(value, slot, None), depth)
+
+    def _class(self, name: str, value: type, depth: int) -> None:
+        """The attributes of a class of the user, and of its bases; its methods, which other code calls by name."""
+        self._note(name, value)
+        for kind in value.__mro__:
+            if not is_users(kind.__module__):
+                continue
+            for attribute, element in list(vars(kind).items()):
+                element = getattr(element, "__func__", getattr(element, "fget", element))  # of static ones, properties
+                function = isinstance(element, types.FunctionType)
+                if function or not (attribute.startswith("__") or isinstance(element, types.GetSetDescriptorType)):
+                    self.found.readers.append((vars(kind).get, attribute))
+                    self.visit(f"{kind.__name__}.{attribute}", element, depth)
+
+    def _function(self, name: str, value: types.FunctionType, depth: int) -> None:
+        code = value.__code__
+        self.found.functions.append(value)
+        self._note(name, code)
+        self.visit(f"a default of {value.__qualname__}", value.__defaults__, depth)
+        self.visit(f"a default of {value.__qualname__}", value.__kwdefaults__, depth)
+        for variable, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                element = cell.cell_contents
+            except ValueError:
+                continue  # not set yet
+            self.found.cells.append(cell)
+            self.visit(f"{variable!r} in the closure of {value.__qualname__}", element, depth)
+        if vars(value):
+            self.visit(name, vars(value), depth)
+        if not is_users(value.__module__):
+            return
+        for path in _globals_of(code):
+            self._global(path, value.__globals__, depth)
+
+    def _global(self, path: tuple[str, ...], values: Any, depth: int) -> None:
+        """A global, or an attribute of a module or class that is one: ``noise`` or ``settings.noise``."""
+        name, *rest = path
+        self.found.readers.append((values.get, name))
+        element = values.get(name)
+        if isinstance(element, types.ModuleType):
+            if rest and is_users(element.__name__):
+                self._global(tuple(rest), vars(element), depth)
+            return
+        if element is not None or name in values:
+            self.visit(f"the global {name!r}", element, depth)
+
+
+def _slot(value: Any, name: str) -> Any:
+    return getattr(value, name, None)
+
+
+_GLOBALS: WeakKeyDictionary[types.CodeType, list[tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def _globals_of(code: types.CodeType) -> list[tuple[str, ...]]:
+    """The globals that a function and those within it read, each with the attributes that are read of it."""
+    if code not in _GLOBALS:
+        _GLOBALS[code] = list(dict.fromkeys(_read_in(code)))
+    return _GLOBALS[code]
+
+
+def _read_in(code: types.CodeType) -> Iterator[tuple[str, ...]]:
+    path: list[str] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and path:
+            path.append(str(instruction.argval))
+            continue
+        if path and instruction.opname not in ("CACHE", "PUSH_NULL"):
+            yield tuple(path)
+            path = []
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            path = [str(instruction.argval)]
+    if path:
+        yield tuple(path)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _read_in(constant)
