@@ -23,6 +23,8 @@ from pyro_vd.numpyro.posteriors import LowRankNormal as LowRankNormal
 from pyro_vd.numpyro.predict import posterior_predictive as posterior_predictive
 from pyro_vd.numpyro.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.numpyro.priors import TruncatedLogUniform as TruncatedLogUniform
+from pyro_vd.numpyro.sparsity import keep_masks as keep_masks
+from pyro_vd.numpyro.sparsity import keep_zeros as keep_zeros
 from pyro_vd.numpyro.sparsity import prune as prune
 from pyro_vd.numpyro.sparsity import sparsity_report as sparsity_report
 from pyro_vd.numpyro.sparsity import weight_posteriors as weight_posteriors

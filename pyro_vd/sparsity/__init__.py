@@ -2,7 +2,8 @@
 
 from pyro_vd.common.reports import SparsityReport as SparsityReport
 from pyro_vd.common.reports import SparsityRow as SparsityRow
+from pyro_vd.sparsity.masks import keep_mask as keep_mask
+from pyro_vd.sparsity.masks import keep_masks as keep_masks
+from pyro_vd.sparsity.masks import weight_posteriors as weight_posteriors
 from pyro_vd.sparsity.prune import prune as prune
-from pyro_vd.sparsity.report import keep_mask as keep_mask
 from pyro_vd.sparsity.report import sparsity_report as sparsity_report
-from pyro_vd.sparsity.report import weight_posteriors as weight_posteriors
