@@ -2,6 +2,7 @@
 
 from pyro_vd import kl as kl
 from pyro_vd.common.names import public_names as _public_names
+from pyro_vd.common.threshold import ThresholdCurve as ThresholdCurve
 from pyro_vd.compiled.loss import compile_loss as compile_loss
 from pyro_vd.compiled.svi import CompiledSVI as CompiledSVI
 from pyro_vd.convert import from_numpyro as from_numpyro
@@ -33,6 +34,7 @@ from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
 from pyro_vd.sparsity import keep_masks as keep_masks
 from pyro_vd.sparsity import prune as prune
 from pyro_vd.sparsity import sparsity_report as sparsity_report
+from pyro_vd.sparsity import threshold_curve as threshold_curve
 from pyro_vd.sparsity import weight_posteriors as weight_posteriors
 from pyro_vd.weights import RandomWeight as RandomWeight
 

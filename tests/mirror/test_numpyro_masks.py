@@ -171,3 +171,17 @@ def test_masks_of_another_net():
         vd.prune(bnn, {**q, site: vd.DropoutNormal(jnp.ones((1, 4)), 0.0)}, params=params)
     with pytest.raises(ValueError, match=rf"site '{site}': expected finite means, got 12 of 12 that are not"):
         vd.prune(bnn, {**q, site: vd.DropoutNormal(jnp.full((3, 4), jnp.inf), jnp.zeros((3, 4)))}, params=params)
+
+
+def test_the_curve_of_a_threshold_is_that_of_torch():
+    (ours, theirs), loc = pair((3, 4)), np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    ours, theirs = torch_vd.DropoutNormal(torch.tensor(loc), ours.log_alpha), vd.DropoutNormal(loc, theirs.log_alpha)
+    layer = torch.nn.Linear(4, 3, bias=False)
+    bnn = torch_vd.BayesianModule(layer, torch_vd.ImproperLogUniform())
+    other = vd.BayesianModule(eqx.nn.Linear(4, 3, use_bias=False, key=KEY), vd.ImproperLogUniform())
+    for thresholds in (None, [1.0, 2.0]):
+        first = torch_vd.threshold_curve(bnn, {"net.weight": ours}, lambda net: net(torch.ones(4)).sum(), thresholds)
+        second = vd.threshold_curve(
+            other, {"net.weight": theirs}, lambda net: net(jnp.ones(4)).sum(), thresholds, params={}
+        )
+        assert str(first) == str(second) and len(first.rows) > 2

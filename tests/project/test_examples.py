@@ -32,7 +32,7 @@ def check_sparse_mlp(output: str, out: Path) -> None:
     assert result.pop("arguments")["epochs"] == 2
     for name in ("error_mean_network", "error_pruned", "error_posterior_samples", "nll_posterior_samples"):
         assert math.isfinite(result[name]), name
-    assert result["compression"] >= 1
+    assert result["compression"] >= 1 and result["threshold"] == 3.0
     for name in PICTURES:
         assert (out / name).read_bytes().startswith(PNG), name
     assert re.search(r"^net\.0\.weight +300x64 +19,200 ", output, re.MULTILINE)
@@ -184,6 +184,18 @@ def test_sparse_mlp_trains_on_numpyro(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     check_sparse_mlp(done.stdout, out)
     assert json.loads((out / "result.json").read_text())["error_mean_network"] < 80  # of ten classes: it learned
+
+
+def test_sparse_mlp_chooses_its_threshold_on_validation_data(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--epochs", "2", "--threshold", "auto", "--eager", "--device", "cpu", "--quiet", "--out", str(out)]
+    done = run("sparse_mlp.py", arguments, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((out / "result.json").read_text())
+    found = re.search(r"^threshold (\S+): the sparsest within 0.2 points", done.stdout, re.MULTILINE)
+    assert found and float(found[1]) == pytest.approx(result["threshold"], abs=1e-3)
+    assert re.search(r"^ +inf +50,200 +0.00%", done.stdout, re.MULTILINE)
+    assert math.isfinite(result["error_pruned"])
 
 
 def test_missing_data_stops_with_one_sentence(tmp_path):

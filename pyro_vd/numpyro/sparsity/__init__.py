@@ -6,3 +6,4 @@ from pyro_vd.numpyro.sparsity.masks import keep_masks as keep_masks
 from pyro_vd.numpyro.sparsity.masks import weight_posteriors as weight_posteriors
 from pyro_vd.numpyro.sparsity.prune import prune as prune
 from pyro_vd.numpyro.sparsity.report import sparsity_report as sparsity_report
+from pyro_vd.numpyro.sparsity.threshold import threshold_curve as threshold_curve
