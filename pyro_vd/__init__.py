@@ -33,6 +33,7 @@ from pyro_vd.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
 from pyro_vd.sparsity import keep_masks as keep_masks
 from pyro_vd.sparsity import prune as prune
+from pyro_vd.sparsity import shrink as shrink
 from pyro_vd.sparsity import sparsity_report as sparsity_report
 from pyro_vd.sparsity import threshold_curve as threshold_curve
 from pyro_vd.sparsity import weight_posteriors as weight_posteriors
