@@ -31,11 +31,14 @@ from pyro_vd.posteriors import LowRankNormal as LowRankNormal
 from pyro_vd.predict import posterior_predictive as posterior_predictive
 from pyro_vd.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
+from pyro_vd.sparsity import Deployment as Deployment
+from pyro_vd.sparsity import deploy as deploy
 from pyro_vd.sparsity import keep_masks as keep_masks
 from pyro_vd.sparsity import prune as prune
 from pyro_vd.sparsity import shrink as shrink
 from pyro_vd.sparsity import sparsity_report as sparsity_report
 from pyro_vd.sparsity import threshold_curve as threshold_curve
+from pyro_vd.sparsity import to_csr as to_csr
 from pyro_vd.sparsity import weight_posteriors as weight_posteriors
 from pyro_vd.weights import RandomWeight as RandomWeight
 

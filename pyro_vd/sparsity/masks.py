@@ -89,7 +89,7 @@ def find_thresholds(
 
 def shares_of_sites(sites: list[str], log_alpha_threshold: Any, sparsity: Any) -> dict[str, float] | float | None:
     """``sparsity`` checked and, where it is a mapping, by site; None where the threshold counts, checked too."""
-    threshold = _number("log_alpha_threshold", log_alpha_threshold, "3.0, or math.inf for the mean network")
+    threshold = check_number("log_alpha_threshold", log_alpha_threshold, "3.0, or math.inf for the mean network")
     if sparsity is None:
         return None
     if threshold != DEFAULT_THRESHOLD:
@@ -98,7 +98,7 @@ def shares_of_sites(sites: list[str], log_alpha_threshold: Any, sparsity: Any) -
             f"{sparsity!r}; leave one of them out"
         )
     if not isinstance(sparsity, Mapping):
-        return _share("sparsity", sparsity)
+        return check_share("sparsity", sparsity)
     for pattern in sparsity:
         if not fnmatch.filter(sites, str(pattern)):
             raise ValueError(f"sparsity: expected sites or patterns of {sites}, got {pattern!r}")
@@ -110,7 +110,7 @@ def shares_of_sites(sites: list[str], log_alpha_threshold: Any, sparsity: Any) -
                 f"sparsity: expected a share for every site of {sites}, got none for {site!r}; write {{..., '*': 0.0}} "
                 "to keep the rest whole"
             )
-        found[site] = _share(f"sparsity[{patterns[0]!r}]", sparsity[patterns[0]])
+        found[site] = check_share(f"sparsity[{patterns[0]!r}]", sparsity[patterns[0]])
     return found
 
 
@@ -133,7 +133,7 @@ def _threshold_for(share: float, log_alphas: list[Tensor], where: str) -> float:
     return threshold
 
 
-def _number(name: str, value: Any, instead: str) -> float:
+def check_number(name: str, value: Any, instead: str) -> float:
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError):
@@ -145,8 +145,8 @@ def _number(name: str, value: Any, instead: str) -> float:
     return number
 
 
-def _share(name: str, value: Any) -> float:
-    share = _number(name, value, "a share such as 0.9")
+def check_share(name: str, value: Any) -> float:
+    share = check_number(name, value, "a share such as 0.9")
     if not 0 <= share <= 1:
         raise ValueError(f"{name}: expected a share in 0..1, got {share:g}; write 0.9 to prune nine of ten weights")
     return share

@@ -76,7 +76,7 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
         except (RuntimeError, ValueError, IndexError) as error:
             problem = problem or f"a failure ({str(error).splitlines()[0]})"
             continue
-        if not (problem_here := _difference(output, reference)):
+        if not (problem_here := difference(output, reference)):
             break
         problem = problem or problem_here
     else:
@@ -205,7 +205,7 @@ def _describe(layer: nn.Module) -> None:
             layer.in_channels, layer.out_channels = weight.shape[inputs], weight.shape[outputs]
 
 
-def _difference(output: Any, reference: Any) -> str:
+def difference(output: Any, reference: Any, tolerance: float = TOLERANCE) -> str:
     """What is wrong with an output, in words; empty where nothing is."""
     ours, theirs = tree_leaves(output), tree_leaves(reference)
     if len(ours) != len(theirs):
@@ -215,7 +215,7 @@ def _difference(output: Any, reference: Any) -> str:
             continue
         if one.shape != other.shape or one.dtype != other.dtype:
             return f"an output of shape {tuple(one.shape)} for {tuple(other.shape)}"
-        close = max(TOLERANCE, 100 * torch.finfo(other.dtype).eps) if other.is_floating_point() else 0.0
+        close = max(tolerance, 100 * torch.finfo(other.dtype).eps) if other.is_floating_point() else 0.0
         if not torch.allclose(one, other, rtol=close, atol=close, equal_nan=True):
             return f"outputs up to {(one - other).abs().max().item():.3g} apart"
     return ""

@@ -27,6 +27,9 @@ ONLY_PYRO = {
     "operations_table": "rules are those of Quax, by primitive",
     "register_rule": "rules are those of Quax, by primitive",
     "LinearOp": "what register_rule takes",
+    "to_csr": "layers of PyTorch",
+    "deploy": "forms of a torch module",
+    "Deployment": "what deploy returns",
     "shrink": "takes layers of PyTorch apart",
     "kl_additive": "what a gradient keeps is the compiler's choice",
 }
