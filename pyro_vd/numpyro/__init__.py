@@ -1,5 +1,6 @@
 """Variational dropout as NumPyro models: random weights, their KL, and local reparameterization."""
 
+from pyro_vd.common.bits import BitsReport as BitsReport
 from pyro_vd.common.names import public_names as _public_names
 from pyro_vd.common.threshold import ThresholdCurve as ThresholdCurve
 from pyro_vd.convert import from_numpyro as from_numpyro
@@ -29,6 +30,7 @@ from pyro_vd.numpyro.sparsity import keep_zeros as keep_zeros
 from pyro_vd.numpyro.sparsity import prune as prune
 from pyro_vd.numpyro.sparsity import sparsity_report as sparsity_report
 from pyro_vd.numpyro.sparsity import threshold_curve as threshold_curve
+from pyro_vd.numpyro.sparsity import weight_bits as weight_bits
 from pyro_vd.numpyro.sparsity import weight_posteriors as weight_posteriors
 from pyro_vd.numpyro.weights import RandomWeight as RandomWeight
 

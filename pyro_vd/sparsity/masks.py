@@ -134,6 +134,7 @@ def _threshold_for(share: float, log_alphas: list[Tensor], where: str) -> float:
 
 
 def check_number(name: str, value: Any, instead: str) -> float:
+    """An argument as a number that is not NaN, or an error that says what to write ``instead``."""
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError):
@@ -146,6 +147,7 @@ def check_number(name: str, value: Any, instead: str) -> float:
 
 
 def check_share(name: str, value: Any) -> float:
+    """An argument as a share in 0..1, or an error."""
     share = check_number(name, value, "a share such as 0.9")
     if not 0 <= share <= 1:
         raise ValueError(f"{name}: expected a share in 0..1, got {share:g}; write 0.9 to prune nine of ten weights")

@@ -185,3 +185,11 @@ def test_the_curve_of_a_threshold_is_that_of_torch():
             other, {"net.weight": theirs}, lambda net: net(jnp.ones(4)).sum(), thresholds, params={}
         )
         assert str(first) == str(second) and len(first.rows) > 2
+
+
+def test_bits_are_those_of_torch():
+    loc = np.random.default_rng(2).normal(size=(6, 5)).astype(np.float32)
+    for log_sigma2 in (-9.0, -2.0, 3.0):
+        ours = torch_vd.weight_bits({"w": torch_vd.DropoutNormal(torch.tensor(loc), log_sigma2=log_sigma2)})
+        theirs = vd.weight_bits({"w": vd.DropoutNormal(jnp.asarray(loc), log_sigma2=log_sigma2)})
+        assert ours == theirs and ours.rows[0].kept < 31

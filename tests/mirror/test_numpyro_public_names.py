@@ -27,6 +27,8 @@ ONLY_PYRO = {
     "operations_table": "rules are those of Quax, by primitive",
     "register_rule": "rules are those of Quax, by primitive",
     "LinearOp": "what register_rule takes",
+    "save_sparse": "of a torch module",
+    "load_sparse": "of a torch module",
     "to_csr": "layers of PyTorch",
     "deploy": "forms of a torch module",
     "Deployment": "what deploy returns",

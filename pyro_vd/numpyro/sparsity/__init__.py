@@ -1,5 +1,6 @@
 """What becomes of a trained posterior: the weights that stay, the report, and the pruned net."""
 
+from pyro_vd.numpyro.sparsity.bits import weight_bits as weight_bits
 from pyro_vd.numpyro.sparsity.fine_tuning import keep_zeros as keep_zeros
 from pyro_vd.numpyro.sparsity.masks import keep_mask as keep_mask
 from pyro_vd.numpyro.sparsity.masks import keep_masks as keep_masks
