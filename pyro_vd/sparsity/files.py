@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pyro_vd.sparsity.prune import remove_masks
 
-PARTS = (".indices", ".values", ".shape")  # of a tensor "name" that is stored sparse: flat indices, values, sizes
+# Of a tensor "name" that is stored sparse: flat indices, values, sizes.
+PARTS = (".sparse_indices", ".sparse_values", ".sparse_shape")
 
 
 def save_sparse(net: nn.Module, path: str | Path) -> int:
@@ -19,8 +20,8 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
     A plain script reads it, without this library::
 
         held = safetensors.torch.load_file(path)
-        for name in [n.removesuffix(".indices") for n in held if n.endswith(".indices")]:
-            indices, values, shape = (held.pop(name + part) for part in (".indices", ".values", ".shape"))
+        for name in [n.removesuffix(".sparse_indices") for n in held if n.endswith(".sparse_indices")]:
+            indices, values, shape = (held.pop(f"{name}.sparse_{part}") for part in ("indices", "values", "shape"))
             held[name] = torch.zeros(shape.tolist(), dtype=values.dtype).flatten().index_copy(
                 0, indices.long(), values).reshape(shape.tolist())
         net.load_state_dict(held)

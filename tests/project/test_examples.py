@@ -68,6 +68,23 @@ def check_random_labels(output: str, out: Path) -> None:
         assert re.search(rf"^{name} .* %", output, re.MULTILINE), name
 
 
+def check_deploy(output: str, out: Path) -> None:
+    (run,) = json.loads((out / "result.json").read_text())["runs"]
+    assert set(run["rows"]) == {"sparse VD", "magnitude"}
+    for name, rows in run["rows"].items():
+        assert list(rows) == ["dense", "zeros", "shrunk", "CSR"]
+        assert (
+            rows["zeros"]["error"] == pytest.approx(rows["shrunk"]["error"], abs=1)
+            and rows["dense"]["weights"] > 50_000
+        )
+        assert rows["shrunk"]["weights"] <= rows["zeros"]["weights"] < rows["dense"]["weights"]
+        assert all(value > 0 for row in rows.values() for key, value in row.items() if key.startswith("ms"))
+        assert re.search(rf"^{name}, CSR +\d", output, re.MULTILINE)
+    kept = [rows["zeros"]["weights"] for rows in run["rows"].values()]
+    assert abs(kept[0] - kept[1]) <= 0.001 * 50_200, "the same budget"
+    assert (out / "deploy.png").read_bytes().startswith(PNG)
+
+
 def check_any_network(output: str, out: Path) -> None:
     assert re.search(r"^net.up.weight +16x8x2x2 +512 +local +conv_transpose2d$", output, re.MULTILINE)
     assert "100.0% of the weights are sampled locally\n0 warnings\n" in output
@@ -140,6 +157,7 @@ TABLE = {
         + QUIET,
         check_compare_backends,
     ),
+    "deploy.py": (["--quick", "--epochs", "2", *QUIET], check_deploy),
     "dropout_families.py": (["--epochs", "1", "--seeds", "1", "--widths", "8", *QUIET], check_dropout_families),
     "gpu_report.py": ([], check_gpu_report),
     "gradient_variance.py": (

@@ -64,8 +64,8 @@ def sparse_net():
 READER = """
 import sys, torch, safetensors.torch
 held = safetensors.torch.load_file(sys.argv[1])
-for name in [n.removesuffix(".indices") for n in held if n.endswith(".indices")]:
-    indices, values, shape = (held.pop(name + part) for part in (".indices", ".values", ".shape"))
+for name in [n.removesuffix(".sparse_indices") for n in held if n.endswith(".sparse_indices")]:
+    indices, values, shape = (held.pop(f"{name}.sparse_{part}") for part in ("indices", "values", "shape"))
     held[name] = torch.zeros(shape.tolist(), dtype=values.dtype).flatten().index_copy(
         0, indices.long(), values).reshape(shape.tolist())
 torch.save(held, sys.argv[2])
@@ -89,8 +89,8 @@ def test_a_file_without_zeros(masked, tmp_path):
         assert set(held) == set(state)
         assert all(torch.equal(held[name], state[name]) and held[name].dtype == state[name].dtype for name in state)
     held = load_file(tmp_path / "net.safetensors")
-    assert "5.weight" in held and held["4.weight.indices"].dtype == torch.int32, "dense where that is less"
-    assert held["0.weight.indices"].dtype == torch.int16
+    assert "5.weight" in held and held["4.weight.sparse_indices"].dtype == torch.int32, "dense where that is less"
+    assert held["0.weight.sparse_indices"].dtype == torch.int16
 
 
 def test_other_tensors_and_bad_files(tmp_path):
@@ -109,18 +109,18 @@ def test_other_tensors_and_bad_files(tmp_path):
     held = load_file(path)
     for change, text in (
         (
-            {"a.indices": held["a.indices"][1:]},
+            {"a.sparse_indices": held["a.sparse_indices"][1:]},
             "'a': expected as many indices below 2500 as values, got 49 and 50",
         ),
-        ({"a.indices": held["a.indices"] + 1}, "'a': expected as many indices below 2500 as values"),
-        ({"a.values": None}, r"expected 'a' in parts .*, got none of \['a.values'\]"),
+        ({"a.sparse_indices": held["a.sparse_indices"] + 1}, "'a': expected as many indices below 2500 as values"),
+        ({"a.sparse_values": None}, r"expected 'a' in parts .*, got none of \['a.sparse_values'\]"),
     ):
         save_file({n: t for n, t in (held | change).items() if t is not None}, path)
         with pytest.raises(ValueError, match=text):
             vd.load_sparse(path)
     bad = nn.Module()
-    bad.values = nn.Parameter(torch.ones(1))
-    with pytest.raises(ValueError, match=r"save_sparse: expected names that do not end in .*, got 'x.values'"):
+    bad.sparse_values = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match=r"save_sparse: expected names that do not end in .*, got 'x.sparse_values'"):
         vd.save_sparse(nn.ModuleDict({"x": bad}), path)
 
 
