@@ -15,8 +15,6 @@ from pyro_vd.sparsity.masks import keep_masks as keep_masks
 from pyro_vd.sparsity.masks import weight_posteriors as weight_posteriors
 from pyro_vd.sparsity.prune import prune as prune
 from pyro_vd.sparsity.prune import remove_masks as remove_masks
-from pyro_vd.sparsity.report import SparsityReport as SparsityReport
-from pyro_vd.sparsity.report import SparsityRow as SparsityRow
 from pyro_vd.sparsity.report import sparsity_report as sparsity_report
 from pyro_vd.sparsity.shrink import shrink as shrink
 from pyro_vd.sparsity.threshold import threshold_curve as threshold_curve
