@@ -52,7 +52,11 @@ class Pruners:
 
         def prune(done: float) -> None:
             ramp = min(1.0, max(0.0, (done - PRUNED_FROM) / (PRUNED_TO - PRUNED_FROM)))
-            gone = sum(int((layer.weight_mask == 0).sum()) for layer, _ in weights if torch_prune.is_pruned(layer))
+            gone = sum(
+                int((torch.as_tensor(layer.weight_mask) == 0).sum())
+                for layer, _ in weights
+                if torch_prune.is_pruned(layer)
+            )
             amount = round(share * (1 - (1 - ramp) ** 3) * total) - gone
             if amount > 0:
                 torch_prune.global_unstructured(weights, torch_prune.L1Unstructured, amount=amount)

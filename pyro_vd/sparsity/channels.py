@@ -152,7 +152,7 @@ class Channels(TorchFunctionMode):
         if weight not in self.leaves or (bias is not None and bias not in self.leaves):
             return None
         for tensor in (weight,) if bias is None else (weight, bias):
-            self.uses[tensor] = self.uses.get(tensor, 0) + 1
+            self.uses[tensor] = (self.uses.get(tensor) or 0) + 1
         outputs, inputs = self._of(weight, rows), self._of(weight, columns)
         if bias is not None:
             self.labels.join(outputs, self._of(bias, 0))

@@ -33,6 +33,7 @@ class CSRLinear(nn.Module):
     crow_indices: Tensor
     col_indices: Tensor
     values: Tensor
+    bias: Tensor
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -113,6 +114,6 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
     for parent in list(net.modules()):
         for name, child in list(parent._modules.items()):
             for path, original in originals.items():
-                if child is original:  # under each of its names
+                if child is not None and child is original:  # under each of its names
                     setattr(parent, name, replaced[path].train(child.training))
     return net

@@ -149,12 +149,14 @@ def _take_out(net: nn.Module, channels: Channels) -> list[str]:
     smaller, added = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
     for product in channels.products:
         shift = _shift(product, channels)
-        if shift is not None and product.bias is None:
+        if shift is None:
+            continue
+        if product.bias is None:
             added[product.weight] = nn.Parameter(shift[channels.kept(product.weight, product.rows).to(shift.device)])
-        elif shift is not None:
+        else:
             smaller[product.bias] = product.bias.detach() + shift
     for tensor, dims in channels.leaves.items():
-        value = smaller.get(tensor, tensor.detach())
+        value = smaller[tensor] if tensor in smaller else tensor.detach()
         for dim in dims:
             value = value.index_select(dim, channels.kept(tensor, dim).nonzero()[:, 0].to(value.device))
         is_parameter = isinstance(tensor, nn.Parameter)

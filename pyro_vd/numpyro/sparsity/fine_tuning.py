@@ -39,7 +39,7 @@ def keep_zeros(masks: Mapping[str, Array]) -> optax.GradientTransformation:
         _masked(masks, params)
         return optax.EmptyState()
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return _masked(masks, updates), state
 
     return optax.GradientTransformation(init, update)

@@ -75,7 +75,7 @@ def find_thresholds(
     """The threshold of every site, all arguments checked; see :func:`keep_masks`."""
     log_alphas = {site: jnp.broadcast_to(q.log_alpha, q.loc.shape) for site, q in posteriors.items()}
     for site, log_alpha in log_alphas.items():
-        if isinstance(log_alpha, jax.core.Tracer):  # inside jit values are not known
+        if isinstance(log_alpha, jax.core.Tracer):  # type: ignore  # inside jit values are not known
             continue
         if count := int(jnp.isnan(log_alpha).sum()):
             raise ValueError(
@@ -95,7 +95,7 @@ def _threshold_for(share: float, log_alphas: list[Array], where: str) -> Any:
     values = jnp.sort(jnp.concatenate([log_alpha.ravel() for log_alpha in log_alphas]))
     kept = values.size - round(share * values.size)
     threshold = values[kept - 1] if kept else jnp.asarray(-math.inf, values.dtype)
-    if not isinstance(values, jax.core.Tracer):
+    if not isinstance(values, jax.core.Tracer):  # type: ignore
         warn_of_miss(where, share, float((values > threshold).mean()))
     return threshold
 

@@ -76,7 +76,7 @@ def _checked_mean(site: str, posterior: WeightPosterior, parameter: Array) -> Ar
             f"prune: site {site!r}: expected a posterior of shape {parameter.shape}, got {mean.shape}; pass the guide "
             "that was trained with this module"
         )
-    if not isinstance(mean, jax.core.Tracer) and (count := int((~jnp.isfinite(mean)).sum())):
+    if not isinstance(mean, jax.core.Tracer) and (count := int((~jnp.isfinite(mean)).sum())):  # type: ignore
         raise ValueError(
             f"prune: site {site!r}: expected finite means, got {count} of {mean.size} that are not; the training of "
             "this guide has failed: look at its loss, and lower the learning rate"
