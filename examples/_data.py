@@ -47,6 +47,12 @@ class Data(NamedTuple):
         mean, std = self.x_train.mean(), self.x_train.std()
         return self._replace(x_train=(self.x_train - mean) / std, x_test=(self.x_test - mean) / std)
 
+    def with_validation(self, seed: int, share: float = 0.1) -> Data:
+        """Test data replaced by a share of the training data, which is taken out of those."""
+        order = torch.randperm(len(self.x_train), generator=torch.Generator().manual_seed(seed)).to(self.x_train.device)
+        held, rest = order.split([round(share * len(order)), len(order) - round(share * len(order))])
+        return Data(self.x_train[rest], self.y_train[rest], self.x_train[held], self.y_train[held])
+
     def to(self, device: str) -> Data:
         return Data(*(tensor.to(device) for tensor in self))
 

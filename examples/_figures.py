@@ -128,6 +128,21 @@ def loss_of_backends(curves: dict[str, list[list[float]]], path: Path) -> None:
     _save(figure, path)
 
 
+def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], path: Path) -> None:
+    """Test error against the size of the file: a thin line for each seed, their mean in bold, one colour a method."""
+    figure, axis = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    for name, color, marker in (("sparse VD", "tab:blue", "o"), ("magnitude", "tab:orange", "s")):
+        points = np.array([run[name] for run in runs], dtype=float)  # seeds, budgets, (bytes, error)
+        for one in points:
+            axis.plot(one[:, 0], one[:, 1], color=color, linewidth=0.7, alpha=0.5)
+        mean = points.mean(0)
+        axis.plot(mean[:, 0], mean[:, 1], color=color, marker=marker, label=f"{name}, mean of {len(points)} seeds")
+    axis.set(xlabel="bytes of the file", ylabel="test error (%)", xscale="log", yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

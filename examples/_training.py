@@ -93,6 +93,33 @@ def train(
     return elbo
 
 
+def fit(
+    net: nn.Module,
+    data: Data,
+    *,
+    epochs: int,
+    lr: float,
+    decay_from: float = 0.5,
+    batch: int = 100,
+    progress: Callable[[float], object] = lambda done: None,
+) -> None:
+    """Minimise the cross-entropy with Adam; ``lr`` is constant to ``decay_from``, then linear to 0, as in ``train``.
+
+    ``progress`` is called after every epoch with the share of the run that is done.
+    """
+    optimizer = torch.optim.Adam(net.parameters(), lr)
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: min(1.0, (1 - epoch / epochs) / (1 - decay_from))
+    )
+    for epoch in range(epochs):
+        for index in torch.randperm(len(data.x_train), device=data.x_train.device).split(batch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(data.x_train[index]), data.y_train[index]).backward()
+            optimizer.step()
+        decay.step()
+        progress((epoch + 1) / epochs)
+
+
 def warm_up(begin: float, end: float) -> Callable[[float], float]:
     """kl_weight 0 to the share ``begin`` of the run, then linearly to 1 at the share ``end``."""
     return lambda done: min(1.0, max(0.0, (done - begin) / (end - begin)))

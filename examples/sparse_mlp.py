@@ -2,9 +2,11 @@
 
     python examples/sparse_mlp.py                                    # digits, about a minute
     python examples/sparse_mlp.py --dataset mnist --data-dir DIR     # downloads MNIST into DIR if absent
+    python examples/sparse_mlp.py --threshold auto                   # chosen on a tenth of the training data
 
 Reports held-out error before and after pruning, the sparsity of each layer and the held-out negative
-log-likelihood of posterior samples; writes four pictures and the numbers to --out.
+log-likelihood of posterior samples; writes four pictures and the numbers to --out. With ``--threshold auto`` the
+progress and the choice are on data held out of training, and the test data are used once, at the end.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import pyro_vd as vd
 from pyro_vd.guides import AutoSparseVD
 
 THRESHOLD = 3.0
+TOLERANCE = 0.2  # points of validation error that --threshold auto gives for fewer weights
 
 
 class Recipe(NamedTuple):
@@ -60,6 +63,9 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     recipe = RECIPES[args.recipe][args.dataset]
     data = _data.load(args.dataset, args.data_dir).to(args.device)
     data = data.standardized() if recipe.standardize else data
+    test = data.x_test, data.y_test
+    if args.threshold == "auto":  # what follows sees validation data in the place of the test data
+        data = data.with_validation(args.seed)
     epochs = args.epochs or recipe.epochs
     net = mlp([data.x_train.shape[1], 300, 100, 10], args.device, recipe.std)
     bnn = vd.BayesianModule(net, prior=vd.ImproperLogUniform())
@@ -97,19 +103,26 @@ def main(args: argparse.Namespace) -> dict[str, float]:
         train(model, guide, data, epochs=epochs, progress=progress, compiled=not args.eager, **schedule)
     bar.close()
     print(f"training took {time.perf_counter() - start:.0f} s")
-    return report(args, bnn, guide, data, history)
+    threshold = THRESHOLD if args.threshold == "auto" else args.threshold
+    if args.threshold == "auto":
+        curve = vd.threshold_curve(bnn, guide, lambda net: error(net, data.x_test, data.y_test))
+        threshold = curve.choose(TOLERANCE).log_alpha_threshold
+        print(f"validation error against the threshold\n{curve}")
+        print(f"threshold {threshold:.3f}: the sparsest within {TOLERANCE} points of the unpruned network")
+    return report(args, bnn, guide, data._replace(x_test=test[0], y_test=test[1]), history, threshold)
 
 
-def report(args, bnn, guide, data, history) -> dict[str, float]:
+def report(args, bnn, guide, data, history, chosen) -> dict[str, float]:
     """Print what was reached, write it and the pictures to ``args.out``."""
-    sparsity = vd.sparsity_report(guide, THRESHOLD)
+    sparsity = vd.sparsity_report(guide, chosen)
     log_probs = log_predictive(bnn, guide, data.x_test)
     result = {
         "error_mean_network": error(vd.prune(bnn, guide, math.inf), data.x_test, data.y_test),
-        "error_pruned": error(vd.prune(bnn, guide, THRESHOLD), data.x_test, data.y_test),
+        "error_pruned": error(vd.prune(bnn, guide, chosen), data.x_test, data.y_test),
         "error_posterior_samples": 100 * (log_probs.argmax(-1) != data.y_test).float().mean().item(),
         "nll_posterior_samples": nn.functional.nll_loss(log_probs, data.y_test).item(),
         "compression": sparsity.compression,
+        "threshold": chosen,
     }
     print(sparsity)
     print(f"held-out error, mean network          {result['error_mean_network']:6.2f} %")
@@ -123,11 +136,11 @@ def report(args, bnn, guide, data, history) -> dict[str, float]:
         rows.append((threshold, error(vd.prune(bnn, guide, threshold), data.x_test, data.y_test), max(kept, 1e-3)))
     out = Path(args.out)
     first = guide.weight_sites[0]
-    kept = (guide.log_alpha(first) <= THRESHOLD).sum(0).reshape(data.side, data.side)
+    kept = (guide.log_alpha(first) <= chosen).sum(0).reshape(data.side, data.side)
     log_alpha = {site: guide.log_alpha(site).detach().cpu().numpy() for site in guide.weight_sites}
     _figures.training_curves(history, out / "training.png")
-    _figures.error_against_threshold(rows, THRESHOLD, out / "threshold.png")
-    _figures.log_alpha_histogram(log_alpha, THRESHOLD, out / "log_alpha.png")
+    _figures.error_against_threshold(rows, chosen, out / "threshold.png")
+    _figures.log_alpha_histogram(log_alpha, chosen, out / "log_alpha.png")
     _figures.kept_inputs(kept.cpu().numpy(), out / "kept_inputs.png")
     (out / "result.json").write_text(json.dumps({"arguments": vars(args), **result}, indent=1))
     print(f"pictures and result.json are in {out}/")
@@ -143,6 +156,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro", help="what trains")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--eager", action="store_true", help="no compiled steps")
+    parser.add_argument(
+        "--threshold", type=lambda text: text if text == "auto" else float(text), default=THRESHOLD,
+        help="of log_alpha, natural log; auto: chosen on held-out training data",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="out/sparse_mlp")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -1,7 +1,9 @@
 """Variational dropout as Pyro models: random weights, their KL, and local reparameterization."""
 
 from pyro_vd import kl as kl
+from pyro_vd.common.bits import BitsReport as BitsReport
 from pyro_vd.common.names import public_names as _public_names
+from pyro_vd.common.threshold import ThresholdCurve as ThresholdCurve
 from pyro_vd.compiled.loss import compile_loss as compile_loss
 from pyro_vd.compiled.svi import CompiledSVI as CompiledSVI
 from pyro_vd.convert import from_numpyro as from_numpyro
@@ -30,8 +32,17 @@ from pyro_vd.posteriors import LowRankNormal as LowRankNormal
 from pyro_vd.predict import posterior_predictive as posterior_predictive
 from pyro_vd.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
+from pyro_vd.sparsity import Deployment as Deployment
+from pyro_vd.sparsity import deploy as deploy
+from pyro_vd.sparsity import keep_masks as keep_masks
+from pyro_vd.sparsity import load_sparse as load_sparse
 from pyro_vd.sparsity import prune as prune
+from pyro_vd.sparsity import save_sparse as save_sparse
+from pyro_vd.sparsity import shrink as shrink
 from pyro_vd.sparsity import sparsity_report as sparsity_report
+from pyro_vd.sparsity import threshold_curve as threshold_curve
+from pyro_vd.sparsity import to_csr as to_csr
+from pyro_vd.sparsity import weight_bits as weight_bits
 from pyro_vd.sparsity import weight_posteriors as weight_posteriors
 from pyro_vd.weights import RandomWeight as RandomWeight
 

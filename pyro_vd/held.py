@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
@@ -119,6 +120,7 @@ def copied(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, memo)
 
 
+@torch.no_grad()
 def refresh_derived_weights(net: nn.Module) -> None:
     """Compute anew the weights that masks and old-style weight norm keep in attributes."""
     for module in modules_of(net):

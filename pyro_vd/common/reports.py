@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,10 +31,13 @@ class SparsityRow:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """What :func:`sparsity_report` returns: a row for each site, and the total. Prints as a table."""
+    """What :func:`sparsity_report` returns: a row for each site, and the total. Prints as a table.
+
+    ``log_alpha_threshold`` is the threshold, given or found for a share; by site where each has a share of its own.
+    """
 
     rows: tuple[SparsityRow, ...]
-    log_alpha_threshold: float
+    log_alpha_threshold: float | Mapping[str, float]
 
     @property
     def total(self) -> SparsityRow:

@@ -1,6 +1,8 @@
 """Variational dropout as NumPyro models: random weights, their KL, and local reparameterization."""
 
+from pyro_vd.common.bits import BitsReport as BitsReport
 from pyro_vd.common.names import public_names as _public_names
+from pyro_vd.common.threshold import ThresholdCurve as ThresholdCurve
 from pyro_vd.convert import from_numpyro as from_numpyro
 from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.numpyro import kl as kl
@@ -23,8 +25,12 @@ from pyro_vd.numpyro.posteriors import LowRankNormal as LowRankNormal
 from pyro_vd.numpyro.predict import posterior_predictive as posterior_predictive
 from pyro_vd.numpyro.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.numpyro.priors import TruncatedLogUniform as TruncatedLogUniform
+from pyro_vd.numpyro.sparsity import keep_masks as keep_masks
+from pyro_vd.numpyro.sparsity import keep_zeros as keep_zeros
 from pyro_vd.numpyro.sparsity import prune as prune
 from pyro_vd.numpyro.sparsity import sparsity_report as sparsity_report
+from pyro_vd.numpyro.sparsity import threshold_curve as threshold_curve
+from pyro_vd.numpyro.sparsity import weight_bits as weight_bits
 from pyro_vd.numpyro.sparsity import weight_posteriors as weight_posteriors
 from pyro_vd.numpyro.weights import RandomWeight as RandomWeight
 

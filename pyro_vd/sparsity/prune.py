@@ -2,40 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 
 from pyro_vd.held import copied, refresh_derived_weights
 from pyro_vd.module import BayesianModule
-from pyro_vd.sparsity.report import Posteriors, keep_mask, posteriors_of
+from pyro_vd.sparsity.masks import DEFAULT_THRESHOLD, Posteriors, Sparsity, keep_masks, posteriors_of
 
 
-def prune(bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3.0) -> nn.Module:
+def prune(
+    bnn: BayesianModule,
+    guide: Posteriors,
+    log_alpha_threshold: float = DEFAULT_THRESHOLD,
+    *,
+    sparsity: Sparsity = None,
+    masked: bool = False,
+) -> nn.Module:
     """A plain copy of the net with posterior means for weights, zero where ``log_alpha > log_alpha_threshold``.
 
     Args:
         bnn: the module of the model.
         guide: a guide of :mod:`pyro_vd.guides`, or the dict that :func:`weight_posteriors` returns.
-        log_alpha_threshold: see :func:`sparsity_report`; ``math.inf`` gives the mean network.
+        log_alpha_threshold: see :func:`keep_masks`; ``math.inf`` gives the mean network.
+        sparsity: the share of the weights to prune in the place of a threshold; see :func:`keep_masks`.
+        masked: hold the zeros by masks of ``torch.nn.utils.prune``, so that fine-tuning keeps them:
+            ``torch.nn.utils.prune.remove(layer, "weight")`` makes a weight plain again, ``is_pruned``, ``state_dict``
+            and optimizers know them, and a mask that the net had is kept beside. Tied weights stay tied. Take the net
+            as a whole: projections of attention are masked where the net is called.
 
     Returns:
         A deep copy of ``bnn.net``: no Pyro, deterministic parameters and buffers as trained.
 
     Raises:
-        ValueError: the guide has no posterior for a weight of ``bnn``.
+        ValueError: the guide has no posterior for a weight of ``bnn``, one of another shape, or a mean that is not
+            finite; threshold or share as in :func:`keep_masks`.
+
+    Example:
+        >>> from pyro_vd.posteriors import DropoutNormal
+        >>> from pyro_vd.priors import ImproperLogUniform
+        >>> bnn = BayesianModule(nn.Linear(3, 1), ImproperLogUniform())
+        >>> q = DropoutNormal(torch.tensor([[2.0, 0.1, 1.0]]), log_sigma2=0.0)
+        >>> net = prune(bnn, {"net.weight": q}, masked=True)
+        >>> net.weight, torch_prune.is_pruned(net)
+        (tensor([[2., 0., 1.]]), True)
     """
     posteriors = posteriors_of(guide)
+    masks = keep_masks(posteriors, log_alpha_threshold, sparsity)
     net = copied(bnn.net)
     parameters = dict(net.named_parameters())
     for name in bnn.weight_names:
-        if bnn.site(name) not in posteriors:
+        site = bnn.site(name)
+        if site not in posteriors:
             raise ValueError(
-                f"prune: expected a guide with a weight at site {bnn.site(name)!r}, got one with {list(posteriors)}; "
+                f"prune: expected a guide with a weight at site {site!r}, got one with {list(posteriors)}; "
                 "pass the guide that was trained with this module"
             )
-        posterior = posteriors[bnn.site(name)]
-        weight, fixed = posterior.mean * keep_mask(posterior, log_alpha_threshold), bnn.fixed(name)
+        mean = posteriors[site].mean.detach()
+        if mean.shape != parameters[name].shape:
+            raise ValueError(
+                f"prune: site {site!r}: expected a posterior of shape {tuple(parameters[name].shape)}, got "
+                f"{tuple(mean.shape)}; pass the guide that was trained with this module"
+            )
+        if not mean.isfinite().all():
+            raise ValueError(
+                f"prune: site {site!r}: expected finite means, got {int((~mean.isfinite()).sum())} of {mean.numel()} "
+                "that are not; the training of this guide has failed: look at its loss, and lower the learning rate"
+            )
+        weight, fixed = torch.where(masks[site], mean, 0.0), bnn.fixed(name)
         with torch.no_grad():
             parameters[name].copy_(weight if fixed is None else fixed.imposed_on(weight))
+        if masked:
+            hold_zeros(net, parameters[name], masks[site])
+    if masked:
+        _mask_before_each_call(net)
     refresh_derived_weights(net)
     return net
+
+
+@torch.no_grad()
+def hold_zeros(net: nn.Module, parameter: nn.Parameter, mask: Tensor) -> None:
+    """Mask a parameter of ``net`` by ``torch.nn.utils.prune`` wherever a layer holds it."""
+    for layer in list(net.modules()):
+        for key, value in list(layer.named_parameters(recurse=False, remove_duplicate=False)):
+            if value is parameter:
+                torch_prune.custom_from_mask(layer, key.removesuffix("_orig"), mask)
+
+
+def masked_weights(net: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Layer, name of the weight, and pruning method, of every mask of ``torch.nn.utils.prune``."""
+    for layer in net.modules():
+        for hook in list(layer._forward_pre_hooks.values()):
+            if isinstance(hook, torch_prune.BasePruningMethod):
+                yield layer, hook._tensor_name, hook
+
+
+def remove_masks(net: nn.Module) -> nn.Module:
+    """A copy of ``net`` with plain weights in the place of masked ones."""
+    net = copied(net)
+    for layer, name, _ in list(masked_weights(net)):
+        torch_prune.remove(layer, name)
+    for layer in net.modules():
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if hook is _apply_masks:
+                del layer._forward_pre_hooks[key]
+    return net
+
+
+def _mask_before_each_call(net: nn.Module) -> None:
+    """Masks are applied where a layer is called; attention reads the weight of its projection without a call of it."""
+    for layer in net.modules():
+        if layer is net or isinstance(layer, nn.MultiheadAttention):
+            held = any(owner is not layer for owner, _, _ in masked_weights(layer))
+            if held and all(hook is not _apply_masks for hook in layer._forward_pre_hooks.values()):
+                layer.register_forward_pre_hook(_apply_masks)
+
+
+def _apply_masks(net: nn.Module, inputs: Any = None) -> None:
+    for layer, name, method in masked_weights(net):
+        setattr(layer, name, method.apply_mask(layer))

@@ -148,3 +148,11 @@ def test_digits_need_no_file(tmp_path, no_network):
     assert sorted(data.y_test.unique().tolist()) == list(range(10))
     assert not no_network and not (tmp_path / "nowhere").exists()
     assert torch.equal(data.to("cpu").x_train, data.x_train)
+
+
+def test_validation_data_are_taken_out_of_the_training_data():
+    x, y = torch.arange(20.0)[:, None], torch.arange(20)
+    data = _data.Data(x, y, -x, y).with_validation(seed=0, share=0.25)
+    assert (len(data.x_train), len(data.x_test)) == (15, 5)
+    assert sorted(torch.cat([data.y_train, data.y_test]).tolist()) == list(range(20)), "each example in one of both"
+    assert torch.equal(data.x_train[:, 0], data.y_train.float()) and torch.equal(data.x_test[:, 0], data.y_test.float())

@@ -32,7 +32,7 @@ def check_sparse_mlp(output: str, out: Path) -> None:
     assert result.pop("arguments")["epochs"] == 2
     for name in ("error_mean_network", "error_pruned", "error_posterior_samples", "nll_posterior_samples"):
         assert math.isfinite(result[name]), name
-    assert result["compression"] >= 1
+    assert result["compression"] >= 1 and result["threshold"] == 3.0
     for name in PICTURES:
         assert (out / name).read_bytes().startswith(PNG), name
     assert re.search(r"^net\.0\.weight +300x64 +19,200 ", output, re.MULTILINE)
@@ -66,6 +66,23 @@ def check_random_labels(output: str, out: Path) -> None:
     for name, row in families.items():
         assert 0 <= row["training_accuracy"] <= 100 and 0 <= row["kept"] <= row["weights"] == 64 * 300 + 31_000
         assert re.search(rf"^{name} .* %", output, re.MULTILINE), name
+
+
+def check_deploy(output: str, out: Path) -> None:
+    (run,) = json.loads((out / "result.json").read_text())["runs"]
+    assert set(run["rows"]) == {"sparse VD", "magnitude"}
+    for name, rows in run["rows"].items():
+        assert list(rows) == ["dense", "zeros", "shrunk", "CSR"]
+        assert (
+            rows["zeros"]["error"] == pytest.approx(rows["shrunk"]["error"], abs=1)
+            and rows["dense"]["weights"] > 50_000
+        )
+        assert rows["shrunk"]["weights"] <= rows["zeros"]["weights"] < rows["dense"]["weights"]
+        assert all(value > 0 for row in rows.values() for key, value in row.items() if key.startswith("ms"))
+        assert re.search(rf"^{name}, CSR +\d", output, re.MULTILINE)
+    kept = [rows["zeros"]["weights"] for rows in run["rows"].values()]
+    assert abs(kept[0] - kept[1]) <= 0.001 * 50_200, "the same budget"
+    assert (out / "deploy.png").read_bytes().startswith(PNG)
 
 
 def check_any_network(output: str, out: Path) -> None:
@@ -140,6 +157,7 @@ TABLE = {
         + QUIET,
         check_compare_backends,
     ),
+    "deploy.py": (["--quick", "--epochs", "2", *QUIET], check_deploy),
     "dropout_families.py": (["--epochs", "1", "--seeds", "1", "--widths", "8", *QUIET], check_dropout_families),
     "gpu_report.py": ([], check_gpu_report),
     "gradient_variance.py": (
@@ -184,6 +202,18 @@ def test_sparse_mlp_trains_on_numpyro(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     check_sparse_mlp(done.stdout, out)
     assert json.loads((out / "result.json").read_text())["error_mean_network"] < 80  # of ten classes: it learned
+
+
+def test_sparse_mlp_chooses_its_threshold_on_validation_data(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--epochs", "2", "--threshold", "auto", "--eager", "--device", "cpu", "--quiet", "--out", str(out)]
+    done = run("sparse_mlp.py", arguments, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((out / "result.json").read_text())
+    found = re.search(r"^threshold (\S+): the sparsest within 0.2 points", done.stdout, re.MULTILINE)
+    assert found and float(found[1]) == pytest.approx(result["threshold"], abs=1e-3)
+    assert re.search(r"^ +inf +50,200 +0.00%", done.stdout, re.MULTILINE)
+    assert math.isfinite(result["error_pruned"])
 
 
 def test_missing_data_stops_with_one_sentence(tmp_path):

@@ -6,13 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 
 from pyro_vd.numpyro.module import BayesianModule
-from pyro_vd.numpyro.sparsity.report import Posteriors, keep_mask, posteriors_of
+from pyro_vd.numpyro.posteriors import WeightPosterior
+from pyro_vd.numpyro.sparsity.masks import DEFAULT_THRESHOLD, Posteriors, Sparsity, keep_masks, posteriors_of
 
 
 def prune(
-    bnn: BayesianModule, guide: Posteriors, log_alpha_threshold: float = 3.0, *, params: Mapping[str, Any]
+    bnn: BayesianModule,
+    guide: Posteriors,
+    log_alpha_threshold: float = DEFAULT_THRESHOLD,
+    *,
+    sparsity: Sparsity = None,
+    params: Mapping[str, Any],
 ) -> Any:
     """A plain net with posterior means for weights, zero where ``log_alpha > log_alpha_threshold``.
 
@@ -20,7 +28,8 @@ def prune(
         bnn: the module of the model.
         guide: a guide of :mod:`pyro_vd.guides.numpyro`, or the dict that its ``posteriors(params)`` or
             :func:`weight_posteriors` returns.
-        log_alpha_threshold: see :func:`sparsity_report`; ``math.inf`` gives the mean network.
+        log_alpha_threshold: see :func:`keep_masks`; ``math.inf`` gives the mean network.
+        sparsity: the share of the weights to prune in the place of a threshold; see :func:`keep_masks`.
         params: the parameters, as ``svi.get_params`` returns them; for a net with a state together with
             ``svi_state.mutable_state``.
 
@@ -29,16 +38,28 @@ def prune(
         linen a module bound to its variables, of a stateful equinox net the pair of module and state.
 
     Raises:
-        ValueError: the guide has no posterior for a weight of ``bnn``; a parameter or the state is not in ``params``.
+        ValueError: the guide has no posterior for a weight of ``bnn``, one of another shape, or a mean that is not
+            finite; a parameter or the state is not in ``params``; threshold or share as in :func:`keep_masks`.
+
+    Example:
+        >>> import equinox as eqx
+        >>> from pyro_vd.numpyro.posteriors import DropoutNormal
+        >>> from pyro_vd.numpyro.priors import ImproperLogUniform
+        >>> net = eqx.nn.Linear(3, 1, use_bias=False, key=jax.random.key(0))
+        >>> bnn = BayesianModule(net, ImproperLogUniform())
+        >>> q = DropoutNormal(jnp.array([[2.0, 0.1, 1.0]]), log_sigma2=0.0)
+        >>> prune(bnn, {"net.weight": q}, params={}).weight
+        Array([[2., 0., 1.]], dtype=float32)
     """
     posteriors = posteriors_of(guide, params)
+    masks = keep_masks(posteriors, log_alpha_threshold, sparsity)
     values = {}
-    for name in bnn.adapted.parameters:
+    for name, parameter in bnn.adapted.parameters.items():
         site = bnn.site(name)
         if name not in bnn.weight_names:
             values[name] = _given(params, site)
         elif site in posteriors:
-            values[name] = posteriors[site].mean * keep_mask(posteriors[site], log_alpha_threshold)
+            values[name] = jnp.where(masks[site], _checked_mean(site, posteriors[site], parameter), 0.0)
         else:
             raise ValueError(
                 f"prune: expected a guide with a weight at site {site!r}, got one with {list(posteriors)}; "
@@ -46,6 +67,21 @@ def prune(
             )
     state = bnn.adapted.state
     return bnn.adapted.rebuild(values, _given(params, bnn.site("state"))["values"] if jax.tree.leaves(state) else state)
+
+
+def _checked_mean(site: str, posterior: WeightPosterior, parameter: Array) -> Array:
+    mean = posterior.mean
+    if mean.shape != parameter.shape:
+        raise ValueError(
+            f"prune: site {site!r}: expected a posterior of shape {parameter.shape}, got {mean.shape}; pass the guide "
+            "that was trained with this module"
+        )
+    if not isinstance(mean, jax.core.Tracer) and (count := int((~jnp.isfinite(mean)).sum())):  # type: ignore
+        raise ValueError(
+            f"prune: site {site!r}: expected finite means, got {count} of {mean.size} that are not; the training of "
+            "this guide has failed: look at its loss, and lower the learning rate"
+        )
+    return mean
 
 
 def _given(params: Mapping[str, Any], site: str) -> Any:

@@ -1,0 +1,73 @@
+"""What ``deploy.py`` compares: sparse variational dropout and magnitude pruning, and the forms of a pruned net."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from _data import Data
+from _training import classifier, fit, mlp, train, warm_up
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+import pyro_vd as vd
+from pyro_vd.guides import AutoSparseVD
+from pyro_vd.sparsity import remove_masks
+
+RECIPES = {  # epochs of training and of fine-tuning, lr, lr_ratio, warm-up of the KL, standardize, std of the start
+    "digits": (120, 40, 3e-3, 3.0, (0.2, 0.6), False, None),
+    "mnist": (40, 5, 2e-3, 5.0, (0.0, 0.3), True, 0.01),
+    "fashion-mnist": (40, 5, 2e-3, 5.0, (0.0, 0.3), True, 0.01),
+}
+
+
+PRUNED_FROM, PRUNED_TO = 0.2, 0.7  # shares of its training in which magnitude pruning prunes
+
+
+class Pruners:
+    """Nets pruned to a share of their weights, masked: one posterior serves all shares, magnitude trains for each."""
+
+    def __init__(self, dataset: str, data: Data, epochs: int | None, compiled: bool):
+        own, _, lr, lr_ratio, ramp, _, std = RECIPES[dataset]
+        epochs = epochs or own
+        self._data, self._epochs, self._lr = data, epochs, lr
+        sizes = [data.x_train.shape[1], 300, 100, 10]
+        self._start = mlp(sizes, std=std)
+        self.bnn = vd.BayesianModule(mlp(sizes, std=std), prior=vd.ImproperLogUniform())
+        model = classifier(self.bnn, len(data.x_train))
+        self.guide = AutoSparseVD(model)
+        train(model, self.guide, data, epochs=epochs, lr=lr, lr_ratio=lr_ratio, kl_weight=warm_up(*ramp),
+              compiled=compiled)  # fmt: skip
+        self.dense = {"sparse VD": vd.prune(self.bnn, self.guide, math.inf), "magnitude": self.magnitude(0.0)}
+
+    def variational(self, share: float) -> nn.Module:
+        return vd.prune(self.bnn, self.guide, sparsity=share, masked=True)
+
+    def magnitude(self, share: float) -> nn.Module:
+        """Trained while the smallest weights of all layers together go, by the cubic schedule of Zhu and Gupta 2017."""
+        net = copy.deepcopy(self._start)
+        weights = [(layer, "weight") for layer in net if isinstance(layer, nn.Linear)]
+        total = sum(layer.weight.numel() for layer, _ in weights)
+
+        def prune(done: float) -> None:
+            ramp = min(1.0, max(0.0, (done - PRUNED_FROM) / (PRUNED_TO - PRUNED_FROM)))
+            gone = sum(
+                int((torch.as_tensor(layer.weight_mask) == 0).sum())
+                for layer, _ in weights
+                if torch_prune.is_pruned(layer)
+            )
+            amount = round(share * (1 - (1 - ramp) ** 3) * total) - gone
+            if amount > 0:
+                torch_prune.global_unstructured(weights, torch_prune.L1Unstructured, amount=amount)
+
+        fit(net, self._data, epochs=self._epochs, lr=self._lr, progress=prune)
+        return net
+
+
+def forms(dense: nn.Module, zeros: nn.Module, data: Data, compiled: bool) -> dict[str, nn.Module]:
+    """The nets that are compared: the unpruned one, and the pruned one in its forms."""
+    example = data.x_train[:2]
+    shrunk = vd.shrink(zeros, example)
+    named = {"dense": dense, "zeros": remove_masks(zeros), "shrunk": shrunk, "CSR": vd.to_csr(shrunk, 0.5)}
+    return named | ({"compiled": torch.compile(shrunk)} if compiled else {})  # type: ignore[dict-item]

@@ -1,0 +1,119 @@
+"""Linear layers that store and multiply their nonzero weights only."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vd.sparsity.masks import check_share
+from pyro_vd.sparsity.prune import remove_masks
+
+DTYPES = (torch.float32, torch.float64)  # for which PyTorch multiplies compressed rows on every device
+
+
+class CSRLinear(nn.Module):
+    """A Linear layer of compressed sparse rows, for inference: ``y = (W x^T)^T + b``.
+
+    Args:
+        linear: the layer whose weight and bias are taken over.
+
+    Attributes:
+        weight: the weight as a dense tensor, made at each access.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.copy_(torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> CSRLinear(layer)
+        CSRLinear(in_features=3, out_features=2, nonzero=2)
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    values: Tensor
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.out_features, self.in_features = linear.weight.shape
+        with warnings.catch_warnings():  # "beta state", said once
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            weight = linear.weight.detach().to_sparse_csr()
+        # int32 indices are half as large, and multiplied faster.
+        self.register_buffer("crow_indices", weight.crow_indices().int())
+        self.register_buffer("col_indices", weight.col_indices().int())
+        self.register_buffer("values", weight.values().clone())
+        bias = torch.zeros(self.out_features).to(weight) if linear.bias is None else linear.bias.detach().clone()
+        self.register_buffer("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        return self._sparse().to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        return torch.addmm(self.bias[:, None], self._sparse(), rows.T).T.reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, nonzero={len(self.values)}"
+
+    def _sparse(self) -> Tensor:
+        size = (self.out_features, self.in_features)
+        return torch.sparse_csr_tensor(self.crow_indices, self.col_indices, self.values, size, check_invariants=False)
+
+
+def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
+    """A copy of ``net`` whose sparse Linear layers are :class:`CSRLinear`.
+
+    It is smaller; whether it is faster depends on sparsity, batch and machine: :func:`deploy` measures it.
+
+    Args:
+        net: any torch module; masks of ``torch.nn.utils.prune`` are made permanent in the copy. Layers of type
+            ``nn.Linear`` with weights of float32 or float64 are looked at.
+        min_sparsity: the share of zeros, 0..1, from which on a layer is replaced.
+
+    Returns:
+        The copy, for inference: the weights of replaced layers are buffers.
+
+    Raises:
+        ValueError: a share outside of 0..1.
+        TypeError: a share that is no number.
+
+    Warns:
+        UserWarning: no layer is as sparse.
+
+    Example:
+        >>> layer = nn.Linear(8, 2)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.copy_(torch.eye(2, 8))
+        >>> to_csr(nn.Sequential(layer, nn.Linear(2, 2)), min_sparsity=0.8)
+        Sequential(
+          (0): CSRLinear(in_features=8, out_features=2, nonzero=2)
+          (1): Linear(in_features=2, out_features=2, bias=True)
+        )
+    """
+    share = check_share("min_sparsity", min_sparsity)
+    net = remove_masks(net)
+    shares = {}
+    for path, layer in net.named_modules():
+        if type(layer) is nn.Linear and layer.weight.dtype in DTYPES:
+            shares[path] = 1 - layer.weight.count_nonzero().item() / layer.weight.numel()
+    if "" in shares and shares[""] >= share:
+        assert isinstance(net, nn.Linear)
+        return CSRLinear(net).train(net.training)
+    replaced = {path: CSRLinear(net.get_submodule(path)) for path, found in shares.items() if found >= share}  # type: ignore
+    if not replaced:
+        warnings.warn(
+            f"to_csr: expected a Linear layer with a share of zeros of {share:g} or more, got "
+            f"{ {path: round(found, 3) for path, found in shares.items()} }; nothing is replaced",
+            stacklevel=2,
+        )
+    originals = {path: net.get_submodule(path) for path in replaced}
+    for parent in list(net.modules()):
+        for name, child in list(parent._modules.items()):
+            for path, original in originals.items():
+                if child is not None and child is original:  # under each of its names
+                    setattr(parent, name, replaced[path].train(child.training))
+    return net

@@ -1,0 +1,69 @@
+"""Labels of channels: which must go or stay together, and which are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+class Labels:
+    """Numbers of channels, joined into groups; a group is needed as soon as one of its channels is."""
+
+    def __init__(self) -> None:
+        self._parents: list[int] = []
+        self._needed: set[int] = set()
+
+    def new(self, count: int) -> list[int]:
+        """So many channels, each a group of its own."""
+        added = list(range(len(self._parents), len(self._parents) + count))
+        self._parents += added
+        return added
+
+    def join(self, *groups: Sequence[int]) -> None:
+        """The first channels of all groups are one, and so on."""
+        for labels in zip(*groups, strict=True):
+            first = self._find(labels[0])
+            for label in labels[1:]:
+                other = self._find(label)
+                self._parents[other] = first
+                if other in self._needed:
+                    self._needed.add(first)
+
+    def need(self, labels: Iterable[int]) -> None:
+        self._needed |= {self._find(label) for label in labels}
+
+    def are_needed(self, labels: Iterable[int]) -> list[bool]:
+        return [self._find(label) in self._needed for label in labels]
+
+    def _find(self, label: int) -> int:
+        while self._parents[label] != label:
+            self._parents[label] = self._parents[self._parents[label]]
+            label = self._parents[label]
+        return label
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """An activation: the axis of its channels, their labels, which are constant, and the constants."""
+
+    axis: int
+    labels: list[int]
+    constant: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A use of a weight: what it multiplies, its dimensions of outputs and inputs, and which outputs need which inputs.
+
+    ``live`` has shape (outputs, inputs); a constant input that the bias can take is not needed.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    value: Value
+    rows: int
+    columns: int
+    live: Tensor

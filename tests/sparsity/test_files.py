@@ -1,0 +1,134 @@
+"""Bits by the posterior noise, files without zeros that a plain script reads, and exported programs."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+import pyro_vd as vd
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.03, 0.5, 20.0])
+def test_weights_on_their_grid_are_off_by_less_than_their_noise(scale):
+    torch.manual_seed(0)
+    loc = 3 * torch.randn(40, 30, dtype=torch.float64)
+    scales = scale * torch.rand(40, 30, dtype=torch.float64)
+    q = vd.DropoutNormal(loc, log_sigma2=2 * scales.log())
+    report = vd.weight_bits({"w": q}, 0.0)
+    (row,) = report.rows
+    kept = vd.keep_masks({"w": q}, 0.0)["w"]
+    noise = scales[kept].square().mean().sqrt()
+    rounded = (loc[kept] / row.step).round()
+    assert ((rounded * row.step - loc[kept]).abs() <= noise).all()
+    assert 2 * row.step / 2 > noise or row.step == 0, "the next coarser grid is off by more"
+    assert rounded.abs().max() < 2 ** (row.bits - 1) and rounded.abs().max() >= 2 ** (row.bits - 2) - 1
+    assert row.kept == int(kept.sum()) and report.compression == pytest.approx(32 * 1200 / (row.kept * row.bits))
+
+
+def test_bits_of_several_layers_by_hand():
+    """Steps 2 * 0.5 = 1 and 2 * 0.0625 = 0.125: 9 is four bits, 0.5 = 4 steps is three; and a sign."""
+    first = vd.DropoutNormal(torch.tensor([9.0, -2.0, 1e-3]), log_sigma2=2 * math.log(0.5) + 1e-6)
+    second = vd.DropoutNormal(torch.tensor([0.5]), log_sigma2=2 * math.log(0.0625) + 1e-6)
+    dead = vd.DropoutNormal(torch.full((4,), 1e-9), log_sigma2=0.0)
+    report = vd.weight_bits({"a": first, "b": second, "c": dead})
+    assert [(row.site, row.kept, row.step, row.bits) for row in report.rows] == [
+        ("a", 2, 1.0, 5), ("b", 1, 0.125, 4), ("c", 0, 0.0, 0)]  # fmt: skip
+    assert report.bits == pytest.approx(14 / 3) and report.compression == pytest.approx(32 * 8 / 14)
+    assert str(report).splitlines()[-1].split() == ["total", "8", "3", "4.7"]
+    exact = vd.DropoutNormal(torch.ones(2), log_sigma2=torch.tensor(-math.inf))
+    assert vd.weight_bits({"w": exact}).rows[0].bits == 32
+    assert vd.weight_bits({"a": first}, sparsity=2 / 3).rows[0].kept == 1
+    with pytest.raises(ValueError, match="log_alpha_threshold: expected a number, got nan"):
+        vd.weight_bits({"a": first}, math.nan)
+
+
+def sparse_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 150), nn.Linear(150, 3)
+    )
+    with torch.no_grad():
+        net[4].weight[torch.rand(net[4].weight.shape) < 0.98] = 0
+        net[0].weight[2:] = 0
+    net[1].running_mean.fill_(0.5)
+    return net
+
+
+READER = """
+import sys, torch, safetensors.torch
+held = safetensors.torch.load_file(sys.argv[1])
+for name in [n.removesuffix(".sparse_indices") for n in held if n.endswith(".sparse_indices")]:
+    indices, values, shape = (held.pop(f"{name}.sparse_{part}") for part in ("indices", "values", "shape"))
+    held[name] = torch.zeros(shape.tolist(), dtype=values.dtype).flatten().index_copy(
+        0, indices.long(), values).reshape(shape.tolist())
+torch.save(held, sys.argv[2])
+assert not [name for name in sys.modules if name.startswith(("pyro", "jax"))]
+"""
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_file_without_zeros(masked, tmp_path):
+    net = sparse_net()
+    if masked:
+        torch_prune.custom_from_mask(net[4], "weight", net[4].weight != 0)
+    size = vd.save_sparse(net, tmp_path / "net.safetensors")
+    assert size == (tmp_path / "net.safetensors").stat().st_size < 12_000 < 4 * 150 * 288
+    state = sparse_net().state_dict()
+    loaded = vd.load_sparse(tmp_path / "net.safetensors")
+    subprocess.run(
+        [sys.executable, "-c", READER, str(tmp_path / "net.safetensors"), str(tmp_path / "net.pt")], check=True
+    )
+    for held in (loaded, torch.load(tmp_path / "net.pt")):
+        assert set(held) == set(state)
+        assert all(torch.equal(held[name], state[name]) and held[name].dtype == state[name].dtype for name in state)
+    held = load_file(tmp_path / "net.safetensors")
+    assert "5.weight" in held and held["4.weight.sparse_indices"].dtype == torch.int32, "dense where that is less"
+    assert held["0.weight.sparse_indices"].dtype == torch.int16
+
+
+def test_other_tensors_and_bad_files(tmp_path):
+    net = nn.ParameterDict({
+        "a": nn.Parameter(torch.eye(50).bfloat16()), "none": nn.Parameter(torch.zeros(3, 40)),
+        "empty": nn.Parameter(torch.zeros(0, 4)), "number": nn.Parameter(torch.tensor(0.0)),
+    })  # fmt: skip
+    net.register_buffer("counts", torch.eye(30, dtype=torch.long))
+    path = tmp_path / "net.safetensors"
+    vd.save_sparse(net, path)
+    loaded = vd.load_sparse(path)
+    for name, value in net.state_dict().items():
+        assert (
+            torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype and loaded[name].shape == value.shape
+        )
+    held = load_file(path)
+    for change, text in (
+        (
+            {"a.sparse_indices": held["a.sparse_indices"][1:]},
+            "'a': expected as many indices below 2500 as values, got 49 and 50",
+        ),
+        ({"a.sparse_indices": held["a.sparse_indices"] + 1}, "'a': expected as many indices below 2500 as values"),
+        ({"a.sparse_values": None}, r"expected 'a' in parts .*, got none of \['a.sparse_values'\]"),
+    ):
+        save_file({n: t for n, t in (held | change).items() if t is not None}, path)
+        with pytest.raises(ValueError, match=text):
+            vd.load_sparse(path)
+    bad = nn.Module()
+    bad.sparse_values = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match=r"save_sparse: expected names that do not end in .*, got 'x.sparse_values'"):
+        vd.save_sparse(nn.ModuleDict({"x": bad}), path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_pruned_and_shrunk_net_is_exported_for_any_batch():
+    net = sparse_net().eval()
+    x = torch.randn(4, 1, 8, 8)
+    for one in (net, vd.shrink(net, x)):
+        exported = torch.export.export(one, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.testing.assert_close(exported.module()(x[:3]), net(x[:3]))
