@@ -90,15 +90,19 @@ class LossModule(TrainedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.seen:
             loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
-            if loss.requires_grad:
-                check_gradient(loss, dict(self.named_parameters()), args, kwargs)
+            self._check_gradient(loss, args, kwargs)
             return loss
         capture: Any
         with poutine.trace(param_only=True) as capture:
             loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
         self._check_listed({name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()})
+        self._check_gradient(loss, args, kwargs)
         self.seen = True
         return loss
+
+    def _check_gradient(self, loss: Tensor, args: tuple, kwargs: dict) -> None:
+        if loss.requires_grad:
+            check_gradient(loss, dict(super().named_parameters()), args, kwargs)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

@@ -84,7 +84,7 @@ def test_a_nan_that_nothing_depends_on_is_no_fault():
     assert all(value.isfinite().all() for value in guide.state_dict().values())
 
 
-@pytest.mark.parametrize("trainer", ["svi", "module"])
+@pytest.mark.parametrize("trainer", ["svi", "module", "module, seen"])
 def test_a_finite_loss_whose_gradient_is_not_is_refused_and_changes_nothing(trainer):
     """tanh of infinity is 1, and its slope times the input is no number."""
     net = nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 1))
@@ -102,6 +102,8 @@ def test_a_finite_loss_whose_gradient_is_not_is_refused_and_changes_nothing(trai
     elbo = vd.TraceVD_ELBO()
     assert math.isfinite(elbo.loss(model, guide, x, y))
     svi, loss = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo), elbo(model, guide)
+    if trainer == "module, seen":
+        loss(torch.ones(2, 1), y)
     before = [value.detach().clone() for value in (*net.parameters(), *guide.parameters())]
     words = "expected a finite gradient, got one that is not: data argument 0 holds 1 NaN or infinite of 2 values"
     with pytest.raises(ValueError, match=words):
