@@ -228,7 +228,7 @@ def _embeddings() -> Iterator[Case]:
                 yield (*token, d), 1.0, (int(x[token]), d)
 
     shape: dict[str, Any] = {"weight": (4, 2), "rows": 4, **NONE}
-    module = vd.BayesianModule(nn.Embedding(4, 2, padding_idx=0).double(), dist.Normal(0.0, 1.0), where="*")
+    module = vd.BayesianModule(nn.Embedding(4, 2).double(), dist.Normal(0.0, 1.0), where="*")
     calls: dict[str, Callable[..., Tensor]] = {
         "embedding": lambda x, w, b: F.embedding(x, w),
         "embedding keyword": lambda x, w, b: F.embedding(input=x, weight=w, padding_idx=-1, scale_grad_by_freq=True),
