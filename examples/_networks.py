@@ -104,12 +104,12 @@ class TextTransformer(nn.Module):
         import transformers
 
         if kind == "bert":
-            made = transformers.BertConfig(
+            made = transformers.BertConfig(  # type: ignore[call-arg]
                 vocab_size=words, hidden_size=units, num_hidden_layers=1, num_attention_heads=2,
                 intermediate_size=2 * units, max_position_embeddings=16, num_labels=4)  # fmt: skip
             self.net = transformers.BertForSequenceClassification(made)
         else:
-            made = transformers.GPT2Config(
+            made = transformers.GPT2Config(  # type: ignore[call-arg]
                 vocab_size=words, n_embd=units, n_layer=1, n_head=2, n_positions=16, num_labels=4, pad_token_id=0,
                 bos_token_id=1, eos_token_id=2)  # fmt: skip
             self.net = transformers.GPT2ForSequenceClassification(made)
@@ -120,6 +120,8 @@ class TextTransformer(nn.Module):
 
 class PixelGraph(nn.Module):
     """Images (batch, 1, 8, 8), whose pixels are the nodes of a grid, to logits of 10 classes: torch_geometric's GIN."""
+
+    places: Tensor
 
     def __init__(self, units: int = 32):
         super().__init__()
