@@ -1,6 +1,9 @@
-"""Five small networks in plain PyTorch, as one finds them; none of them knows of random weights."""
+"""Small networks as one finds them, in plain PyTorch and of other packages; none of them knows of random weights."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -93,4 +96,57 @@ class BagOfWords(nn.Module):
         return self.head(self.bag(x))
 
 
-NETWORKS = {"resnet": ResNet, "vit": ViT, "lstm": LSTMClassifier, "unet": UNet, "embedding_bag": BagOfWords}
+class TextTransformer(nn.Module):
+    """Texts (batch, words), padded with word 0, to logits of 4 topics: a BERT or a GPT-2 of transformers."""
+
+    def __init__(self, kind: str, words: int = 200, units: int = 16):
+        super().__init__()
+        import transformers
+
+        if kind == "bert":
+            made = transformers.BertConfig(  # type: ignore[call-arg]
+                vocab_size=words, hidden_size=units, num_hidden_layers=1, num_attention_heads=2,
+                intermediate_size=2 * units, max_position_embeddings=16, num_labels=4)  # fmt: skip
+            self.net = transformers.BertForSequenceClassification(made)
+        else:
+            made = transformers.GPT2Config(  # type: ignore[call-arg]
+                vocab_size=words, n_embd=units, n_layer=1, n_head=2, n_positions=16, num_labels=4, pad_token_id=0,
+                bos_token_id=1, eos_token_id=2)  # fmt: skip
+            self.net = transformers.GPT2ForSequenceClassification(made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(input_ids=x).logits
+
+
+class PixelGraph(nn.Module):
+    """Images (batch, 1, 8, 8), whose pixels are the nodes of a grid, to logits of 10 classes: torch_geometric's GIN."""
+
+    places: Tensor
+
+    def __init__(self, units: int = 32):
+        super().__init__()
+        import torch_geometric.nn
+        from torch_geometric.utils import grid
+
+        edges, places = grid(8, 8)
+        self.register_buffer("edges", edges)
+        self.register_buffer("places", places / 8)
+        self.graph = torch_geometric.nn.GIN(3, units, 3, units)
+        self.head = nn.Linear(64 * units, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nodes = torch.cat([x.flatten(1)[..., None], self.places.expand(len(x), -1, -1)], -1)
+        return self.head(self.graph(nodes, self.edges).flatten(1))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet": ResNet,
+    "vit": ViT,
+    "lstm": LSTMClassifier,
+    "unet": UNet,
+    "embedding_bag": BagOfWords,
+}
+if find_spec("transformers"):
+    NETWORKS |= {"bert": lambda: TextTransformer("bert"), "gpt2": lambda: TextTransformer("gpt2")}
+if find_spec("torch_geometric"):
+    NETWORKS["gin"] = PixelGraph

@@ -1,9 +1,10 @@
-"""Any network becomes Bayesian without a change to it: a ResNet, a transformer, an LSTM, a U-Net, a bag of words.
+"""Any network becomes Bayesian without a change to it: a ResNet, a transformer, an LSTM, a U-Net, a bag of words;
+BERT and GPT-2 of transformers, and a graph network of torch_geometric, where these are installed.
 
-    python examples/any_network.py --net resnet|vit|lstm|unet|embedding_bag
+    python examples/any_network.py --net resnet|vit|lstm|unet|embedding_bag|bert|gpt2|gin
     python examples/any_network.py --memory
 
-Trains on scikit-learn's digits (the U-Net removes noise from them; the bag of words has synthetic texts) and prints
+Trains on scikit-learn's digits (the U-Net removes noise from them; nets of words have synthetic texts) and prints
 every warning, the share of the weights that are sampled locally, and how the loss falls. ``--memory`` prints the peak
 memory of a training step of a perceptron of ten million weights, deterministic and "local".
 """
@@ -28,7 +29,7 @@ from pyro_vd.guides import AutoSparseVD
 
 def data(net: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Inputs and targets for a network."""
-    if net == "embedding_bag":
+    if net in ("embedding_bag", "bert", "gpt2"):
         topics = torch.randint(4, (1000,), generator=generator)
         words = torch.randint(1, 50, (1000, 12), generator=generator) + 50 * topics[:, None]
         noise = torch.randint(0, 200, (1000, 12), generator=generator)

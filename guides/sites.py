@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import re
 import warnings
 from abc import abstractmethod
@@ -18,6 +17,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vd.common.choice import matcher as site_matcher
 from pyro_vd.guides import parameters
 from pyro_vd.guides.coverage import Look, Prototype, kind_of_call, known_weights, look
 from pyro_vd.guides.other_site import NormalSite, start_of
@@ -247,14 +247,6 @@ class SiteGuide(AutoGuide):
     def __repr__(self) -> str:
         sites = ", ".join(f"{site}: {one.shape}" for site, one in self._prototypes.items())
         return f"{type(self).__name__}({sites})"
-
-
-def site_matcher(where: Any) -> Callable[[str], bool]:
-    """``where`` as a predicate on site names."""
-    if callable(where):
-        return where  # type: ignore[return-value]
-    patterns = [where] if isinstance(where, str) else list(where)
-    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _origin(message: Any) -> tuple[Any, ...]:

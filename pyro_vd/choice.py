@@ -1,126 +1,285 @@
-"""Which parameters of a net are random, and under which prior."""
+"""Which parameters of a torch net are random unless the user says otherwise, and why: by what its layers do."""
 
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
-from pyro_vd.common.options import shown
+from pyro_vd.common.choice import (
+    LEAST_SHARE,
+    as_where,
+    check_prior_keys,
+    layers_named,
+    matching,
+    prior_for,
+)
+from pyro_vd.common.reports import ModuleReport, ParameterRow
+from pyro_vd.fixed import Fixed
+from pyro_vd.reading import Reading, is_of_torch, kind_of
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
 Prior = (
     TorchDistributionMixin
-    | Mapping[str, TorchDistributionMixin]
+    | Mapping[str | type, TorchDistributionMixin]
     | Callable[[str, nn.Parameter], TorchDistributionMixin]
+    | Callable[[str, nn.Parameter, nn.Module], TorchDistributionMixin]
 )
 
-# The matrices of layers that are linear in them, or are recurrent; no biases, no gains of normalisation layers.
-_DEFAULT_WEIGHTS: dict[tuple[type[nn.Module], ...], str] = {
+# The matrices of layers of PyTorch that are linear in them, or are recurrent; no biases, no gains of normalisation.
+LAYERS: dict[tuple[type[nn.Module], ...], str] = {
     (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag): "weight",
     (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d): "weight",
     (nn.MultiheadAttention,): "*_proj_weight",
     (nn.RNNBase, nn.RNNCellBase): "weight_*",
 }
+_HOLDERS = (nn.ParameterList, nn.ParameterDict)
 
 
-def chosen_parameters(net: nn.Module, parameters: Mapping[str, nn.Parameter], where: Where) -> list[str]:
-    """Names of the parameters that ``where`` of :class:`pyro_vd.BayesianModule` makes random."""
-    owners = {name: net.get_submodule(name.rpartition(".")[0]) for name in parameters}
-    free = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+@dataclass(frozen=True)
+class Choice:
+    """The random parameters of a net, in parameter order.
+
+    Attributes:
+        random: name -> why it is random.
+        deterministic: name -> why it is not, of every other parameter.
+        owners: name -> the layer that a parameter belongs to.
+    """
+
+    random: dict[str, str]
+    deterministic: dict[str, str]
+    owners: dict[str, nn.Module] = field(repr=False)
+
+
+def choose(net: nn.Module, where: Any, parameters: Mapping[str, nn.Parameter], name: str = "net") -> Choice:
+    """The random parameters of a net.
+
+    Args:
+        net: the net.
+        where: as in :class:`pyro_vd.BayesianModule`.
+        parameters: those to choose from.
+        name: that of the BayesianModule, for warnings.
+
+    Raises:
+        ValueError: none is chosen; a name or pattern that matches nothing.
+        TypeError: a ``where`` of another type; a chosen parameter that is not of floating point.
+    """
+    layers = _Layers(net, parameters)
+    frozen = {key for key, parameter in parameters.items() if not parameter.requires_grad}
     if where is None:
-        return _checked([name for name in free if _is_weight(net, name)], parameters)
-    several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
-    if several and all(isinstance(one, type) for one in several):
-        types = tuple(several)
-        chosen = [n for n in free if _is_weight(net, n, types)]
-    elif several and all(isinstance(one, str) for one in several):
-        unmatched = [pattern for pattern in several if not fnmatch.filter(parameters, pattern)]
-        if unmatched:
-            raise ValueError(f"where: expected parameter names or patterns of {list(parameters)}, got {unmatched}")
-        named = {n for n in parameters if n in several}
-        chosen = [
-            n for n in parameters if n in named or (n in free and any(fnmatch.fnmatchcase(n, p) for p in several))
-        ]
-    elif len(several) == 1 and callable(several[0]):
-        chosen = [n for n in parameters if several[0](n, owners[n])]
+        random = {key: why for key, why in layers.weights.items() if key not in frozen}
+        layers.say_what_is_left_out(random, name)
     else:
-        raise TypeError(f"where: expected module types, parameter names or one callable, got {where!r}")
-    return _checked(chosen, parameters)
-
-
-def _is_weight(net: nn.Module, parameter_name: str, types: tuple[type, ...] = (nn.Module,)) -> bool:
-    """Whether a parameter is the weight of a layer of the ``types``."""
-    path, _, name = parameter_name.rpartition(".")
-    parent, _, last = path.rpartition(".")
-    if parent.rpartition(".")[2] == "parametrizations" or parent == "parametrizations":
-        # torch.nn.utils.parametrize: the layer holds a list in the place of its weight. The direction that weight_norm
-        # makes of it, "original1", is divided by its norm: no linear map.
-        path, name = parent.rpartition(".")[0], last if name == "original" else name
-    name = name.removesuffix("_orig")  # torch.nn.utils.prune
-    layer = net.get_submodule(path)
-    if not isinstance(layer, types) or getattr(layer, "max_norm", None) is not None:
-        return False
-    known = [pattern for kinds, pattern in _DEFAULT_WEIGHTS.items() if isinstance(layer, kinds)]
-    if not known and types != (nn.Module,):
-        known = ["weight"]
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in known)
-
-
-def _checked(chosen: list[str], parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    if not chosen:
-        frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
-        because = f", of which {frozen} are frozen (requires_grad=False)" if frozen else ""
-        raise ValueError(
-            f"where: expected at least one parameter to be random, got none of {list(parameters)}{because}; choose "
-            "with where=torch.nn.Linear, where='0.weight' or where=lambda name, module: ..."
+        raw = {key: net.get_submodule(key.rpartition(".")[0]) for key in parameters}
+        random = matching(
+            where, list(parameters), raw, lambda types: layers.weights_of(types) - frozen, frozen, "module"
         )
-    for name in chosen:
+    _check(random, layers, frozen)
+    reasons = {key: layers.why_not(key, where) for key in parameters if key not in random}
+    return Choice(random, reasons, {key: layers.owner(key)[1] for key in parameters})
+
+
+def priors_of(
+    prior: Prior, parameters: Mapping[str, nn.Parameter], choice: Choice
+) -> dict[str, TorchDistributionMixin]:
+    """The priors of the random parameters; see :func:`pyro_vd.common.choice.prior_for`.
+
+    Raises:
+        ValueError: a parameter without a prior; a key of a mapping that matches none; a prior of another shape.
+        TypeError: no distribution.
+    """
+    owners = {name: choice.owners[name] for name in choice.random}
+    priors = {
+        name: prior_for(prior, name, parameters[name], owner, _is_layer, TorchDistributionMixin)
+        for name, owner in owners.items()
+    }
+    check_prior_keys(prior, owners, _is_layer)
+    return priors
+
+
+def report_of(
+    net: nn.Module, why: Mapping[str, str], priors: Mapping[str, Any], fixed: Mapping[str, Fixed]
+) -> ModuleReport:
+    """The report of a net, as it is now.
+
+    Args:
+        net: the net.
+        why: name of a parameter -> why it is random, or is not.
+        priors: those of the random parameters.
+        fixed: what layers keep fixed of those.
+    """
+    parameters = dict(net.named_parameters())
+    layers = _Layers(net, parameters)
+    rows = []
+    for name, parameter in parameters.items():
+        kind = "random" if name in priors else "deterministic" if parameter.requires_grad else "frozen"
+        known = why.get(name, "of a BayesianModule inside, or made since")
+        known = known if kind != "frozen" or known.startswith("frozen") else "frozen since: requires_grad=False"
+        prior = str(priors[name]) if name in priors else ""
+        layer = kind_of(layers.owner(name)[1]).__name__
+        held = int(fixed[name].mask.expand(parameter.shape).sum()) if name in fixed else 0
+        rows.append(ParameterRow(name, layer, tuple(parameter.shape), kind, known, prior, held))
+    return ModuleReport(tuple(rows))
+
+
+def _is_layer(owner: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(owner, types)
+
+
+class _Layers:
+    """The layers of a net, and which of their parameters are weights."""
+
+    def __init__(self, net: nn.Module, parameters: Mapping[str, nn.Parameter]):
+        self.net, self.parameters = net, parameters
+
+    @cached_property
+    def reading(self) -> Reading:
+        return Reading(self.net)
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """The weights of all layers, with the words that say why."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            _, layer, key = self.owner(name)
+            operation = self.reading.used.get(name)
+            if _is_known_weight(layer, key):
+                if (
+                    not isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
+                    or operation
+                    or not self._is_of_positions(layer)
+                ):
+                    found[name] = f"weight of {kind_of(layer).__name__}"
+            elif operation is not None and parameter.dim() > 1 and getattr(layer, "max_norm", None) is None:
+                found[name] = f"weight in {operation}"
+        return found
+
+    def weights_of(self, types: tuple[type, ...]) -> set[str]:
+        """The weights of the layers of the ``types``; of one without any known, what looks like one."""
+        owned: dict[nn.Module, list[str]] = {}
+        for name in self.parameters:
+            if isinstance(self.owner(name)[1], types):
+                owned.setdefault(self.owner(name)[1], []).append(name)
+        chosen: set[str] = set()
+        for layer, names in owned.items():
+            if getattr(layer, "max_norm", None) is not None:
+                continue
+            keys = {name: self.owner(name)[2] for name in names}
+            known = [name for name in names if _is_known_weight(layer, keys[name])]
+            known = known or [name for name in names if name in self.weights]
+            known = known or [name for name in names if keys[name] == "weight"]
+            chosen.update(known or [name for name in names if self.parameters[name].dim() > 1])
+        return chosen
+
+    def owner(self, name: str) -> tuple[str, nn.Module, str]:
+        """Path, layer and name in it of a parameter: of one masked, parametrized or in a list, where it is used."""
+        path, _, key = name.rpartition(".")
+        parent, _, last = path.rpartition(".")
+        if parent.rpartition(".")[2] == "parametrizations":
+            # torch.nn.utils.parametrize: the layer holds a list in the place of its weight; the direction of a weight
+            # norm is "original1".
+            path = parent.rpartition(".")[0]
+            return path, self.net.get_submodule(path), last if key in ("original", "original1") else f"{last}.{key}"
+        layer = self.net.get_submodule(path)
+        while isinstance(layer, _HOLDERS) and path:
+            path, _, last = path.rpartition(".")
+            layer, key = self.net.get_submodule(path), f"{last}.{key}"
+        for suffix, other in (("_orig", "_orig"), ("_v", "_g")):  # of masks, and of weight norms of the old style
+            if key.endswith(suffix) and key.removesuffix(suffix) + other in layer._parameters:
+                return path, layer, key.removesuffix(suffix)
+        return path, layer, key
+
+    def _is_of_positions(self, layer: nn.Module) -> bool:
+        """Whether a layer is an embedding of positions: every look-up that the net's code makes is of those."""
+        if not isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+            return False
+        has_own_code = type(layer).forward not in (nn.Embedding.forward, nn.EmbeddingBag.forward)
+        if has_own_code:
+            return layer not in self.reading.unread
+        lookups = self.reading.lookups.get(layer, [False])
+        return all(lookups)
+
+    def why_not(self, name: str, where: Any) -> str:
+        """Why a parameter is not random."""
+        parameter, (_, layer, key) = self.parameters[name], self.owner(name)
+        if not parameter.requires_grad:
+            return "frozen: requires_grad=False"
+        if where is not None:
+            return "not in where="
+        if parameter.dim() < 2:
+            return "a bias or a gain" if parameter.dim() else "a scalar"
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and key == "weight":
+            return "an embedding of positions" if layer.max_norm is None else "rescaled in place: max_norm"
+        if layer in self.reading.unread:
+            return f"the code of {kind_of(layer).__name__} has no source to read"
+        return "not multiplied by data in an operation of the table"
+
+    def say_what_is_left_out(self, random: Mapping[str, str], name: str) -> None:
+        """Warn where most of the matrices are deterministic, or some are of layers that nothing is known of."""
+        matrices = {key: one.numel() for key, one in self.parameters.items() if one.requires_grad and one.dim() > 1}
+        left_out = [key for key in matrices if key not in random]
+        share = sum(matrices[key] for key in random if key in matrices) / max(sum(matrices.values()), 1)
+        unread = [key for key in left_out if self.owner(key)[1] in self.reading.unread]
+        if not random or not left_out or (share >= LEAST_SHARE and not unread):
+            return
+        named = left_out if share < LEAST_SHARE else unread
+        others = [key for key in self.parameters if key not in random and key not in named]
+        warnings.warn(
+            f"BayesianModule {name!r}: expected most matrices of the net to be random, got {share:.1%} of their "
+            f"elements; deterministic are those of {layers_named(self.by_class(named))} "
+            f"({', '.join(dict.fromkeys(self.why_not(key, None) for key in named))}); write "
+            f"where={as_where([*random, *named], others)} to make them random too, "
+            f"where={as_where(random, [*others, *named])} for this choice without the warning. print(bnn.report()) "
+            "shows every parameter",
+            stacklevel=4,
+        )
+
+    def by_class(self, names: Any) -> dict[str, list[str]]:
+        """Class of a layer -> paths of such layers."""
+        layers: dict[str, list[str]] = {}
+        for name in names:
+            path, layer, _ = self.owner(name)
+            paths = layers.setdefault(kind_of(layer).__name__, [])
+            if path not in paths:
+                paths.append(path)
+        return layers
+
+
+def _is_known_weight(layer: nn.Module, key: str) -> bool:
+    if getattr(layer, "max_norm", None) is not None:
+        return False
+    known = [pattern for kinds, pattern in LAYERS.items() if isinstance(layer, kinds)]
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in known) and not key.endswith("_g")
+
+
+def _check(random: Mapping[str, str], layers: _Layers, frozen: set[str]) -> None:
+    parameters = layers.parameters
+    if not random:
+        because = f", of which {sorted(frozen)} are frozen (requires_grad=False)" if frozen else ""
+        matrices = [
+            name for name, parameter in parameters.items()
+            if parameter.dim() > 1 and name not in frozen and getattr(layers.owner(name)[1], "max_norm", None) is None
+        ]  # fmt: skip
+        advice = "none of them is a matrix that a linear operation uses; name what is to be random with where="
+        if matrices:
+            kind = kind_of(layers.owner(matrices[0])[1])
+            advice = (
+                f"the matrices are those of {layers_named(layers.by_class(matrices))}; choose with "
+                f"where={as_where(matrices, [name for name in parameters if name not in matrices])}, "
+                f"where={'torch.nn.' if is_of_torch(kind) else ''}{kind.__name__} or where=lambda name, module: ..."
+            )
+        raise ValueError(
+            f"where: expected at least one parameter to be random, got none of {list(parameters)}{because}; {advice}"
+        )
+    for name in random:
         if not parameters[name].is_floating_point():
             raise TypeError(
                 f"where: expected random parameters of floating point, got {name!r} of {parameters[name].dtype}; leave "
                 "it out of where=, or write .float()"
             )
-    return chosen
-
-
-def prior_for(prior: Prior, name: str, parameter: nn.Parameter) -> TorchDistributionMixin:
-    """The prior of one parameter."""
-    if isinstance(prior, Mapping):
-        wrong = [key for key in prior if not isinstance(key, str)]
-        if wrong:
-            raise TypeError(f"prior: expected names or patterns for keys, got {shown(wrong[0])}; write '0.weight'")
-        found = next((p for pattern, p in prior.items() if fnmatch.fnmatchcase(name, pattern)), None)
-        if found is None:
-            raise ValueError(f"prior: expected a prior for parameter {name!r}, got priors for {list(prior)} only")
-    elif isinstance(prior, TorchDistributionMixin):
-        found = prior
-    elif isinstance(prior, type) or not callable(prior):
-        raise TypeError(
-            f"prior: expected a Pyro distribution, a mapping of names to them or a function, got {shown(prior)}; write "
-            "pyro_vd.ImproperLogUniform() or pyro.distributions.Normal(0.0, 1.0)"
-        )
-    else:
-        found = prior(name, parameter)
-    if not isinstance(found, TorchDistributionMixin):
-        raise TypeError(
-            f"prior: expected a Pyro distribution for parameter {name!r}, got {type(found).__name__}; write "
-            "pyro.distributions.Normal(0.0, 1.0)"
-        )
-    shape = tuple(parameter.shape)
-    if found.event_shape:
-        raise ValueError(
-            f"prior: expected a distribution of single weights for parameter {name!r}, got one with events of shape "
-            f"{tuple(found.event_shape)}; leave out to_event, which is added"
-        )
-    try:
-        found.expand(parameter.shape)
-    except (RuntimeError, ValueError):
-        raise ValueError(
-            f"prior: expected a distribution that expands to the shape {shape} of parameter {name!r}, got one of shape "
-            f"{tuple(found.batch_shape)}; write one for all weights, or sizes that broadcast"
-        ) from None
-    return found

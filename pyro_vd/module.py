@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -14,13 +12,15 @@ from torch import Tensor, nn
 from pyro_vd._pyro import Noted, adopt_stored_value, is_no_step, net_parameter, node_of_trace
 from pyro_vd._torch import in_backward_pass, tree_leaves
 from pyro_vd.arguments import check_finite_state, data_explained
-from pyro_vd.choice import Prior, Where, chosen_parameters, prior_for
+from pyro_vd.choice import Prior, Where, choose, priors_of, report_of
 from pyro_vd.common.options import check_count, shown
+from pyro_vd.common.reports import ModuleReport
 from pyro_vd.devices import placed_like
 from pyro_vd.exchange import ONE_RUN, call_with, check_net, in_use
 from pyro_vd.fixed import Fixed, fixed_elements
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
+from pyro_vd.weights.drawn import one_warning
 from pyro_vd.weights.reuse import all_reuses
 
 
@@ -36,15 +36,19 @@ class BayesianModule(nn.Module):
     Args:
         net: any torch module.
         prior: a distribution for every weight, expanded to the shape of each parameter; or a mapping from
-            parameter name or pattern (``"0.*"``, first match) to distributions; or a callable
-            ``(parameter_name, parameter) -> distribution``.
+            parameter name, pattern (``"0.*"``) or module type to distributions, of which the first match counts; or a
+            callable ``(parameter_name, parameter) -> distribution``, or ``(parameter_name, parameter, owning_module)``.
         name: prefix of the sites, ``f"{name}.{parameter_name}"``.
-        where: which parameters are random. None: the weights, no biases and no gains of normalisation: ``weight`` of
-            Linear, Bilinear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding and EmbeddingBag (without ``max_norm``),
-            the projections of MultiheadAttention, ``weight_*`` of recurrent layers; of a masked
-            (``torch.nn.utils.prune``) or parametrized weight the tensor that the mask or parametrization is applied
-            to. A module type, or several: those weights of these types. A parameter name or pattern, or several. A
-            callable ``(parameter_name, owning_module) -> bool``. A frozen parameter (``requires_grad=False``) is
+        where: which parameters are random. None: the weights of the net, by what its layers do: ``weight`` of Linear,
+            Bilinear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding and EmbeddingBag (without ``max_norm``), the
+            projections of MultiheadAttention, ``weight_*`` of recurrent layers; and of any other module every
+            parameter of two dimensions or more that its source is seen to multiply data by, in an operation that
+            random weights have a rule for (``F.linear``, ``@``, ``torch.einsum``, ...). No biases, no gains, no
+            class tokens and no embeddings of positions. Of a masked (``torch.nn.utils.prune``) or parametrized weight
+            it is the tensor that the mask or parametrization is applied to. Where less than half of the elements of
+            matrices are chosen, or the source of a layer cannot be read, a warning names the layers left out.
+            A module type, or several: the weights of modules of these types. A parameter name or pattern, or several.
+            A callable ``(parameter_name, owning_module) -> bool``. A frozen parameter (``requires_grad=False``) is
             random only by its full name or a callable; its own value never changes.
 
     Attributes:
@@ -52,8 +56,9 @@ class BayesianModule(nn.Module):
         weight_names: names of the random parameters, in parameter order; tied ones once.
 
     Raises:
-        ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior or,
-            in a lazy module, without a shape; data on another device; use inside a plate, or in a backward pass.
+        ValueError: no parameter is chosen; a name or pattern, or a key of ``prior``, that matches nothing; a
+            parameter without a prior or, in a lazy module, without a shape; data on another device; use inside a
+            plate, or in a backward pass.
         TypeError: a chosen parameter that is not of floating point; a net with DataParallel or ScriptModules in it.
         RuntimeError: a call while another thread has weights in the net.
 
@@ -79,19 +84,14 @@ class BayesianModule(nn.Module):
         # A BayesianModule inside the net has weights and parameters of its own.
         self._nested = tuple(f"{path}." for path, module in net.named_modules() if isinstance(module, BayesianModule))
         candidates = {key: value for key, value in parameters.items() if not key.startswith(self._nested)}
-        self.weight_names = tuple(chosen_parameters(net, candidates, where))
+        choice = choose(net, where, candidates, name)
+        self._why = {**choice.random, **choice.deterministic}
+        self.weight_names = tuple(choice.random)
         self._owners = {
             weight: [(m, key) for m in net.modules() for key, own in m._parameters.items() if own is parameters[weight]]
             for weight in self.weight_names
         }
-        self.priors = {weight: prior_for(prior, weight, parameters[weight]) for weight in self.weight_names}
-        if isinstance(prior, Mapping):
-            unmatched = [key for key in prior if not fnmatch.filter(self.weight_names, key)]
-            if unmatched:
-                raise ValueError(
-                    f"prior: expected names or patterns of the random parameters {list(self.weight_names)}, got "
-                    f"{unmatched}, which match none; correct or remove them, or make more parameters random with where="
-                )
+        self.priors = priors_of(prior, parameters, choice)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if in_backward_pass():
@@ -105,12 +105,32 @@ class BayesianModule(nn.Module):
             self._check_devices(parameters, args, kwargs)
             values = self._values(parameters)
             explained = data_explained(f"BayesianModule {self.name!r}", args, kwargs, parameters.values())
-            with all_reuses(), undone(only_on_failure=True), explained:
+            with one_warning(), all_reuses(), undone(only_on_failure=True), explained:
                 return call_with(self.net, values, args, kwargs, update_buffers=not is_no_step())
 
     def site(self, parameter_name: str) -> str:
         """The sample site of a random parameter."""
         return f"{self.name}.{parameter_name}"
+
+    def report(self) -> ModuleReport:
+        """Which parameters of the net are random, under which prior; which are not, and why.
+
+        Returns:
+            A row for each parameter; prints as a table.
+
+        Example:
+            >>> bnn = BayesianModule(nn.Linear(3, 2), prior=pyro.distributions.Normal(0.0, 1.0))
+            >>> print(bnn.report())
+            parameter  layer   shape  is             prior                         why
+            weight     Linear  2x3    random         Normal(loc: 0.0, scale: 1.0)  weight of Linear
+            bias       Linear  2      deterministic                                a bias or a gain
+            1 of 2 parameters are random (6 elements, 100.0% of the matrices); deterministic 1, frozen 0
+        """
+        fixed = {name: one for name in self.weight_names if (one := self.fixed(name)) is not None}
+        return report_of(self.net, self._why, self.priors, fixed)
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, {self.report().summary}"
 
     def sample_weights(self) -> dict[str, Tensor]:
         """Sample every random parameter, by its name in the net, without calling the net."""

@@ -1,4 +1,4 @@
-"""What a user prints: tables of sparsity and of gradient variance."""
+"""What a user prints: tables of sparsity, of gradient variance, and of the parameters of a net."""
 
 from __future__ import annotations
 
@@ -69,6 +69,72 @@ class SparsityReport:
                 f"{row.compression:>10.1f}x"
             )
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One parameter of a net.
+
+    Attributes:
+        name: in the net.
+        layer: class of the layer it belongs to.
+        shape: its shape.
+        kind: "random", "deterministic" or "frozen".
+        why: what makes it so.
+        prior: that of a random one, in words; else empty.
+        fixed: how many of its elements are constants: padding rows, masked ones.
+    """
+
+    name: str
+    layer: str
+    shape: tuple[int, ...]
+    kind: str
+    why: str
+    prior: str = ""
+    fixed: int = 0
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """What :meth:`BayesianModule.report` returns: a row for each parameter of the net. Prints as a table."""
+
+    rows: tuple[ParameterRow, ...]
+
+    def of_kind(self, kind: str) -> tuple[ParameterRow, ...]:
+        """The rows of one kind: "random", "deterministic" or "frozen"."""
+        return tuple(row for row in self.rows if row.kind == kind)
+
+    @property
+    def share(self) -> float:
+        """Random elements / elements of all parameters that are not frozen and have two dimensions or more, in 0..1.
+
+        Random parameters of one dimension count too.
+        """
+        random = sum(row.elements for row in self.of_kind("random"))
+        return random / max(random + sum(r.elements for r in self.of_kind("deterministic") if len(r.shape) > 1), 1)
+
+    @property
+    def summary(self) -> str:
+        """One line: how many parameters and elements are random."""
+        random = self.of_kind("random")
+        elements = sum(row.elements for row in random)
+        return (
+            f"{len(random)} of {len(self.rows)} parameters are random ({elements:,} elements, {self.share:.1%} of the "
+            f"matrices); deterministic {len(self.of_kind('deterministic'))}, frozen {len(self.of_kind('frozen'))}"
+        )
+
+    def __str__(self) -> str:
+        cells = [("parameter", "layer", "shape", "is", "prior", "why")]
+        for row in self.rows:
+            why = f"{row.why}; {row.fixed} fixed elements" if row.fixed else row.why
+            cells.append((row.name, row.layer, "x".join(map(str, row.shape)) or "scalar", row.kind, row.prior, why))
+        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+        lines = ["  ".join(f"{cell:<{n}}" for cell, n in zip(line, widths, strict=True)).rstrip() for line in cells]
+        return "\n".join([*lines, self.summary])
 
 
 @dataclass(frozen=True)

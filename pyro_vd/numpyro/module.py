@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,14 +16,20 @@ from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.primitives import mutable
 
-from pyro_vd.common.options import check_count, shown
+from pyro_vd.common.choice import LEAST_SHARE, as_where, check_prior_keys, layers_named, matching, prior_for
+from pyro_vd.common.options import check_count
 from pyro_vd.numpyro.checks import require_key
 from pyro_vd.numpyro.estimators import check_precision
 from pyro_vd.numpyro.nets import Net, adapt, is_layer
 from pyro_vd.numpyro.weights import RandomWeight
 
 Where = Callable[[str, Any], bool] | type | str | tuple | list | None
-Prior = Distribution | Mapping[str, Distribution] | Callable[[str, Array], Distribution]
+Prior = (
+    Distribution
+    | Mapping[str | type, Distribution]
+    | Callable[[str, Array], Distribution]
+    | Callable[[str, Array, Any], Distribution]
+)
 
 
 class BayesianModule:
@@ -39,14 +46,15 @@ class BayesianModule:
             pair of ``eqx.nn.make_with_state``: written for one example, its positional arguments are mapped over
             their first axis (``axis_name="batch"``).
         prior: a distribution for every weight, expanded to the shape of each parameter; or a mapping from
-            parameter name or pattern (``"Dense_0.*"``, first match) to distributions; or a callable
-            ``(parameter_name, parameter) -> distribution``.
+            parameter name, pattern (``"Dense_0.*"``) or layer type to distributions, of which the first match counts;
+            or a callable ``(parameter_name, parameter) -> distribution``, or ``(parameter_name, parameter, layer)``.
         name: prefix of the sites, ``f"{name}.{parameter_name}"``.
         where: which parameters are random. None: the weights, no biases and no gains of normalisation: those of Dense
             or Linear, DenseGeneral or LinearGeneral (which attention projects with), Einsum, Conv, ConvTranspose,
             Embed or Embedding, and of recurrent cells (whose weights have one coherent draw for the whole sequence
             and all examples, under every estimator). A layer type, or several: the weights of those. A parameter name
             or pattern, or several. A callable ``(parameter_name, layer) -> bool``, with linen the type of the layer.
+            Where less than half of the elements of matrices are chosen by default, a warning names the layers left out.
 
     Attributes:
         weight_names: names of the random parameters, in parameter order; tied ones once. With linen, from the first
@@ -116,15 +124,11 @@ class BayesianModule:
         parameters = self.adapted.parameters
         for parameter_name, parameter in parameters.items():
             check_precision(f"BayesianModule {self.name!r}", f"parameter {parameter_name!r} of the net", parameter)
-        for weight in _chosen(self.adapted, self._where):
-            self.priors[weight] = _prior_for(self._prior, weight, parameters[weight])
-        keys = self._prior if isinstance(self._prior, Mapping) else ()
-        unmatched = [key for key in keys if not fnmatch.filter(self.priors, key)]
-        if unmatched:
-            raise ValueError(
-                f"prior: expected names or patterns of the random parameters {list(self.priors)}, got {unmatched}, "
-                "which match none; correct or remove them, or make more parameters random with where="
-            )
+        weights = _chosen(self.adapted, self._where, self.name)
+        owners = {weight: self.adapted.owners[weight] for weight in weights}
+        for weight, owner in owners.items():
+            self.priors[weight] = prior_for(self._prior, weight, parameters[weight], owner, is_layer, Distribution)
+        check_prior_keys(self._prior, owners, is_layer)
 
     def _sample(self, parameter_name: str, parameter: Array) -> Any:
         site = self.site(parameter_name)
@@ -192,24 +196,17 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         return numpyro.plate(name, dataset_size, subsample_size=batch_size, dim=dim)
 
 
-def _chosen(net: Net, where: Where) -> list[str]:
+def _chosen(net: Net, where: Where, name: str) -> list[str]:
     parameters, owners = list(net.parameters), net.owners
-    several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
+
+    def of_types(types: tuple[type, ...]) -> set[str]:
+        return {n for n in parameters if is_layer(owners[n], types) and _is_weight(net, n, "weight", "kernel")}
+
     if where is None:
         chosen = [n for n in parameters if _is_weight(net, n)]
-    elif several and all(isinstance(one, type) for one in several):
-        chosen = [
-            n for n in parameters if is_layer(owners[n], tuple(several)) and _is_weight(net, n, "weight", "kernel")
-        ]
-    elif several and all(isinstance(one, str) for one in several):
-        unmatched = [pattern for pattern in several if not fnmatch.filter(parameters, pattern)]
-        if unmatched:
-            raise ValueError(f"where: expected parameter names or patterns of {parameters}, got {unmatched}")
-        chosen = [n for n in parameters if any(fnmatch.fnmatchcase(n, pattern) for pattern in several)]
-    elif len(several) == 1 and callable(several[0]):
-        chosen = [n for n in parameters if several[0](n, owners[n])]
+        _say_what_is_left_out(net, chosen, name)
     else:
-        raise TypeError(f"where: expected layer types, parameter names or one callable, got {where!r}")
+        chosen = list(matching(where, parameters, owners, of_types, kind="layer"))
     if not chosen:
         raise ValueError(
             f"where: expected at least one parameter to be random, got none of {parameters}; choose with "
@@ -218,29 +215,32 @@ def _chosen(net: Net, where: Where) -> list[str]:
     return chosen
 
 
+def _say_what_is_left_out(net: Net, chosen: list[str], name: str) -> None:
+    """Warn where most of the matrices are of layers that no weight is known of."""
+    matrices = {n: one.size for n, one in net.parameters.items() if one.ndim > 1}
+    left_out = [n for n in matrices if n not in chosen]
+    share = sum(matrices[n] for n in chosen if n in matrices) / max(sum(matrices.values()), 1)
+    if not chosen or share >= LEAST_SHARE:
+        return
+    layers: dict[str, list[str]] = {}
+    for one in left_out:
+        owner = net.owners[one]
+        kind = owner.__name__ if isinstance(owner, type) else type(owner).__name__
+        layers.setdefault(kind, []).append(one.rpartition(".")[0])
+    others = [n for n in net.parameters if n not in matrices and n not in chosen]
+    warnings.warn(
+        f"BayesianModule {name!r}: expected most matrices of the net to be random, got {share:.1%} of their elements; "
+        f"deterministic are those of {layers_named(layers)}, layers of which no weight is known; write "
+        f"where={as_where([*chosen, *left_out], others)} to make them random too, "
+        f"where={as_where(chosen, [*others, *left_out])} for this choice without the warning",
+        stacklevel=5,
+    )
+
+
 def _is_weight(net: Net, name: str, *otherwise: str) -> bool:
     """Whether a parameter is the weight of its layer; that of a layer unknown is called ``otherwise``."""
     leaf, known = name.rpartition(".")[2], net.weight_of(name)
     return leaf in otherwise if known is None else fnmatch.fnmatchcase(leaf, known)
-
-
-def _prior_for(prior: Prior, name: str, parameter: Array) -> Distribution:
-    if isinstance(prior, Mapping):
-        found = next((p for pattern, p in prior.items() if fnmatch.fnmatchcase(name, pattern)), None)
-        if found is None:
-            raise ValueError(f"prior: expected a prior for parameter {name!r}, got priors for {list(prior)} only")
-    elif isinstance(prior, Distribution):
-        found = prior
-    elif isinstance(prior, type) or not callable(prior):
-        raise TypeError(
-            f"prior: expected a NumPyro distribution, a mapping of names to them or a function, got {shown(prior)}; "
-            "write pyro_vd.numpyro.ImproperLogUniform() or numpyro.distributions.Normal(0.0, 1.0)"
-        )
-    else:
-        found = prior(name, parameter)
-    if not isinstance(found, Distribution):
-        raise TypeError(f"prior: expected a NumPyro distribution for parameter {name!r}, got {type(found).__name__}")
-    return found
 
 
 def _kept_finite(new: Any, old: Any) -> Any:

@@ -7,7 +7,6 @@ constant, ...) is again a random weight. Any other operation draws the weight on
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +18,7 @@ from pyro_vd._torch import DisableTorchFunctionSubclass, new_wrapper, tree_leave
 from pyro_vd.estimators import SAMPLERS, LinearOp, WeightNoise, independent_noise
 from pyro_vd.fixed import pinned
 from pyro_vd.operations import TABLE
+from pyro_vd.weights.drawn import note_draw
 from pyro_vd.weights.state import Region, WeightState, region_of
 from pyro_vd.weights.views import CASTS, COMMUTATIVE, METADATA, SCALINGS, TRANSPOSES, is_view, repeats
 
@@ -216,20 +216,13 @@ def _without_rule(func: Any, args: Any, kwargs: Any) -> Any:
     for weight in tree_leaves((args, kwargs)):
         if not isinstance(weight, RandomWeight) or weight.state.draw is not None or weight.state.is_scoring():
             continue
-        state = weight.state
-        expected = f"site {weight.site!r}: expected an operation with a rule for estimator {state.estimator!r}, got "
-        if state.strict:
+        if weight.state.strict:
             # No TypeError: the operators of Tensor would turn it into one that names neither site nor operation.
             raise ValueError(
-                f"{expected}{operation}; write shared_sites=[{weight.site!r}] to draw this weight once a step"
+                f"site {weight.site!r}: expected an operation with a rule for estimator {weight.state.estimator!r}, "
+                f"got {operation}; write shared_sites=[{weight.site!r}] to draw this weight once a step"
             )
-        if (weight.site, operation) not in state.warned:
-            state.warned.add((weight.site, operation))
-            warnings.warn(
-                f"{expected}{operation}; the weight is drawn once for this trace. Write "
-                f"shared_sites=[{weight.site!r}] to ask for that, or strict=True to make it an error",
-                stacklevel=3,
-            )
+        note_draw(weight.state, operation)
     return _with_draws(func, args, kwargs)
 
 

@@ -218,7 +218,7 @@ def test_chosen_parameter_of_whole_numbers_is_an_error():
     with pytest.raises(
         TypeError, match="where: expected random parameters of floating point, got 'counts' of torch.int64"
     ):
-        vd.BayesianModule(net, vd.ImproperLogUniform(), where="*")
+        vd.BayesianModule(net, vd.ImproperLogUniform(), where=("*", "counts"))
 
 
 SHARE = {"resnet": 1.0, "vit": 1.0, "lstm": 1344 / 6464, "unet": 1.0, "embedding_bag": 1.0}

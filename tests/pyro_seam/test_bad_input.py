@@ -207,19 +207,17 @@ def test_a_guide_of_another_shape_is_named():
 
 
 @pytest.mark.parametrize(
-    ("net", "where"),
+    ("net", "where", "advice"),
     [
-        (nn.Sequential(nn.Tanh()), None),
-        (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), None),
-        (nn.Linear(2, 2), nn.Conv2d),
-        (nn.Linear(2, 2), lambda name, module: False),
+        (nn.Sequential(nn.Tanh()), None, "none of them is a matrix"),
+        (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), None, "none of them is a matrix"),
+        (nn.Linear(2, 2), nn.Conv2d, r"the matrices are those of Linear \(''\); choose with where='weight', where=t"),
+        (nn.Linear(2, 2), lambda name, module: False, "the matrices are those of Linear"),
     ],
 )
-def test_a_net_without_a_chosen_parameter(net, where):
+def test_a_net_without_a_chosen_parameter(net, where, advice):
     names = re.escape(str([name for name, _ in net.named_parameters()]))
-    message = (
-        rf"where: expected at least one parameter to be random, got none of {names}; choose with where=torch.nn.Linear"
-    )
+    message = rf"where: expected at least one parameter to be random, got none of {names}; {advice}"
     with pytest.raises(ValueError, match=message):
         BayesianModule(net, ImproperLogUniform(), where=where)
 

@@ -1,0 +1,293 @@
+"""What a net does with its parameters, read in the source of its modules. Nothing of the net is run.
+
+A parameter is a weight where it, or something made of parameters alone (a view, a standardised or masked weight, a sum
+of two), is multiplied by data in an operation of the table: ``F.linear(x, self.weight / self.weight.norm())``, ``x @
+self.weight[i]``. What is added to data (positions), joined to it (class tokens) or scales it (gains) is none.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterable
+from dataclasses import replace
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from pyro_vd.operations import TABLE
+from pyro_vd.reading.frame import DEEPEST, Frame, TooLong
+from pyro_vd.reading.values import POSITIONS, Bound, Local, Super, Value, joined
+
+_ELEMENTS = {"values", "items", "children", "named_children"}
+
+
+class Reading:
+    """What is found in the source of a net's modules.
+
+    Args:
+        net: the net.
+
+    Attributes:
+        used: name of a parameter -> name of the operation that multiplies data by it.
+        lookups: embedding layers -> for each call of one, whether it looks up positions.
+        unread: modules whose code has no source (written in C, or by ``exec``), or more than is read.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.names: dict[nn.Parameter, str] = {parameter: name for name, parameter in net.named_parameters()}
+        self.used: dict[str, str] = {}
+        self.lookups: dict[nn.Module, list[bool]] = {}
+        self.unread: dict[nn.Module, None] = {}
+        self.kept: dict[tuple[nn.Module, str], Value] = {}  # attributes that the code of the net sets
+        self._factors: list[tuple[frozenset[str], frozenset[str]]] = []
+        self._known: dict[Any, Value] = {}
+        self.steps = 0  # statements read from one method on
+        self._calls: list[Any] = []
+        for module in net.modules():
+            if not is_of_torch(kind_of(module)):
+                self._read(module)
+        self._leave_out_gains({name: parameter.numel() for parameter, name in self.names.items()})
+
+    def _read(self, module: nn.Module) -> None:
+        for function in _own_functions(module):
+            tree = _tree(function)
+            if tree is None:
+                self.unread.setdefault(module)
+                continue
+            given = (*tree.args.posonlyargs, *tree.args.args)[1:] + tuple(tree.args.kwonlyargs)  # after self
+            self.steps = 0
+            try:
+                self.run(function, module, [], {argument.arg: _input(argument.arg) for argument in given})
+            except TooLong:
+                self.unread.setdefault(module)
+
+    def _leave_out_gains(self, elements: dict[str, int]) -> None:
+        """Of two parameters that are multiplied elementwise to make a weight, the smaller one is a gain."""
+        for first, second in self._factors:
+            sizes = [max(elements[name] for name in names) for names in (first, second)]
+            if sizes[0] != sizes[1]:
+                for name in (first - second) if sizes[0] < sizes[1] else (second - first):
+                    self.used.pop(name, None)
+
+    def of(self, thing: Any) -> Value:
+        """A thing that is there before the net runs."""
+        if isinstance(thing, Value):
+            return thing
+        if isinstance(thing, Tensor):
+            return Value(frozenset({self.names[thing]}) if thing in self.names else frozenset())  # type: ignore[index]
+        if thing is None or isinstance(thing, (int, float, str, bytes, torch.dtype, torch.device)):
+            return Value()
+        return Value(objects=(thing,))
+
+    def run(self, function: Any, receiver: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """What a call of a Python function returns."""
+        function = inspect.unwrap(function)
+        tree = _tree(function)
+        given = joined([*args, *kwargs.values()])
+        key = (
+            function, receiver if isinstance(receiver, nn.Module) else None,
+            tuple((name, value.parameters, value.is_data, value.is_position)
+                  for name, value in [*enumerate(args), *sorted(kwargs.items())]),
+        )  # fmt: skip
+        is_plain = not any(value.objects for value in (*args, *kwargs.values()))
+        if is_plain and key in self._known:
+            return self._known[key]
+        if tree is None or key in self._calls or len(self._calls) > DEEPEST:
+            return given
+        self._calls.append(key)
+        try:
+            frame = Frame(self, function, receiver)
+            frame.bind(tree.args, ([] if receiver is None else [Value(objects=(receiver,))]) + args, kwargs)
+            result = frame.result_of(tree.body)
+        finally:
+            self._calls.pop()
+        if is_plain:
+            self._known[key] = result
+        return result
+
+    def operation(self, function: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """What an operation of the table returns; notes the weights among its arguments."""
+        entry = TABLE[function]
+        everything = [*args, *kwargs.values()]
+        if entry in (TABLE[torch.mul], TABLE[torch.add]):
+            if entry is TABLE[torch.mul]:
+                self.product(*everything[:2])
+            return joined(everything)
+        places = list(entry.signature.parameters) if entry.signature is not None else []
+        named = [(places[min(i, len(places) - 1)] if places else "", value) for i, value in enumerate(args)]
+        named += list(kwargs.items())
+        # What is added is no factor.
+        factors = [name for name in entry.weights if "bias" not in name and (name != "input" or len(entry.weights) < 3)]
+        for name, value in named:
+            others = [other for _, other in named if other is not value]
+            for part in self.parts_of(value):
+                rest = others + [other for other in self.parts_of(value) if other is not part]
+                if (places and name not in factors) or not part.is_weight:
+                    continue
+                if (is_lookup := function is torch.nn.functional.embedding) and args and args[0].is_position:
+                    continue
+                if is_lookup or name == "weight" or any(other.is_data for other in rest):
+                    for parameter in part.parameters:
+                        self.used.setdefault(parameter, getattr(function, "__name__", str(function)).strip("_"))
+        result = joined(everything)
+        has_factor = any(name in factors and value.is_weight for name, value in named)
+        return replace(result, is_data=True) if result.is_data or (has_factor and "weight" in factors) else result
+
+    def product(self, *factors: Value) -> None:
+        """Note an elementwise product of two values."""
+        if len(factors) == 2 and all(one.is_weight for one in factors):
+            if not factors[0].parameters & factors[1].parameters:
+                self._factors.append((factors[0].parameters, factors[1].parameters))
+
+    def parts_of(self, value: Value) -> list[Value]:
+        """The elements of a container; of anything else, the value itself."""
+        parts: list[Value] = []
+        for one in value.objects:
+            if isinstance(one, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+                parts += [self.of(child) for child in one._modules.values()]
+            elif isinstance(one, (nn.ParameterList, nn.ParameterDict)):
+                parts += [self.of(own) for own in one._parameters.values()]
+            elif isinstance(one, (list, tuple, dict)) and type(one) in (list, tuple, dict) and len(one) <= 1000:
+                parts += [self.of(own) for own in (one.values() if isinstance(one, dict) else one)]
+        return parts or [value]
+
+    def attribute(self, owner: Any, name: str) -> Value:
+        """An attribute of a thing that is there before the net runs; properties are followed."""
+        if isinstance(owner, Super):
+            following = type(owner.receiver).__mro__
+            following = following[following.index(owner.after) + 1 :] if owner.after in following else ()
+            return self._of_class(following, owner.receiver, name)
+        if isinstance(owner, ModuleType):
+            return self.of(vars(owner).get(name))
+        if name in _ELEMENTS and self.parts_of(value := self.of(owner)) != [value]:
+            return Value(objects=(tuple(self.parts_of(value)),))
+        if isinstance(owner, type):
+            return self.of(inspect.getattr_static(owner, name, None))
+        own = vars(owner) if hasattr(owner, "__dict__") else {}
+        if not isinstance(owner, nn.Module):
+            return self.of(own[name]) if name in own else self._of_class(type(owner).__mro__, owner, name)
+        found = [self.kept[owner, name]] if (owner, name) in self.kept else []
+        parametrized = owner._modules.get("parametrizations")
+        if isinstance(parametrized, nn.ModuleDict) and name in parametrized:
+            originals = parametrized[name]._parameters  # type: ignore[union-attr]
+            return self.of(originals.get("original", originals.get("original1")))
+        for table in (owner._parameters, owner._modules, owner._buffers, own):
+            for key in (name, f"{name}_orig", f"{name}_v"):  # of masks, and of norms of the old style
+                if key in table and (key == name or table is owner._parameters):
+                    value = self.of(table[key])
+                    is_position = table is owner._buffers and bool(POSITIONS.search(name))
+                    return joined([*found, replace(value, is_position=is_position)], with_objects=True)
+        return joined([*found, self._of_class(type(owner).__mro__, owner, name)], with_objects=True)
+
+    def _of_class(self, classes: Iterable[type], owner: Any, name: str) -> Value:
+        value = next((vars(one)[name] for one in classes if name in vars(one)), None)
+        if isinstance(value, (property, functools.cached_property)):
+            getter = value.fget if isinstance(value, property) else value.func
+            return self.run(getter, owner, [], {})
+        if isinstance(value, staticmethod):
+            return self.of(value.__func__)
+        if isinstance(value, classmethod):
+            return Value(objects=(Bound(value.__func__, type(owner)),))
+        return Value(objects=(Bound(value, owner),)) if isinstance(value, FunctionType) else self.of(value)
+
+    def call(self, function: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """What a call of a thing returns."""
+        given = joined([*args, *kwargs.values()])
+        if isinstance(function, Local):
+            return function.frame.call_local(function.node, args, kwargs)
+        if isinstance(function, MethodType):
+            function = Bound(function.__func__, function.__self__)
+        if isinstance(function, functools.partial):
+            return self.call(function.func, [*map(self.of, function.args), *args], kwargs)
+        if isinstance(function, nn.Module):
+            return self._module_called(function, args, kwargs, given)
+        if isinstance(function, Bound):
+            if isinstance(function.receiver, nn.Module) and is_of_torch(kind_of(function.receiver)):
+                return self._module_called(function.receiver, args, kwargs, given)
+            if isinstance(function.receiver, nn.Module) and not is_of_torch(function.function):
+                return self.run(function.function, function.receiver, args, kwargs)
+            in_base = is_of_torch(function.function) and function.function.__qualname__.startswith("Module.")
+            return given if in_base else self._helper_called(function.function, function.receiver, args, kwargs)
+        if isinstance(function, tuple):
+            return Value(objects=(function,))
+        if isinstance(function, (FunctionType, BuiltinFunctionType, MethodDescriptorType)):
+            if function in TABLE:
+                return self.operation(function, args, kwargs)
+            if function is torch.arange:
+                return Value(is_position=True)
+            return given if is_of_torch(function) else self._helper_called(function, None, args, kwargs)
+        return given
+
+    def _helper_called(self, function: Any, receiver: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
+        """A function that is no method of a module: it can only use what it is given."""
+        given = [*args, *kwargs.values()]
+        things = [receiver, *(one for value in given for one in value.objects)]
+        has_parameters = any(value.parameters for value in given) or any(isinstance(one, nn.Module) for one in things)
+        is_of_python = function.__module__ in sys.stdlib_module_names if function.__module__ else True
+        return joined(given) if is_of_python or not has_parameters else self.run(function, receiver, args, kwargs)
+
+    def _module_called(self, module: nn.Module, args: list[Value], kwargs: dict[str, Value], given: Value) -> Value:
+        if is_of_torch(kind_of(module)):
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                self.lookups.setdefault(module, []).append(given.is_position)
+            return given if not any(True for _ in module.parameters()) else Value(is_data=True)
+        if given.parameters or given.is_position or not given.is_data:
+            forward = self.attribute(module, "forward").objects
+            return joined([self.call(one, args, kwargs) for one in forward]) if forward else Value(is_data=True)
+        return Value(is_data=True)
+
+
+def is_of_torch(thing: Any) -> bool:
+    """Whether a class or function is one of PyTorch."""
+    return (getattr(thing, "__module__", None) or "torch").partition(".")[0] == "torch"
+
+
+def kind_of(module: nn.Module) -> type:
+    """The class of a module; of a parametrized one, from before."""
+    return type_before_parametrizations(module)
+
+
+def _input(name: str) -> Value:
+    return Value(is_position=True) if POSITIONS.search(name) else Value(is_data=True)
+
+
+def _own_functions(module: nn.Module) -> list[Any]:
+    """The functions of a module that run on data: ``forward``, and those that name a parameter of it.
+
+    All are those of its class, down to the class that has its ``forward``.
+    """
+    given = vars(module).get("forward")
+    if given is not None:
+        return [getattr(given, "__func__", given)]
+    found: dict[str, Any] = {}
+    for one in kind_of(module).__mro__:
+        if one is nn.Module or is_of_torch(one):
+            break
+        for name, value in vars(one).items():
+            if isinstance(value, FunctionType) and not name.startswith(("__", "reset", "init", "_init", "extra_repr")):
+                found.setdefault(name, value)
+        if "forward" in vars(one):
+            break
+    if "forward" not in found:
+        return list(found.values())
+    return [
+        one for name, one in found.items() if name == "forward" or set(one.__code__.co_names) & set(module._parameters)
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def _tree(function: Any) -> Any:
+    """The syntax tree of a function; None where there is no source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+        tree = ast.parse(source).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return None
+    return tree if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)) else None
