@@ -26,14 +26,14 @@ def local(data):
     scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
     with pyro.plate("rows", len(data)):
         shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(shift.unsqueeze(-1), scale).to_event(1), obs=data)
+        pyro.sample("y", dist.Normal(shift.unsqueeze(-1) + torch.zeros(2), scale).to_event(1), obs=data)
 
 
 def subsampled(data):
     scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
     with pyro.plate("rows", len(data), subsample_size=4) as index:
         shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(shift.unsqueeze(-1), scale).to_event(1), obs=data[index])
+        pyro.sample("y", dist.Normal(shift.unsqueeze(-1) + torch.zeros(2), scale).to_event(1), obs=data[index])
 
 
 def nested(data):
