@@ -26,6 +26,11 @@ def _fresh_pyro():
     pyro.clear_param_store()  # for the doctests, which run after
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in ("slow: left out unless asked for, pytest -m slow", "gpu: needs a CUDA device"):
+        config.addinivalue_line("markers", marker)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")

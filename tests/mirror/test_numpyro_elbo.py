@@ -52,7 +52,7 @@ PRECISIONS = {"float64": 1e-6, "float32": 1e-5}
 TABLE = [(family, options, ("local",) if options in SAME_NOISE else ESTIMATORS) for family, options in CASES]
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family, options, estimators", TABLE, ids=lambda v: "" if isinstance(v, tuple) else str(v))
 def test_terms_and_every_gradient_are_those_of_the_pyro_side(family, options, estimators, dtype, monkeypatch):
     """For every family and estimator: data term, KL of each site, loss and the gradient of every parameter."""

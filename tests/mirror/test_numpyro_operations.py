@@ -27,6 +27,9 @@ from pyro_vd.numpyro import posteriors as their_posteriors
 
 T = torch.Tensor
 
+# float64 tells a wrong formula; float32 only how it rounds.
+BOTH = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
+
 
 def conv(rank, x, w):
     spatial = "HWD"[:rank]
@@ -193,13 +196,13 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("row, estimator", CALLS)
 def test_outputs_and_gradients_of_every_operation_are_those_of_the_pyro_side(row, estimator, dtype, monkeypatch):
     assert_same_outputs(row, "log_sigma2", estimator, dtype, monkeypatch)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize(
     "family, estimator", [(f, e) for f, row in FAMILIES.items() for e in getattr(posteriors, row[0]).estimators]
 )

@@ -183,6 +183,7 @@ def test_the_table_is_complete():
     assert present == set(TABLE), "every example needs a row in TABLE"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_example(name, tmp_path):
     arguments, check = TABLE[name]
@@ -196,6 +197,7 @@ def test_example(name, tmp_path):
     assert not list(folder.iterdir()), "an example writes to --out only"
 
 
+@pytest.mark.slow
 def test_sparse_mlp_trains_on_numpyro(tmp_path):
     out = tmp_path / "out"
     done = run("sparse_mlp.py", ["--epochs", "2", "--backend", "numpyro", "--quiet", "--out", str(out)], tmp_path)
