@@ -103,6 +103,8 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
             continue
         if messenger.estimator == "shared" or name in messenger.shared_sites:
             continue
+        if messenger.estimator in getattr(base_distribution(site["fn"]), "estimators", ()):
+            continue  # a handler of the user has given it a value: posterior_mean, say
         if (name, "drawn once") not in warned:
             warned.add((name, "drawn once"))
             warnings.warn(

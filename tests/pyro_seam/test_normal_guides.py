@@ -125,3 +125,16 @@ def test_repr():
     assert repr(vd.TraceVD_ELBO()) == "TraceVD_ELBO(estimator='local', num_particles=1, kl_weight=1.0)"
     elbo = vd.TraceVD_ELBO("shared", num_particles=3, kl_weight=0.5)
     assert repr(elbo) == "TraceVD_ELBO(estimator='shared', num_particles=3, kl_weight=0.5)"
+
+
+@pytest.mark.parametrize("estimator", ["local", "per_example", "flipout"])
+def test_a_weight_that_a_handler_has_given_a_value_is_not_warned_of(estimator):
+    bnn = vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform())
+
+    def model(x):
+        with vd.data_plate(len(x), len(x)):
+            pyro.sample("y", dist.Normal(bnn(x), 1.0).to_event(1), obs=torch.zeros(len(x), 2))
+
+    guide = AutoSparseVD(model)
+    terms = vd.TraceVD_ELBO(estimator).terms(model, vd.posterior_mean(guide), torch.ones(4, 3))  # warnings are errors
+    assert terms.loss.isfinite()
