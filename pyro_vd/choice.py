@@ -231,7 +231,7 @@ class _Layers:
         named = left_out if share < LEAST_SHARE else unread
         others = [key for key in self.parameters if key not in random and key not in named]
         warnings.warn(
-            f"BayesianModule {name!r}: expected most matrices of the net to be random, got {share:.1%} of their "
+            f"BayesianModule {name!r}: expected the matrices of the net to be random, got {share:.1%} of their "
             f"elements; deterministic are those of {layers_named(self.by_class(named))} "
             f"({', '.join(dict.fromkeys(self.why_not(key, None) for key in named))}); write "
             f"where={as_where([*random, *named], others)} to make them random too, "

@@ -229,7 +229,7 @@ def _say_what_is_left_out(net: Net, chosen: list[str], name: str) -> None:
         layers.setdefault(kind, []).append(one.rpartition(".")[0])
     others = [n for n in net.parameters if n not in matrices and n not in chosen]
     warnings.warn(
-        f"BayesianModule {name!r}: expected most matrices of the net to be random, got {share:.1%} of their elements; "
+        f"BayesianModule {name!r}: expected the matrices of the net to be random, got {share:.1%} of their elements; "
         f"deterministic are those of {layers_named(layers)}, layers of which no weight is known; write "
         f"where={as_where([*chosen, *left_out], others)} to make them random too, "
         f"where={as_where(chosen, [*others, *left_out])} for this choice without the warning",
