@@ -12,6 +12,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import nn
 
 import pyro_vd as vd
+from pyro_vd.guides import AutoSparseVD
 
 X, Y = torch.ones(6, 4), torch.zeros(6, 2)
 LOC, SCALE = torch.linspace(-1, 1, 8).reshape(2, 4), torch.linspace(0.5, 1.5, 8).reshape(2, 4)
