@@ -261,5 +261,5 @@ def test_training_leaves_frozen_parameters_as_they_are(family, named):
 
 
 def test_a_net_that_is_frozen_as_a_whole_is_an_error():
-    with pytest.raises(ValueError, match=r"got none of .*, of which \['0.weight', '0.bias'\] are frozen"):
+    with pytest.raises(ValueError, match=r"got none of .*, of which .*'0.weight'.* are frozen"):
         vd.BayesianModule(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), NORMAL)
