@@ -124,17 +124,20 @@ def net_parameter(name: str, parameter: nn.Parameter) -> Tensor:
     """``pyro.param(name, parameter)``, which leaves no mark on the parameter.
 
     What Pyro returns points to the unconstrained tensor by a weak reference, with which no net can be pickled. Here
-    it is a view of the parameter that does.
+    it is a view of the parameter that does. A mark that was there stays: of a PyroModule around the net, whose
+    ``pyro.module`` has put the parameter into a trace.
     """
     return _net_parameter(name, parameter, constraint=constraints.real, event_dim=None, name=name)  # type: ignore
 
 
 @effectful(type="param")
 def _net_parameter(name: str, parameter: nn.Parameter, constraint: Any, event_dim: Any) -> Tensor:
+    marked = "unconstrained" in vars(parameter)
     stored: Any = pyro.get_param_store().setdefault(name, parameter, constraint)
     view: Any = stored.view_as(stored)
     view.unconstrained = weakref.ref(stored.unconstrained())
-    vars(parameter).pop("unconstrained", None)
+    if not marked:
+        vars(parameter).pop("unconstrained", None)
     return view
 
 

@@ -41,7 +41,7 @@ class GuideCovers(Messenger):
         if site_is_subsample(msg):
             return
         name, parameter = msg["name"], msg["infer"].get("net_parameter")
-        if parameter is not None and name in self.weights:
+        if parameter is not None and self.weights.get(name, parameter) is not parameter:
             raise ValueError(
                 f"site {name!r}: expected every BayesianModule of a model to have a name of its own, got two of one "
                 "name; write BayesianModule(..., name=...) for one of them"

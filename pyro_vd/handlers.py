@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Normal
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch.distributions import Distribution, Independent
 
 from pyro_vd._pyro import is_scoring
@@ -89,7 +90,7 @@ def posterior_mean(fn: Callable | None = None) -> Any:
 
 class _MeanMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["value"] is None and not msg["is_observed"]:
+        if msg["value"] is None and not msg["is_observed"] and not site_is_subsample(msg):
             msg["value"] = msg["fn"].mean
 
 

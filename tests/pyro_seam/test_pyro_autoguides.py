@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,8 +12,11 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoLowRankMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule
+from torch import nn
 
 import pyro_vd as vd
+from pyro_vd.guides import AutoMeanField
 
 DATA = torch.randn(10, 2, generator=torch.Generator().manual_seed(0)) + 2.0
 
@@ -60,6 +66,17 @@ def missing(data):
 def with_factor(data):
     mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 3.0).to_event(1))
     pyro.factor("likelihood", dist.Normal(mean, 1.0).log_prob(data).sum())
+
+
+class AroundANet(PyroModule):
+    def __init__(self, bnn):
+        super().__init__()
+        self.bnn = bnn
+
+    def forward(self, data):
+        mean = self.bnn(data)
+        with vd.data_plate(10, len(data)):
+            pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=data)
 
 
 MODELS = [flat, local, subsampled, nested, hierarchy, missing, with_factor]
@@ -121,3 +138,19 @@ def test_enumeration_is_refused():
 
     with pytest.raises(NotImplementedError, match="site 'component': expected a reparameterised guide distribution"):
         vd.TraceVD_ELBO().loss(mixture, discrete, DATA)
+
+
+@pytest.mark.parametrize("make_guide", [AutoMeanField, AutoNormal])
+def test_a_pyro_module_around_a_net_is_trained_by_svi_and_can_be_copied_and_pickled(make_guide):
+    """Pyro puts the net's parameters into the trace under names of its own as well."""
+    model = AroundANet(vd.BayesianModule(nn.Linear(2, 2), dist.Normal(0.0, 1.0)))
+    guide = make_guide(model)
+    guide(DATA)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), vd.TraceVD_ELBO("shared", analytic_only=False))
+    bias = model.bnn.net.bias.detach().clone()
+    for _ in range(2):
+        svi.step(DATA)
+    assert not torch.equal(model.bnn.net.bias, bias)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin.bnn.net.bias, model.bnn.net.bias)
+    svi.step(DATA)
