@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch._inductor
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
@@ -36,7 +37,7 @@ def is_recorded(tensor: Tensor) -> bool:
     Corners: ``FakeTensor``, torch/_subclasses/fake_tensor.py, and ``is_functorch_wrapped_tensor``,
     torch/csrc/functorch/init.cpp, tried since 2.13. A real tensor that a recording meets is an input of its graph.
     """
-    return isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
 
 
 def overrides_are_on() -> bool:

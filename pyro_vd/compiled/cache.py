@@ -87,9 +87,8 @@ class ProgramCache:
 
     def may_compile(self) -> bool:
         """Whether one program more may be compiled; if not, the cache is disabled."""
-        self._in_a_row = self._in_a_row + 1 if self._version != self._last_compiled else 0
         changed = self._difference()
-        if self._in_a_row >= MAX_IN_A_ROW:
+        if self._version != self._last_compiled and self._in_a_row + 1 >= MAX_IN_A_ROW:
             self.give_up(
                 f"{changed or 'what the model reads from elsewhere'} has another value in every step; make it a tensor"
             )
@@ -105,6 +104,7 @@ class ProgramCache:
         own = {tensor: None for tensor in read}
         reads = [(i, t, t.data_ptr()) for i, t in enumerate(surroundings.tensors) if t in own]
         self._entries[self._version, key] = _Entry(program, reads, surroundings)
+        self._in_a_row = self._in_a_row + 1 if self._version != self._last_compiled else 0
         self._last_compiled = self._version
 
     def clear(self) -> None:

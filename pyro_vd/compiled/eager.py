@@ -40,7 +40,9 @@ class EagerStep:
             self.meet(met)
         self.parameters.check(met)
         parameters = self.parameters.tensors
-        gradients = self._gradients(loss, parameters, step) if loss.requires_grad else [None] * len(parameters)
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        if loss.requires_grad:
+            gradients = self._gradients(loss, parameters, step)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if self.accumulate == 1:
                 parameter.grad = gradient

@@ -9,19 +9,23 @@ _DEPENDS_ON_DATA = ("DataDependent", "UnbackedSymNode", "_local_scalar_dense", "
 
 def reason_of(error: BaseException) -> str:
     """What stopped a recording or a compiler, and the line of the user's program where it did."""
-    name, text, line = type(error).__name__, str(error).strip(), users_line(error)
-    if _packs_sequences(error) or "_packed_sequence" in text or "PackedSequence" in text:
-        return (
-            "it packs sequences (torch.nn.utils.rnn), whose shapes depend on the lengths, which are data"
-            f"{line} ({name}); give the recurrent layer the padded batch and mask its output"
-        )
-    if any(part in name or part in text for part in _DEPENDS_ON_DATA):
-        return (
-            f"what it does depends on the value of a tensor (if, float(), .item(), a shape){line} ({name}: "
-            f"{text.splitlines()[0][:200] if text else 'no message'}); write it with torch.where, or give the step the "
-            "number as an argument"
-        )
-    return f"{name}: {text}{line}"
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for one in reversed(chain):  # the first to be raised; others may have taken it for something else
+        name, text, line = type(one).__name__, str(one).strip(), users_line(one) or users_line(error)
+        if _packs_sequences(one) or "_packed_sequence" in text or "PackedSequence" in text:
+            return (
+                "it packs sequences (torch.nn.utils.rnn), whose shapes depend on the lengths, which are data"
+                f"{line} ({name}); give the recurrent layer the padded batch and mask its output"
+            )
+        if any(part in name or part in text for part in _DEPENDS_ON_DATA):
+            return (
+                f"what it does depends on the value of a tensor (if, float(), .item(), a shape){line} ({name}: "
+                f"{text.splitlines()[0][:200] if text else 'no message'}); write it with torch.where, or give the step "
+                "the number as an argument"
+            )
+    return f"{type(error).__name__}: {str(error).strip()}{users_line(error)}"
 
 
 def _packs_sequences(error: BaseException) -> bool:

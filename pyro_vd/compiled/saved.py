@@ -50,12 +50,13 @@ def load_state(
             f"state: expected one of accumulate={accumulate}, got accumulate={state['accumulate']}; make the "
             "CompiledSVI with the latter"
         )
-    saved, kind = state["optimizer"], optimizer.saved()["kind"] if optimizer.is_made else None
+    saved = state["optimizer"]
     if state["parameters"]:
         _check_parameters(state, optimizer, parameters, surroundings)
         if not optimizer.is_pyro:
             optimizer.make(parameters.tensors)
-            kind = optimizer.saved()["kind"]
+    own = optimizer.saved()
+    kind = None if own is None else own["kind"]
     if saved is not None and optimizer.is_pyro != saved["is_pyro"]:
         kinds = ("a callable that returns a torch.optim.Optimizer", "a pyro.optim optimizer")
         raise ValueError(

@@ -104,5 +104,5 @@ class Surroundings:
             chain.from_iterable(self._lists),
             map(_CONTENTS, self.cells),
             chain.from_iterable(map(_FUNCTION, self.functions)),
-            map(call, self._read, self._read_names),
+            map(call, self._read, self._read_names),  # type: ignore[arg-type]
         )

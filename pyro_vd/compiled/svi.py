@@ -221,11 +221,13 @@ class CompiledSVI:
     def _eager_step(self, args: tuple, kwargs: dict, update: bool) -> Tensor:
         step, compiled = self._steps + 1, self._compiled
         with all_or_nothing(self._backup()) as backup:
+            is_first = update and not compiled.is_started and self.accumulate == 1
+            before = self._loss.surroundings().key if is_first else ()
             loss, _ = self._eager(args, kwargs, update, step)
             if update and not compiled.is_started:
                 compiled.start(loss.device)
-                known = backup.values.keys() >= set(self._parameters.tensors)
-                if known and self.accumulate == 1 and not (self._optimizer.state() or self._programs.ended):
+                known = is_first and self._loss.surroundings().key == before  # the guide had seen its model already
+                if known and not (self._optimizer.state() or self._programs.ended):
                     backup.restore_values()  # plain SGD, without a state: this step can be compiled as those after it
                     taken = compiled(args, kwargs, update, step)
                     loss = self._eager(args, kwargs, update, step)[0] if taken is None else taken

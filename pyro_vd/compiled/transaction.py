@@ -50,13 +50,13 @@ class Backup:
             tensor.copy_(value)
         for tensor, gradient, value in self._gradients:
             tensor.grad = gradient
-            if gradient is not None:
+            if gradient is not None and value is not None:
                 gradient.copy_(value)
         if not noise:
             return
         torch.set_rng_state(self._noise)
-        for device, noise in self._device_noise:
-            torch.cuda.set_rng_state(noise, device)
+        for device, state in self._device_noise:
+            torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager

@@ -64,8 +64,11 @@ def surroundings_of(
     for one in options:
         walk.options(one)
     for one in kept:
-        (walk.found.dicts if isinstance(one, dict) else walk.found.lists).append(one)
-        for value in one.values() if isinstance(one, dict) else ():
+        if isinstance(one, list):
+            walk.found.lists.append(one)
+            continue
+        walk.found.dicts.append(one)
+        for value in one.values():
             walk.hold("Pyro's store, or the state of the optimizer", value)
     walk.found.key = tuple(walk.key)
     return walk.found.remember()

@@ -116,7 +116,7 @@ def test_what_no_key_holds_is_noticed_at_a_power_of_two(kind, change):
         if not far[-1]:
             return 0.0
         if kind == "structure":
-            pyro.sample("extra", dist.Normal(7.0, 1.0), obs=torch.zeros(()))
+            pyro.sample("extra", dist.Normal(7.0, 1.0), obs=torch.zeros(8))
         return 5.0
 
     svi = vd.CompiledSVI(*regression(shift), pyro.optim.Adam({"lr": 0.05}), vd.TraceVD_ELBO())
