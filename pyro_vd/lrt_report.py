@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
 
 from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.common.reports import LRTReport, WeightUse
 from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
-
-
-@dataclass(frozen=True)
-class WeightUse:
-    """One site: its number of weights, the operations that used them, in order, and how they were sampled.
-
-    ``how`` is "local", "one draw", or "not used".
-    """
-
-    site: str
-    shape: tuple[int, ...]
-    weights: int
-    operations: tuple[str, ...]
-    how: str
-
-
-@dataclass(frozen=True)
-class LRTReport:
-    """What :func:`lrt_report` returns: ``rows``, one for each site. Prints as a table."""
-
-    rows: tuple[WeightUse, ...]
-
-    @property
-    def share(self) -> float:
-        """Weights sampled locally / all random weights, in 0..1."""
-        return sum(row.weights for row in self.rows if row.how == "local") / sum(row.weights for row in self.rows)
-
-    def __str__(self) -> str:
-        width = max(len(row.site) for row in self.rows)
-        lines = [f"{'site':<{width}}  {'shape':>14}  {'weights':>9}  {'sampled':<8}  operations"]
-        for row in self.rows:
-            shape = "x".join(map(str, row.shape))
-            operations = ", ".join(dict.fromkeys(row.operations))
-            lines.append(f"{row.site:<{width}}  {shape:>14}  {row.weights:>9,}  {row.how:<8}  {operations}")
-        return "\n".join([*lines, f"{self.share:.1%} of the weights are sampled locally"])
 
 
 @torch.no_grad()

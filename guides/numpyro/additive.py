@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from pyro_vd.common.guide_options import checked_options
-from pyro_vd.guides.numpyro.base import Params, WeightGuide, projected
+from pyro_vd.guides.numpyro.base import Params, WeightGuide
+from pyro_vd.guides.numpyro.parameters import projected
 from pyro_vd.numpyro.kl import log_alpha_additive
 from pyro_vd.numpyro.posteriors import DropoutNormal
 

@@ -12,28 +12,36 @@ import jax.numpy as jnp
 import numpyro
 import optax
 from jax import Array
-from numpyro.distributions import constraints
-from numpyro.infer.autoguide import AutoGuide, AutoNormal
+from numpyro.infer.autoguide import AutoGuide
 
 from pyro_vd.guides.base import Where, site_matcher
-from pyro_vd.guides.numpyro.starts import alone, init_to_net_value, seen, started
-from pyro_vd.numpyro.checks import latent_sites, require_key
-from pyro_vd.numpyro.estimators import check_precision
-from pyro_vd.numpyro.handlers import base_distribution
+from pyro_vd.guides.numpyro.coverage import (
+    check_weights,
+    covered_sites,
+    is_weight,
+    plate_sizes,
+    unit_dim,
+)
+from pyro_vd.guides.numpyro.nets import forget_start, known_weights, nets_of
+from pyro_vd.guides.numpyro.other_site import OtherSite, other_site
+from pyro_vd.guides.numpyro.parameters import Parameters, Params
+from pyro_vd.guides.numpyro.starts import init_to_net_value, seen, started
+from pyro_vd.numpyro._jax import is_traced
+from pyro_vd.numpyro._numpyro import current_key, handlers_are_active, note_plates
+from pyro_vd.numpyro.arguments import check_data, check_params, require_key
 from pyro_vd.numpyro.posteriors import WeightPosterior
-from pyro_vd.numpyro.priors import ImproperLogUniform
-
-Params = Mapping[str, Any]
 
 
 class WeightGuide(AutoGuide):
     """Abstract: a mean-field automatic guide with a :class:`WeightPosterior` at every weight site.
 
     Weight sites are those of a :class:`pyro_vd.numpyro.BayesianModule`, those with the improper log-uniform prior,
-    and those that ``where`` names. Without ``where``, every other latent site (a noise scale, say) gets NumPyro's
-    ``AutoNormal``, whose KL is estimated from its draw. With ``where``, only the sites it matches are
-    covered, and several guides are combined by :func:`pyro_vd.guides.numpyro.mixed_guide`. The parameters are named
-    ``f"{prefix}.{quantity}.{site}"``; whatever reads them takes ``params``, as ``svi.get_params`` returns them.
+    and those that ``where`` names. Without ``where``, every other latent site (a noise scale, say) is covered as
+    NumPyro's ``AutoNormal`` does it, with a KL estimated from its draw; with ``where``, only the sites it matches are,
+    and several guides are combined by :func:`pyro_vd.guides.numpyro.mixed_guide`. A site without an observation in a
+    minibatch (inside a :func:`pyro_vd.numpyro.data_plate`, or a plate that subsamples) is the model's to predict, and
+    never covered. The parameters are named ``f"{prefix}.{quantity}.{site}"``; whatever reads them takes ``params``, as
+    ``svi.get_params`` returns them. The weights of a bound net are known before the first call.
 
     Args:
         model: a NumPyro model.
@@ -61,20 +69,20 @@ class WeightGuide(AutoGuide):
     ):
         self._where = None if where is None else site_matcher(where)
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        self._weights: dict[str, Any] = {}  # messages of the weight sites
+        self._others: dict[str, OtherSite] = {}
+        self._parameters = Parameters(type(self).__name__, prefix)
+        self._drawn_nets: list[Any] | None = None  # by a look with parameters given
 
     @property
     def weight_sites(self) -> tuple[str, ...]:
-        """Names of the sites that are random weights, in model order.
+        """Names of the sites that are random weights, in model order; before the first call those of its nets.
 
         Raises:
-            ValueError: before the first call, when the model has not been seen.
+            ValueError: before the first call, where the model refers to no net, or to one that is not bound yet.
         """
-        if self.prototype_trace is None:
-            raise ValueError(
-                f"{type(self).__name__}: expected a guide that has seen its model once, got a new one; call "
-                "svi.init(rng_key, *args) with the arguments of the model first"
-            )
-        return self._weight_sites
+        self._know_weights()
+        return tuple(self._weights)
 
     @abstractmethod
     def posterior(self, params: Params, site: str) -> WeightPosterior:
@@ -85,7 +93,16 @@ class WeightGuide(AutoGuide):
         """Make the parameters of one weight site, its mean starting at ``value``."""
 
     def posteriors(self, params: Params) -> dict[str, WeightPosterior]:
-        """The distribution of every weight site."""
+        """The distribution of every weight site.
+
+        Args:
+            params: as ``svi.get_params`` returns them; those of the model may be among them.
+
+        Raises:
+            ValueError: a parameter is missing, has another shape, or is of another family of guides.
+            TypeError: ``params`` is no mapping from names to arrays.
+        """
+        self._check_given(params)
         return {site: self.posterior(params, site) for site in self.weight_sites}
 
     def log_alpha(self, params: Params, site: str) -> Array:
@@ -96,7 +113,7 @@ class WeightGuide(AutoGuide):
         Raises:
             ValueError: not a weight site of this guide.
         """
-        return self.posterior(params, self._known(site)).log_alpha
+        return self.posterior(check_params(type(self).__name__, params), self._known(site)).log_alpha
 
     def dropout_rate(self, params: Params, site: str) -> Array:
         """Probability of dropping with the noise ratio of ``site``, ``alpha / (1 + alpha)``; shape as ``log_alpha``."""
@@ -104,44 +121,46 @@ class WeightGuide(AutoGuide):
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Sample every site; returns a dict from site name to value."""
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
+        if self.prototype_trace is None or (self._drawn_nets is not None and not self._are_given()):
+            self._look(args, kwargs)
         plates = self._create_plates(*args, **kwargs)
-        params = {name: numpyro.param(name, value) for name, value in self._learned.items()}
+        params = {name: numpyro.param(name, value) for name, value in self._parameters.learned.items()}
         result: dict[str, Any] = {}
         for site in self._order:  # that of the model: other ELBOs take another for a sign of dependence
-            if site in self._others:
-                result.update(self._others[site](*args, **kwargs))
-                continue
-            message = self.prototype_trace[site]  # type: ignore
-            posterior = self.posterior(params, site)
+            other, message = self._others.get(site), self._weights.get(site)
             with ExitStack() as stack:
-                for frame in message["cond_indep_stack"]:
+                for frame in other.frames if message is None else message["cond_indep_stack"]:  # type: ignore
                     stack.enter_context(plates[frame.name])
+                if other is not None:
+                    result[site] = other.sample()
+                    continue
+                assert message is not None
+                posterior = self.posterior(params, site)
                 result[site] = numpyro.sample(site, posterior.to_event(message["fn"].event_dim - posterior.event_dim))
-        if any(isinstance(value, jax.core.Tracer) for value in self._starts.values()):  # type: ignore
-            self.prototype_trace = None  # the first call was traced: what it saw does not outlive the trace
+        if any(map(is_traced, jax.tree.leaves([self._parameters.starts, list(self._others.values())]))):
+            # The first call was traced: what it saw does not outlive the trace.
+            self.prototype_trace, self._weights = None, {}
         return result
 
     def median(self, params: Params) -> dict[str, Array]:
         """The posterior mean of every weight, and the median of every other site."""
         medians: dict[str, Any] = {site: posterior.mean for site, posterior in self.posteriors(params).items()}
-        for part in self._others.values():
-            medians.update(part.median(params))  # type: ignore
-        return {site: medians[site] for site in self._order}
+        medians |= {name: other.median(params) for name, other in self._others.items()}
+        return {site: medians[site] for site in self._sites(params)}
 
     def sample_posterior(
         self, rng_key: Array, params: Params, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
     ) -> dict[str, Any]:
         """Draws of every site, shape ``sample_shape + shape of the site``; coherent weight draws."""
-        keys = jax.random.split(require_key(f"{type(self).__name__}.sample_posterior", rng_key), len(self._order))
-        draws = {}
-        for site, key in zip(self._order, keys, strict=True):
-            if site in self._others:
-                draws.update(self._others[site].sample_posterior(key, params, sample_shape=sample_shape))  # type: ignore
-            else:
-                draws[site] = self.posterior(params, site).sample(key, sample_shape)
-        return draws
+        require_key(f"{type(self).__name__}.sample_posterior", rng_key)
+        posteriors, order = self.posteriors(params), self._sites(params)
+        keys = jax.random.split(rng_key, len(order))
+        return {
+            site: posteriors[site].sample(key, sample_shape)
+            if site in posteriors
+            else self._others[site].sample_posterior(key, params, sample_shape)
+            for site, key in zip(order, keys, strict=True)
+        }
 
     def set_learnable(
         self, quantity: str, learnable: bool = True, where: Where = None, *, params: Params | None = None
@@ -161,17 +180,14 @@ class WeightGuide(AutoGuide):
             ValueError: no such quantity; one without a gradient.
         """
         sites = [site for site in self.weight_sites if where is None or site_matcher(where)(site)]
-        quantities = {name[len(self.prefix) + 1 :].partition(".")[0] for name in self._starts}
+        quantities = self._parameters.quantities
         if quantity not in quantities:
             raise ValueError(f"set_learnable: expected one of {sorted(quantities)}, got {quantity!r}")
         if not sites:
             raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {where!r}")
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
-        self._starts.update({name: params[name] for name in self._starts if params is not None and name in params})
-        for site in sites:
-            name = self._parameter(quantity, site)
-            self._fixed.discard(name) if learnable else self._fixed.add(name)
+        self._parameters.set_learnable(quantity, sites, learnable, params)
 
     def project(self, params: Params) -> dict[str, Any]:
         """The parameters as this guide reads them: within the bounds that its family has, if any."""
@@ -190,110 +206,93 @@ class WeightGuide(AutoGuide):
 
         return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        key = require_key(type(self).__name__, numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)  # type: ignore
-        self.prototype_trace = seen(started(self.model, key, self.init_loc_fn), args, kwargs)
-        self._prototype_frames, self._prototype_frame_full_sizes = {}, {}
-        for name, site in self.prototype_trace.items():
-            if site["type"] == "sample" and not site["is_observed"]:
-                self._prototype_frames.update({frame.name: frame for frame in site["cond_indep_stack"]})
-            elif site["type"] == "plate":
-                self._prototype_frame_full_sizes[name] = site["args"][0]
-        latent = dict(latent_sites(self.prototype_trace))
-        covered = self._where or (lambda name: _is_weight(latent[name]))
-        weights = tuple(name for name in latent if covered(name))
-        if not weights:
-            self.prototype_trace = None
-            weight = "is a weight (of a BayesianModule, or under ImproperLogUniform)"
-            reason = weight if self._where is None else "matches where"
-            raise ValueError(
-                f"{type(self).__name__}: expected a latent site that {reason}, got the sites {list(latent)}; name the "
-                "weights with where="
-            )
-        self._weight_sites = weights
-        self._starts: dict[str, Array] = {}
-        self._fixed: set[str] = set()
-        self._init_keys = dict(zip(weights, jax.random.split(jax.random.fold_in(key, 1), len(weights)), strict=True))
-        with jax.ensure_compile_time_eval():
-            for site in weights:
-                self._check_site(site, latent[site])
-                check_precision(f"site {site!r}", "the value that it starts from", latent[site]["value"])
-                self._init_weight(site, jnp.asarray(latent[site]["value"]), latent[site])
-        rest = [name for name in latent if name not in weights] if self._where is None else []
-        self._order = tuple(name for name in latent if name in weights or name in rest)
-        start: Any = self.init_loc_fn
-        self._others = {
-            site: AutoNormal(alone(self.model, key, start, site), prefix=self.prefix, init_loc_fn=start)
-            for site in rest
-        }
+    def _look(self, args: tuple, kwargs: dict) -> None:
+        """See the model. A look with parameters given, to predict, is no start of a training: that looks anew."""
+        forget_start(self._drawn_nets or ())
+        unbound = [net for net in nets_of(self.model) if not net.priors]
+        self._setup_prototype(*args, **kwargs)
+        self._drawn_nets = unbound if self._are_given() else None
 
-    def _check_site(self, site: str, message: Any) -> None:
-        """Raise where this family cannot cover a site."""
-        support = message["fn"].support
-        while hasattr(support, "base_constraint"):  # of to_event
-            support = support.base_constraint
-        if support is not constraints.real:
+    def _are_given(self) -> bool:
+        """Whether handlers around this call give the parameters."""
+        return handlers_are_active() and any(numpyro.param(name) is not None for name in self._parameters.learned)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        key = require_key(type(self).__name__, current_key())
+        check_data(type(self).__name__, args, kwargs)
+        program = started(self.model, key, self.init_loc_fn)
+        trace = seen(program, args, kwargs)
+        latent = covered_sites(program, trace, self._where, args, kwargs)
+        covered = self._where or (lambda name: is_weight(latent[name]))
+        self._cover({name: message for name, message in latent.items() if covered(name)}, list(latent), key)
+        rest = [] if self._where is not None else [name for name in latent if name not in self._weights]
+        self._others = {name: other_site(name, latent[name], self.prefix, type(self).__name__) for name in rest}
+        self._order = tuple(name for name in latent if name in self._weights or name in self._others)
+        frames = {frame.name: frame for name in self._order for frame in latent[name]["cond_indep_stack"]}
+        note_plates(self, frames, plate_sizes(trace))
+        self.prototype_trace = trace
+
+    def _know_weights(self) -> None:
+        """Before the model has been seen: the weights of the nets that it refers to."""
+        if self._weights:
+            return
+        known = {n: m for n, m in known_weights(self.model).items() if self._where is None or self._where(n)}
+        if not known:
             raise ValueError(
-                f"site {site!r}: expected a weight on the real line for {type(self).__name__}, got a prior "
-                f"{type(base_distribution(message['fn'])).__name__} with support {support}; leave it out of where= "
-                "and cover it with numpyro.infer.autoguide.AutoNormal"
+                f"{type(self).__name__}: expected a guide that has seen its model once, or a model with a "
+                "BayesianModule of a bound net, got a new guide; call svi.init(rng_key, *args) with the arguments of "
+                "the model first"
             )
-        shape = tuple(message["fn"].event_shape)
-        if self.unit_dim is not None and len(shape) < 2:
-            raise ValueError(
-                f"site {site!r}: expected a weight of two dimensions or more for {type(self).__name__}, whose noise is "
-                f"shared by the units of a layer, got shape {shape}; cover it with AutoSparseVD, AutoMeanField or "
-                "AutoVariationalDropout, whose noise is per weight, or leave it out of where="
-            )
-        if self.unit_dim is not None and not -len(shape) <= self.unit_dim < len(shape):
-            raise ValueError(
-                f"site {site!r}: expected a weight with dimension {self.unit_dim} for its units, got shape {shape}; "
-                f"give {type(self).__name__} another unit_dim"
-            )
+        self._cover(known, list(known), jax.random.key(0))
+
+    def _cover(self, weights: dict[str, Any], latent: list[str], key: Array) -> None:
+        """Make the parameters of every weight."""
+        check_weights(type(self).__name__, self.unit_dim, weights, latent, self._where is None)
+        self._weights = weights
+        self._parameters.starts, self._parameters.fixed = {}, set()
+        self._init_keys = dict(zip(weights, jax.random.split(jax.random.fold_in(key, 1), len(weights)), strict=True))
+        try:
+            with jax.ensure_compile_time_eval():
+                for site, message in weights.items():
+                    self._init_weight(site, jnp.asarray(message["value"]), message)
+        except Exception:
+            self._weights = {}
+            raise
 
     def _units(self, site: str, dim: int) -> int:
         """The dimension of the weight at ``site`` that is ``dim`` in the order (output, input, *spatial).
 
         The weights of flax have their units last; those of a model without a BayesianModule are taken as they are.
         """
-        dims = self.prototype_trace[site]["infer"].get("unit_dims", (0, 1))
-        return dims[dim] if dim in (0, 1) else dim
+        return unit_dim(site, self._weights[site], dim)
 
     def _known(self, site: str) -> str:
-        if site not in self.weight_sites:
+        self._know_weights()
+        if site not in self._weights:
             raise ValueError(f"site: expected one of the weight sites {list(self.weight_sites)}, got {site!r}")
         return site
 
-    @property
-    def _learned(self) -> dict[str, Array]:
-        return {name: value for name, value in self._starts.items() if name not in self._fixed}
-
     def _parameter(self, quantity: str, site: str) -> str:
-        return f"{self.prefix}.{quantity}.{site}"
+        return self._parameters.name(quantity, site)
 
     def _store(self, quantity: str, site: str, value: Array, learnable: bool = True) -> None:
         """Start a parameter, or keep a constant, under the name of ``quantity`` at ``site``."""
-        name = self._parameter(quantity, site)
-        self._starts[name] = value
-        if not learnable:
-            self._fixed.add(name)
+        self._parameters.store(quantity, site, value, learnable)
 
     def _read(self, params: Params, quantity: str, site: str) -> Array:
-        name = self._parameter(quantity, site)
-        if name not in params and name not in self._fixed:
-            raise ValueError(
-                f"params: expected the parameters of this {type(self).__name__}, with {name!r}, got {sorted(params)}; "
-                "write svi.get_params(svi_state)"
-            )
-        value = self._starts[name] if name in self._fixed else params[name]
-        check_precision(f"parameter {name!r}", "its value", value)
-        return value
+        self._know_weights()
+        return self._parameters.read(params, quantity, site)
 
+    def _check_given(self, params: Params) -> None:
+        """Raise for parameters of another family, and for those of weights that have not been seen yet."""
+        check_params(type(self).__name__, params)
+        self._know_weights()
+        self._parameters.check_family(params, self._weights)
+        if self.prototype_trace is None:
+            self._parameters.check_seen(params, self._weights, self._where)
 
-def projected(value: Array, projection: Array) -> Array:
-    """The value of ``projection`` with the gradient of ``value``."""
-    return value + jax.lax.stop_gradient(projection - value)
-
-
-def _is_weight(message: Any) -> bool:
-    return "net_parameter" in message["infer"] or isinstance(base_distribution(message["fn"]), ImproperLogUniform)
+    def _sites(self, params: Params) -> tuple[str, ...]:
+        """All sites in order; before the first call those of the nets, where there can be no other."""
+        if self.prototype_trace is None:
+            self._parameters.check_no_other(params)
+        return self.weight_sites if self.prototype_trace is None else self._order

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 from jax import Array
+from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 
 from pyro_vd.common.guide_options import check_parts
-from pyro_vd.guides.numpyro.base import Params
+from pyro_vd.guides.numpyro.base import Params, WeightGuide
+from pyro_vd.numpyro.arguments import check_params, check_program, kind_of, require_key
 from pyro_vd.numpyro.posteriors import WeightPosterior
 
 
@@ -19,14 +21,34 @@ class MixedGuide(AutoGuide):
 
     def __init__(self, model: Callable, guides: tuple[Any, ...]):
         super().__init__(model)
+        check_program("mixed_guide", "model", model)
+        wrong = [guide for guide in guides if not isinstance(guide, AutoGuide)]
+        if wrong or not guides:
+            raise TypeError(
+                "mixed_guide: expected automatic guides after the model, got "
+                f"{kind_of(wrong[0]) if wrong else 'none'}; write "
+                "mixed_guide(model, AutoSparseVD(model, where=...), AutoMeanField(model, where=...))"
+            )
         self.guides = guides
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Sample every site of every part; returns a dict from site name to value."""
-        return {site: value for guide in self.guides for site, value in guide(*args, **kwargs).items()}
+        result: dict[str, Any] = {}
+        for guide in self.guides:
+            part: Any = guide if isinstance(guide, WeightGuide) else handlers.infer_config(guide, config_fn=_estimated)
+            drawn = part(*args, **kwargs)
+            twice = sorted(result.keys() & drawn.keys())
+            if twice:
+                raise ValueError(
+                    f"mixed_guide: expected no two guides on the same site, got {twice} twice; give each guide a "
+                    "where= of its own"
+                )
+            result |= drawn
+        return result
 
     def posteriors(self, params: Params) -> dict[str, WeightPosterior]:
         """The distribution of every weight site of every part."""
+        check_params("mixed_guide", params)
         parts = [guide.posteriors(params) for guide in self.guides if hasattr(guide, "posteriors")]
         return {site: posterior for part in parts for site, posterior in part.items()}
 
@@ -38,12 +60,17 @@ class MixedGuide(AutoGuide):
         self, rng_key: Array, params: Params, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
     ) -> dict[str, Any]:
         """Draws of every site of every part."""
-        keys = jax.random.split(rng_key, len(self.guides))
+        keys = jax.random.split(require_key("mixed_guide.sample_posterior", rng_key), len(self.guides))
         parts = [
             guide.sample_posterior(key, params, *args, sample_shape=sample_shape, **kwargs)
             for guide, key in zip(self.guides, keys, strict=True)
         ]
         return {site: value for part in parts for site, value in part.items()}
+
+
+def _estimated(site: Any) -> dict[str, Any]:
+    """What TraceVD_ELBO asks: the KL of a site of NumPyro's own guides is estimated where it has no closed form."""
+    return {"estimate_kl": True}
 
 
 def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
@@ -55,6 +82,10 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
     Args:
         model: the NumPyro model.
         *guides: guides with ``where=``, no two on the same site, or any other automatic guide of a part.
+
+    Raises:
+        TypeError: no guide, or what is no automatic guide.
+        ValueError: two guides on one site, when it is called.
 
     Example:
         >>> import equinox as eqx, jax.numpy as jnp, numpyro, pyro_vd.numpyro as vd

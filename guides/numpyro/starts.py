@@ -1,4 +1,4 @@
-"""Where a guide starts: its model seen once for the shapes of its sites, with nothing computed but their starts."""
+"""Where a guide starts: its model seen once for the shapes of its sites."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from jax import Array
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_median
 
+from pyro_vd.numpyro._jax import is_traced
+from pyro_vd.numpyro.checks import latent_sites
 from pyro_vd.numpyro.handlers import base_distribution
 from pyro_vd.numpyro.priors import ImproperLogUniform
 
@@ -36,11 +38,26 @@ def init_to_net_value(site: Any = None) -> Any:
     return init_to_median(site)
 
 
-def started(model: Callable, key: Array, init_loc_fn: Callable, other: str | None = None) -> Callable:
-    """The model with every latent site at its start, but for the one that another guide starts."""
+def seen(program: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The sites of a program that :func:`started` made.
+
+    It is run for its shapes alone, and nothing is computed but the starts. Where a start or a distribution is made of
+    arrays that the model computes, it is run for their values too.
+    """
+    sites: dict[str, Any] = {}
+    with handlers.block():
+        jax.eval_shape(lambda: sites.update(handlers.trace(program).get_trace(*args, **kwargs)))
+        if any(map(_is_abstract, dict(latent_sites(sites)).values())):
+            with jax.ensure_compile_time_eval():
+                sites = handlers.trace(program).get_trace(*args, **kwargs)
+    return sites
+
+
+def started(model: Callable, key: Array, init_loc_fn: Callable) -> Callable:
+    """The model with every latent site at its start."""
 
     def value(site: Any) -> Any:
-        if site["type"] != "sample" or site["is_observed"] or site["value"] is not None or site["name"] == other:
+        if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
             return None
         with jax.ensure_compile_time_eval():
             return init_loc_fn(site)
@@ -52,19 +69,10 @@ def started(model: Callable, key: Array, init_loc_fn: Callable, other: str | Non
     return handlers.substitute(seeded, substitute_fn=value)
 
 
-def alone(model: Callable, key: Array, init_loc_fn: Callable, site: str) -> Callable:
-    """The model with its plates and this one latent site, for a guide of it."""
-    return handlers.block(
-        started(model, key, init_loc_fn, site), hide_fn=lambda msg: msg["type"] != "plate" and msg.get("name") != site
-    )
-
-
-def seen(program: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The sites of a program that :func:`started` made."""
-    sites: dict[str, Any] = {}
-    with handlers.block():
-        jax.eval_shape(lambda: sites.update(handlers.trace(program).get_trace(*args, **kwargs)))
-    return sites
+def _is_abstract(site: Any) -> bool:
+    """Whether what is kept of a latent site is not known: its start, or the distribution of one beside the weights."""
+    kept = [site["value"]] if "net_parameter" in site["infer"] else [site["value"], site["fn"]]
+    return any(map(is_traced, jax.tree.leaves(kept)))
 
 
 class _Seed(handlers.seed):

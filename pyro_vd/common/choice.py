@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from pyro_vd.common.options import shown
+from pyro_vd.common.options import kind_of, shown
 
 LEAST_SHARE = 0.5  # of the elements of matrices; below it the layers left out are named
 _LAYERS_NAMED = 8  # in a message
@@ -112,7 +112,7 @@ def prior_for(
         )
     if not isinstance(found, family):
         raise TypeError(
-            f"prior: expected a {library} distribution for parameter {name!r}, got {type(found).__name__}; {advice}"
+            f"prior: expected a {library} distribution for parameter {name!r}, got {kind_of(found)}; {advice}"
         )
     _check_shape(found, name, tuple(parameter.shape))
     return found

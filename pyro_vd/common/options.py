@@ -150,6 +150,17 @@ def as_number(value: Any) -> float | None:
     return None
 
 
+def kind_of(value: Any) -> str:
+    """What a value is, in words for an error."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    library = type(value).__module__.partition(".")[0]
+    name = type(value).__name__
+    kind = name if library in ("builtins", "pyro_vd", "__main__") else f"{library}'s {name}"
+    dtype = getattr(value, "dtype", None)
+    return f"{kind} of {dtype}" if dtype is not None else kind
+
+
 def shown(value: Any) -> str:
     """A value in an error: itself where that is short, otherwise what it is."""
     if isinstance(value, type):

@@ -1,9 +1,9 @@
-"""What a user prints: tables of sparsity, of gradient variance, and of the parameters of a net."""
+"""What a user prints: tables of sparsity, of gradient variance, of weights and their uses, and of operations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -177,3 +177,47 @@ class GradientVariance:
         lines = [f"{'parameter':<{width}}  {'elements':>9}  mean variance over {self.num_draws} draws"]
         lines += [f"{n:<{width}}  {self._elements(n):>9,}  {value:.4e}" for n, value in rows.items()]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """One site: its number of weights, the operations that used them, in order, and how they were sampled.
+
+    ``how`` is "local", "one draw", or "not used".
+    """
+
+    site: str
+    shape: tuple[int, ...]
+    weights: int
+    operations: tuple[str, ...]
+    how: str
+
+
+@dataclass(frozen=True)
+class LRTReport:
+    """What :func:`lrt_report` returns: ``rows``, one for each site. Prints as a table."""
+
+    rows: tuple[WeightUse, ...]
+
+    @property
+    def share(self) -> float:
+        """Weights sampled locally / all random weights, in 0..1."""
+        return sum(row.weights for row in self.rows if row.how == "local") / sum(row.weights for row in self.rows)
+
+    def __str__(self) -> str:
+        width = max(len(row.site) for row in self.rows)
+        lines = [f"{'site':<{width}}  {'shape':>14}  {'weights':>9}  {'sampled':<8}  operations"]
+        for row in self.rows:
+            shape = "x".join(map(str, row.shape))
+            operations = ", ".join(dict.fromkeys(row.operations))
+            lines.append(f"{row.site:<{width}}  {shape:>14}  {row.weights:>9,}  {row.how:<8}  {operations}")
+        return "\n".join([*lines, f"{self.share:.1%} of the weights are sampled locally"])
+
+
+def markdown_table(rows: Iterable[tuple[tuple[str, ...], tuple[str, ...], str, str]]) -> str:
+    """The table of operations in Markdown; a row has operations, weight arguments, kind, and what is dropped."""
+    lines = ['| operation | weight argument | under "local" | what is dropped |', "|---|---|---|---|"]
+    for operations, weights, kind, drops in rows:
+        names, arguments = (", ".join(f"`{name}`" for name in several) for several in (operations, weights))
+        lines.append(f"| {names} | {arguments} | {kind} | {drops} |")
+    return "\n".join(lines)

@@ -2,20 +2,26 @@
 
 from pyro_vd.common.bits import BitsReport as BitsReport
 from pyro_vd.common.names import public_names as _public_names
+from pyro_vd.common.reports import LRTReport as LRTReport
 from pyro_vd.common.threshold import ThresholdCurve as ThresholdCurve
 from pyro_vd.convert import from_numpyro as from_numpyro
 from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.numpyro import kl as kl
+from pyro_vd.numpyro import operations as operations
 from pyro_vd.numpyro.elbo import LossTerms as LossTerms
 from pyro_vd.numpyro.elbo import TraceVD_ELBO as TraceVD_ELBO
+from pyro_vd.numpyro.estimators import LinearOp as LinearOp
 from pyro_vd.numpyro.gradient_variance import GradientVariance as GradientVariance
 from pyro_vd.numpyro.gradient_variance import gradient_variance as gradient_variance
 from pyro_vd.numpyro.handlers import flipout as flipout
 from pyro_vd.numpyro.handlers import lrt as lrt
 from pyro_vd.numpyro.handlers import per_example as per_example
 from pyro_vd.numpyro.handlers import posterior_mean as posterior_mean
+from pyro_vd.numpyro.lrt_report import lrt_report as lrt_report
 from pyro_vd.numpyro.module import BayesianModule as BayesianModule
-from pyro_vd.numpyro.module import data_plate as data_plate
+from pyro_vd.numpyro.operations import operations_table as operations_table
+from pyro_vd.numpyro.operations import register_rule as register_rule
+from pyro_vd.numpyro.plates import data_plate as data_plate
 from pyro_vd.numpyro.posteriors import BernoulliDropout as BernoulliDropout
 from pyro_vd.numpyro.posteriors import ConcreteDropout as ConcreteDropout
 from pyro_vd.numpyro.posteriors import CorrelatedDropoutNormal as CorrelatedDropoutNormal

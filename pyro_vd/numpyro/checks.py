@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro.primitives import Messenger
-from numpyro.util import is_prng_key
 
+from pyro_vd.numpyro._jax import is_traced
+from pyro_vd.numpyro.arguments import check_names
 from pyro_vd.numpyro.handlers import base_distribution
 
 
@@ -43,6 +44,12 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
                 "distributions in the guide must be fully reparameterized; use numpyro.infer.TraceGraph_ELBO for this "
                 "guide"
             )
+        if name in model_trace and model_trace[name].get("is_observed"):
+            raise ValueError(
+                f"site {name!r}: expected a guide of the latent sites of the model, got one that samples what the "
+                "model observes; was an automatic guide first called without the labels? Make a new guide, and put the "
+                "labels into vd.data_plate, or give them in the first call"
+            )
         if name not in model_trace and not site["infer"].get("is_auxiliary"):
             raise ValueError(
                 f"site {name!r}: expected a guide with the sites of the model, {_latent_names(model_trace)}, got one "
@@ -50,10 +57,42 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
             )
 
 
+def check_labels(model_trace: Any) -> None:
+    """Raise where an observed value would be broadcast against its likelihood, or the other way round."""
+    for name, site in model_trace.items():
+        if site["type"] != "sample" or not site["is_observed"]:
+            continue
+        fn, got = site["fn"], jnp.shape(site["value"])
+        expected = (*site["kwargs"].get("sample_shape", ()), *fn.batch_shape, *fn.event_shape)
+        if got != expected:
+            raise ValueError(
+                f"site {name!r}: expected an observed value of shape {tuple(expected)}, that of its likelihood "
+                f"{describe(fn)} (batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}), got {tuple(got)}, "
+                f"which would be broadcast; {_reshaped(tuple(expected), tuple(got))}"
+            )
+
+
+def _reshaped(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    if tuple(size for size in got if size != 1) == tuple(size for size in expected if size != 1):
+        return f"write obs=y.reshape({expected}) if the values are in that order, or give the likelihood y's shape"
+    return "give the model labels and inputs of the same examples, or the likelihood y's shape (.to_event, .squeeze)"
+
+
+def check_parameter_sites(owner: str, params: Mapping[str, Any], guide_trace: Any, model_trace: Any = None) -> None:
+    """Raise unless ``params`` has every parameter of the guide, and of the model, and no other.
+
+    Before the model has run it is only asked what is missing in the guide.
+    """
+    sites = [*guide_trace.items(), *([] if model_trace is None else model_trace.items())]
+    needed = {name: None for name, site in sites if site["type"] == "param"}
+    state = {name for name, site in sites if site["type"] == "mutable"}
+    check_names(owner, params, needed, params if model_trace is None else state)
+
+
 def check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
     """Raise where model and guide scale a latent site differently."""
     model_scale, guide_scale = (1.0 if scale is None else scale for scale in (model_scale, guide_scale))
-    if any(isinstance(scale, jax.core.Tracer) for scale in (model_scale, guide_scale)):  # type: ignore
+    if any(is_traced(scale) for scale in (model_scale, guide_scale)):
         return  # their values are not known before the step runs
     if not math.isclose(float(model_scale), float(guide_scale), rel_tol=1e-6):
         raise ValueError(
@@ -68,21 +107,11 @@ def check_finite_number(name: str, value: Any) -> None:
     if isinstance(value, (jax.Array, np.ndarray)):
         if value.ndim != 0:
             raise ValueError(f"{name}: expected a number or a 0-dim array, got shape {tuple(value.shape)}")
-        if isinstance(value, jax.core.Tracer):  # type: ignore
+        if is_traced(value):
             return
         value = float(value)
     if isinstance(value, bool) or not (isinstance(value, (int, float, np.number)) and 0 <= value < math.inf):
         raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
-
-
-def require_key(owner: str, rng_key: Any) -> Array:
-    """The key, or an error that says how to make one."""
-    if rng_key is None or not is_prng_key(rng_key):
-        raise ValueError(
-            f"{owner}: expected a random key, got {'none' if rng_key is None else type(rng_key).__name__}; write "
-            "jax.random.key(0) where it takes rng_key, or numpyro.handlers.seed(model, rng_seed=0)(...) around a model"
-        )
-    return rng_key
 
 
 def latent_sites(trace: Any) -> list[tuple[str, Any]]:
@@ -111,9 +140,10 @@ def non_finite_input(params: Mapping[str, Any], guide_trace: Any, args: tuple, k
         args, kwargs: what the step was called with.
     """
     for where, array in (*_distributions(guide_trace), *_data(args, kwargs), *_parameters(params)):
-        if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.floating):  # type: ignore
+        if is_traced(array) or not jnp.issubdtype(array.dtype, jnp.floating):
             continue
-        bad = int((~jnp.isfinite(array)).sum())
+        with jax.ensure_compile_time_eval():  # the error of a model may come while it is being compiled
+            bad = int((~jnp.isfinite(array)).sum())
         if bad:
             return f"{where} holds {bad} NaN or infinite of {array.size} values"
     return None

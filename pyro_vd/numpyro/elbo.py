@@ -5,7 +5,8 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,23 +16,26 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import scale_and_mask
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer.elbo import ELBO
-from numpyro.infer.elbo import _check_mean_field_requirement as check_mean_field_requirement
 from numpyro.util import check_model_guide_match
 
 from pyro_vd.common.options import check_count, check_flag
 from pyro_vd.common.terms import LossTerms
+from pyro_vd.numpyro._jax import is_traced
+from pyro_vd.numpyro._numpyro import check_mean_field_requirement
+from pyro_vd.numpyro.arguments import check_call
 from pyro_vd.numpyro.checks import (
     GuideCovers,
     check_finite_number,
+    check_labels,
+    check_parameter_sites,
     check_scales,
     check_sites,
     describe,
     latent_sites,
     non_finite_input,
-    require_key,
 )
-from pyro_vd.numpyro.handlers import EstimatorMessenger
-from pyro_vd.numpyro.weights import RandomWeight
+from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites
+from pyro_vd.numpyro.weights import RandomWeight, run_counted
 
 jax.tree_util.register_dataclass(LossTerms)
 
@@ -53,14 +57,18 @@ class TraceVD_ELBO(ELBO):
         kl_weight: weight of the KL, a number or a 0-dim array >= 0, where a step gives none. A compiled step
             would not see it change, so it cannot be reassigned.
         analytic_only: with False, a pair of distributions without a registered KL rule is estimated from the
-            draw of the trace; with True (the default) it is an error.
+            draw of the trace; with True (the default) it is an error, but for the sites that a guide of
+            :mod:`pyro_vd.guides.numpyro` covers beside the weights (a noise scale), which are always estimated.
         shared_sites, reuse, strict: see :func:`pyro_vd.numpyro.lrt`.
         vectorize_particles: see :class:`numpyro.infer.elbo.ELBO`.
 
     Raises:
-        ValueError: a guide that misses or adds a site, a pair without a KL rule, a model scale that differs from
-            the guide's, no random key; outside of jit and grad, NaN or infinity in a term. (In a compiled step
-            ``svi.stable_update`` keeps the state of before where the loss is not finite.)
+        ValueError: a guide that misses or adds a site, or has one that the model observes; a pair without a KL rule;
+            a model scale that differs from the guide's; observed values of another shape than their likelihood;
+            ``params`` that miss a parameter or have one more; no random key; outside of jit and grad, NaN or
+            infinity in a term. (In a compiled step ``svi.stable_update`` keeps the state of before where the loss
+            is not finite.)
+        TypeError: a model, guide, parameter or data of a wrong type.
         NotImplementedError: a latent site that is not reparameterised.
 
     Example:
@@ -79,8 +87,8 @@ class TraceVD_ELBO(ELBO):
         kl_weight: float | Array = 1.0,
         *,
         analytic_only: bool = True,
-        shared_sites: Collection[str] = (),
-        reuse: str = "error",
+        shared_sites: SharedSites = (),
+        reuse: Reuse = "error",
         strict: bool = False,
         vectorize_particles: bool | Callable = False,
     ):
@@ -90,7 +98,7 @@ class TraceVD_ELBO(ELBO):
         check_finite_number("kl_weight", kl_weight)
         self.analytic_only = analytic_only
         self._options: tuple = (estimator, shared_sites, reuse, strict)
-        self._warned = EstimatorMessenger(None, *self._options).warned
+        self._warned = EstimatorMessenger(None, *self._options).warned  # also looks at the options
         self._kl_weight = kl_weight
 
     @property
@@ -133,14 +141,18 @@ class TraceVD_ELBO(ELBO):
     ) -> dict[str, Any]:
         """The loss as a 0-dim array, and the mutable sites after it, averaged over particles (None without one)."""
         terms, state = self._terms(rng_key, param_map, model, guide, args, kwargs)
-        if not isinstance(terms.loss, jax.core.Tracer):  # type: ignore
+        if not is_traced(terms.loss):
             self._check_finite(terms, rng_key, param_map, guide, args, kwargs)
-        return {"loss": terms.loss, "mutable_state": state or None}
+        # In a compiled step, which cannot raise, a loss that is not finite leaves the state as it was.
+        before = {name: param_map[name] for name in state if name in param_map}
+        finite = jnp.isfinite(terms.loss)
+        kept = {name: jax.tree.map(partial(jnp.where, finite), state[name], old) for name, old in before.items()}
+        return {"loss": terms.loss, "mutable_state": (state | kept) or None}
 
     def _terms(
         self, rng_key: Any, params: Mapping[str, Any], model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> tuple[LossTerms, dict]:
-        require_key("TraceVD_ELBO", rng_key)
+        params = check_call("TraceVD_ELBO", rng_key, params, model, guide, args, kwargs)
         kwargs = dict(kwargs)
         kl_weight = kwargs.pop("kl_weight", self._kl_weight)
         check_finite_number("kl_weight", kl_weight)
@@ -166,17 +178,27 @@ class TraceVD_ELBO(ELBO):
     ) -> tuple[Any, Any]:
         model_key, guide_key = jax.random.split(rng_key)
         guide_trace = self._guide_trace(guide_key, params, guide, args, kwargs)
+        check_parameter_sites("TraceVD_ELBO", params, guide_trace)
         changed = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
-        replayed = substitute(replay(seed(model, model_key), guide_trace), data={**params, **changed})
+
+        def run(drawn: Mapping[str, Any]) -> tuple[Any, Any]:
+            guide_ran: Any = {
+                name: {**s, "value": drawn[name]} if name in drawn else s for name, s in guide_trace.items()
+            }
+            replayed = substitute(replay(seed(model, model_key), guide_ran), data={**params, **changed})
+            return trace(GuideCovers(replayed, guide_ran)).get_trace(*args, **kwargs), guide_ran
+
         try:
-            model_trace = trace(GuideCovers(replayed, guide_trace)).get_trace(*args, **kwargs)
+            model_trace, guide_trace = run_counted(run, {n: s["value"] for n, s in latent_sites(guide_trace)})
         except ValueError as error:
             # Validation of a likelihood names neither the site nor the input that is at fault.
             reason = non_finite_input(params, guide_trace, args, kwargs)
             if reason is None:
                 raise
-            raise ValueError(f"the model failed on non-finite input: {reason}") from error
+            raise ValueError(f"the model failed on non-finite input: {reason}; its error was: {error}") from error
         check_sites(model_trace, guide_trace)
+        check_parameter_sites("TraceVD_ELBO", params, guide_trace, model_trace)
+        check_labels(model_trace)
         check_model_guide_match(model_trace, guide_trace)
         check_mean_field_requirement(model_trace, guide_trace)
         return model_trace, guide_trace
@@ -198,7 +220,7 @@ class TraceVD_ELBO(ELBO):
         try:
             kl = kl_divergence(q, p)
         except NotImplementedError:
-            if self.analytic_only:
+            if self.analytic_only and not guide_site["infer"].get("estimate_kl"):
                 names = " and ".join(describe(fn) for fn in (q, p))
                 raise ValueError(
                     f"site {name!r}: expected a pair of distributions with a KL rule, got guide and prior {names}; "

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
-from numpyro.util import is_prng_key
 
 ESTIMATORS = ("local", "shared", "per_example", "flipout")
 
@@ -116,28 +115,6 @@ def safe_sqrt(variance: Array) -> Array:
     """
     positive = ~(variance <= 0)  # NaN stays NaN
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
-
-
-def check_key(owner: str, key: Any) -> Array:
-    """The random key, or an error that names ``owner``."""
-    if is_prng_key(key):
-        return key
-    got = "None" if key is None else type(key).__name__
-    raise ValueError(
-        f"{owner}: expected rng_key to be a JAX random key, got {got}; write sample(jax.random.key(0)), or, in a model "
-        "or guide, numpyro.handlers.seed(fn, rng_seed=0)"
-    )
-
-
-def check_precision(owner: str, name: str, value: Any) -> None:
-    """Raise where JAX would read a float64 array of NumPy or PyTorch as float32 without a word."""
-    if isinstance(value, (jax.Array, float)) or jax.config.read("jax_enable_x64"):
-        return
-    if str(getattr(value, "dtype", None)) in ("float64", "torch.float64"):
-        raise ValueError(
-            f"{owner}: expected {name} in float32, got float64 where JAX has 64-bit numbers switched off; write "
-            'jax.config.update("jax_enable_x64", True) before anything of JAX is made, or give it in float32'
-        )
 
 
 def at_least_single(dtype: Any) -> Any:

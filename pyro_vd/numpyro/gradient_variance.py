@@ -9,10 +9,13 @@ import jax
 import numpy as np
 from jax import Array
 from numpyro import handlers
+from numpyro.infer.elbo import ELBO
 
 from pyro_vd.common.examples import number_of_examples, take_examples
+from pyro_vd.common.options import check_count
 from pyro_vd.common.reports import GradientVariance
-from pyro_vd.numpyro.checks import latent_sites, require_key
+from pyro_vd.numpyro.arguments import check_call, kind_of
+from pyro_vd.numpyro.checks import latent_sites
 
 
 def gradient_variance(
@@ -62,10 +65,15 @@ def gradient_variance(
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.2 and table 1.
     """
-    require_key("gradient_variance", rng_key)
-    if num_draws < 2:
+    params = check_call("gradient_variance", rng_key, params, model, guide, args, kwargs)
+    if not isinstance(loss, ELBO):
+        raise TypeError(
+            f"gradient_variance: expected loss to be an ELBO of NumPyro, got {kind_of(loss)}; write vd.TraceVD_ELBO()"
+        )
+    elbo: Any = loss
+    if check_count("num_draws", num_draws) < 2:
         raise ValueError(f"num_draws: expected at least 2 to have a variance, got {num_draws}")
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     seeded = handlers.substitute(handlers.seed(guide, rng_key), data=dict(params))
     sites = tuple(name for name, _ in latent_sites(handlers.trace(seeded).get_trace(*args, **kwargs)))
@@ -82,7 +90,7 @@ def gradient_variance(
             step_args, step_kwargs = take_examples(args, kwargs, index)
 
         def value(trained: dict[str, Any]) -> Array:
-            return loss.loss(loss_key, {**trained, **state}, model, guide, *step_args, **step_kwargs)
+            return elbo.loss(loss_key, {**trained, **state}, model, guide, *step_args, **step_kwargs)
 
         return jax.grad(value)(trained)
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 
 import numpyro
-from numpyro.distributions import Distribution, Independent
+from numpyro.distributions import Distribution, Independent, TransformedDistribution
 from numpyro.primitives import Messenger
 
+from pyro_vd.common.options import check_choice, check_flag, check_known, check_names
 from pyro_vd.numpyro import rules as _rules  # noqa: F401, tells Quax what to do with a random weight
-from pyro_vd.numpyro.estimators import ESTIMATORS, check_key
+from pyro_vd.numpyro.arguments import check_program, require_key
+from pyro_vd.numpyro.estimators import ESTIMATORS
 from pyro_vd.numpyro.posteriors import WeightPosterior
 from pyro_vd.numpyro.weights import RandomWeight, WeightState
 
+Reuse = Literal["error", "independent", "shared"]
+SharedSites = Collection[str] | Literal["auto"]
 
-def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False):
+REUSES = ("error", "independent", "shared")
+
+
+def lrt(fn: Callable | None = None, *, shared_sites: SharedSites = (), reuse: Reuse = "error", strict: bool = False):
     """Put a random weight in place of every weight draw of a guide: local reparameterization.
 
     For use with an ELBO of NumPyro that takes the KL in closed form, ``SVI(model, lrt(guide), optim,
@@ -25,16 +32,19 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
 
     Args:
         fn: the guide; without one, the handler itself is returned, for ``with lrt():``.
-        shared_sites: sites that are drawn once a step instead.
+        shared_sites: sites that are drawn once a step instead; "auto" for those, and only those, that are used
+            twice (as ``reuse="shared"``), which one warning names.
         reuse: "error" where a weight is used twice in one trace; "independent" to sample each use
-            with noise of its own.
+            with noise of its own; "shared" to draw it once. Under this handler alone the uses within one call of a
+            BayesianModule are seen beforehand; under TraceVD_ELBO all uses in the model are.
         strict: raise ValueError, instead of one warning, where an operation has no rule.
 
     Returns:
         The wrapped guide, or the handler.
 
     Raises:
-        ValueError: unknown ``reuse``; a site without a random key.
+        ValueError: unknown ``reuse``; a name in ``shared_sites`` that the guide does not have; a site without a
+            random key; a weight used twice.
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3.
@@ -43,14 +53,14 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
 
 
 def per_example(
-    fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False
+    fn: Callable | None = None, *, shared_sites: SharedSites = (), reuse: Reuse = "error", strict: bool = False
 ):
     """As :func:`lrt`, with one whole weight draw for every example (Kingma et al. 2015, section 2.2)."""
     return _handler("per_example", fn, shared_sites, reuse, strict)
 
 
 def flipout(
-    fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False
+    fn: Callable | None = None, *, shared_sites: SharedSites = (), reuse: Reuse = "error", strict: bool = False
 ):
     """As :func:`lrt`, with one perturbation whose signs flip per example (Wen et al. 2018, arXiv:1803.04386)."""
     return _handler("flipout", fn, shared_sites, reuse, strict)
@@ -58,6 +68,8 @@ def flipout(
 
 def posterior_mean(fn: Callable | None = None) -> Any:
     """Give every latent site of a guide the mean of its distribution: no noise (weight scaling, the mean network).
+
+    A site beside the weights on another support than the real line (a noise scale) gets its median.
 
     Args:
         fn: the guide; without one, the handler itself is returned, for ``with posterior_mean():``.
@@ -71,7 +83,21 @@ def posterior_mean(fn: Callable | None = None) -> Any:
 class _MeanMessenger(Messenger):
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
-            msg["value"] = msg["fn"].mean
+            msg["value"] = _center(msg["fn"])
+
+
+def _center(fn: Any) -> Any:
+    """The mean; of a distribution mapped from the real line, which has none in closed form, what the mean there is."""
+    try:
+        return fn.mean
+    except NotImplementedError:
+        base = base_distribution(fn)
+        if not isinstance(base, TransformedDistribution):
+            raise
+        value = _center(base.base_dist)
+        for transform in base.transforms:
+            value = transform(value)
+        return value
 
 
 class EstimatorMessenger(Messenger):
@@ -81,24 +107,34 @@ class EstimatorMessenger(Messenger):
         self,
         fn: Callable | None,
         estimator: str,
-        shared_sites: Collection[str] = (),
-        reuse: str = "error",
+        shared_sites: SharedSites = (),
+        reuse: Reuse = "error",
         strict: bool = False,
     ):
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator: expected one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}")
-        if reuse not in ("error", "independent"):
-            raise ValueError(f"reuse: expected 'error' or 'independent', got {reuse!r}")
-        if isinstance(shared_sites, str):
-            raise TypeError(
-                f"shared_sites: expected a list of site names, got {shared_sites!r}; write [{shared_sites!r}]"
-            )
+        check_choice("estimator", estimator, ESTIMATORS)
+        check_flag("strict", strict)
+        shared, second_use = shared_and_reuse(shared_sites, reuse)
+        if fn is not None:
+            check_program(estimator, "guide", fn)
         super().__init__(fn)
-        self.estimator, self.shared_sites, self.reuse, self.strict = estimator, set(shared_sites), reuse, strict
+        self.estimator, self.shared_sites, self.reuse, self.strict = estimator, shared, second_use, strict
         self.warned: set[tuple[str, str]] = set()
+        self._seen: list[str] = []
+
+    def __enter__(self) -> Any:
+        self._seen = []
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            check_known("shared_sites", sorted(self.shared_sites), self._seen, "sites of the guide")
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample" or self.estimator == "shared" or msg["name"] in self.shared_sites:
+        if msg["type"] != "sample":
+            return
+        self._seen.append(msg["name"])
+        if self.estimator == "shared" or msg["name"] in self.shared_sites:
             return
         if msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary"):
             return
@@ -113,7 +149,7 @@ class EstimatorMessenger(Messenger):
                 f"shared_sites=[{site!r}]"
             )
         key = msg["kwargs"]["rng_key"]
-        key = check_key(f"site {site!r}", numpyro.prng_key() if key is None else key)
+        key = require_key(f"site {site!r}", numpyro.prng_key() if key is None else key)
         state = WeightState(site, self.estimator, self.reuse, self.strict, self.warned)
         msg["value"] = RandomWeight(posterior.noise(), posterior.variance, key, state)
 
@@ -125,5 +161,23 @@ def base_distribution(fn: Any) -> Distribution:
     return fn
 
 
-def _handler(estimator: str, fn: Callable | None, shared_sites: Collection[str], reuse: str, strict: bool) -> Any:
+def shared_and_reuse(shared_sites: Any, reuse: Any) -> tuple[tuple[str, ...], str]:
+    """The sites that are shared by name, and what to do with others that are used twice.
+
+    Raises:
+        ValueError: unknown ``reuse``, or one that contradicts ``shared_sites``.
+        TypeError: ``shared_sites`` is not a list of names.
+    """
+    check_choice("reuse", reuse, REUSES)
+    if isinstance(shared_sites, str) and shared_sites == "auto":
+        if reuse == "independent":
+            raise ValueError(
+                "shared_sites: expected names with reuse='independent', got 'auto', which draws once what the other "
+                "samples independently; write one of the two"
+            )
+        return (), "shared"
+    return check_names("shared_sites", shared_sites), reuse
+
+
+def _handler(estimator: str, fn: Callable | None, shared_sites: SharedSites, reuse: Reuse, strict: bool) -> Any:
     return EstimatorMessenger(fn, estimator, shared_sites, reuse, strict)

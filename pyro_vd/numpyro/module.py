@@ -1,4 +1,4 @@
-"""BayesianModule: any flax or equinox net as a NumPyro model, and data_plate, which scales the likelihood."""
+"""BayesianModule: any flax or equinox net as a NumPyro model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ import jax.numpy as jnp
 import numpyro
 import quax
 from jax import Array
-from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.primitives import mutable
 
 from pyro_vd.common.choice import LEAST_SHARE, as_where, check_prior_keys, layers_named, matching, prior_for
-from pyro_vd.common.options import check_count
-from pyro_vd.numpyro.checks import require_key
-from pyro_vd.numpyro.estimators import check_precision
+from pyro_vd.numpyro._numpyro import current_key, handlers_are_active
+from pyro_vd.numpyro.arguments import check_data, check_precision, kind_of, require_key
 from pyro_vd.numpyro.nets import Net, adapt, is_layer
-from pyro_vd.numpyro.weights import RandomWeight
+from pyro_vd.numpyro.weights import RandomWeight, run_counted
 
 Where = Callable[[str, Any], bool] | type | str | tuple | list | None
 Prior = (
@@ -75,6 +73,9 @@ class BayesianModule:
 
     def __init__(self, net: Any, prior: Prior, name: str = "net", where: Where = None):
         self.adapted: Net = adapt(net)
+        if not isinstance(name, str):
+            raise TypeError(f"BayesianModule: expected name to be text, got {kind_of(name)}; write name='net'")
+        _check_prior(prior)
         self.name = name
         self._prior, self._where = prior, where
         self.priors: dict[str, Distribution] = {}
@@ -91,6 +92,7 @@ class BayesianModule:
         return tuple(self.priors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        check_data(f"BayesianModule {self.name!r}", args, kwargs)
         self.adapted.prepare(args, kwargs)
         if not self.priors:
             self._choose()
@@ -101,17 +103,20 @@ class BayesianModule:
                 values[parameter_name] = self._sample(parameter_name, parameter)
             else:
                 site = f"{self.name}.{parameter_name}"
-                stored = numpyro.param(site) if numpyro.primitives._PYRO_STACK else None  # type: ignore
+                stored = numpyro.param(site) if handlers_are_active() else None
                 trained = trained or stored is not None
                 check_precision(f"parameter {site!r}", "its value", stored)
+                _check_shape(site, stored, parameter)
                 values[parameter_name] = numpyro.param(site, parameter) if stored is None else stored
         holder = self._holder(trained)
         state = self.adapted.state if holder is None else holder["values"]
 
-        def run(values: dict[str, Any], state: Any) -> tuple[Any, Any]:
-            return self.adapted.call(values, state, args, kwargs)
+        key = self.adapted.key(kwargs)
 
-        output, new = quax.quaxify(run)(values, state)
+        def run(values: Mapping[str, Any], state: Any, key: Any) -> tuple[Any, Any]:
+            return self.adapted.call(dict(values), state, key, args, kwargs)
+
+        output, new = run_counted(lambda values: quax.quaxify(run)(values, state, key), values)
         if holder is not None:
             holder["values"] = _kept_finite(jax.lax.stop_gradient(new), state)
         return output
@@ -120,26 +125,53 @@ class BayesianModule:
         """The sample site of a random parameter."""
         return f"{self.name}.{parameter_name}"
 
+    def weight_messages(self) -> dict[str, Any]:
+        """Message of each weight as a trace has it, its value that of the net: for guides that have seen no data.
+
+        Of a bound linen net that was not called yet, whose layers are not known, they are those with a weight's name
+        or of the names in ``where``; the first call may correct them. Empty where nothing can be said.
+        """
+        net = self.adapted.likely()
+        by_name = self._where is None or isinstance(self._where, str)
+        by_name = by_name or (isinstance(self._where, (list, tuple)) and all(isinstance(w, str) for w in self._where))
+        if net is None or not (self.priors or by_name):
+            return {}
+        priors = self.priors or self._priors_of(net, _chosen(net, self._where))
+        messages = {}
+        for name, prior in priors.items():
+            parameter = net.parameters[name]
+            fn, infer = _expanded(net, name, prior)
+            infer |= {} if self.priors or parameter.ndim < 3 else {"unit_dims": None}  # of a convolution or a product
+            messages[self.site(name)] = {
+                "type": "sample", "name": self.site(name), "fn": fn, "value": parameter, "infer": infer,
+                "is_observed": False, "cond_indep_stack": [],
+            }  # fmt: skip
+        return messages
+
     def _choose(self) -> None:
         parameters = self.adapted.parameters
         for parameter_name, parameter in parameters.items():
             check_precision(f"BayesianModule {self.name!r}", f"parameter {parameter_name!r} of the net", parameter)
-        weights = _chosen(self.adapted, self._where, self.name)
-        owners = {weight: self.adapted.owners[weight] for weight in weights}
-        for weight, owner in owners.items():
-            self.priors[weight] = prior_for(self._prior, weight, parameters[weight], owner, is_layer, Distribution)
-        check_prior_keys(self._prior, owners, is_layer)
+        weights = _chosen(self.adapted, self._where)
+        self.priors = self._priors_of(self.adapted, weights)
+        check_prior_keys(self._prior, {weight: self.adapted.owners[weight] for weight in weights}, is_layer)
+        if self._where is None:
+            _say_what_is_left_out(self.adapted, weights, self.name)
+
+    def _priors_of(self, net: Net, weights: list[str]) -> dict[str, Distribution]:
+        return {
+            weight: prior_for(self._prior, weight, net.parameters[weight], net.owners[weight], is_layer, Distribution)
+            for weight in weights
+        }
 
     def _sample(self, parameter_name: str, parameter: Array) -> Any:
         site = self.site(parameter_name)
-        prior = self.priors[parameter_name].expand(parameter.shape).to_event(parameter.ndim)
-        # Where a guide starts, and where the units of the weight lie.
-        infer = {"net_parameter": parameter, "unit_dims": self.adapted.unit_dims(parameter_name)}
+        prior, infer = _expanded(self.adapted, parameter_name, self.priors[parameter_name])
         try:
             value: Any = numpyro.sample(site, prior, infer=infer)
         except AssertionError:
             # NumPyro's distributions assert that they have a key.
-            require_key(f"site {site!r}", numpyro.prng_key() if numpyro.primitives._PYRO_STACK else None)  # type: ignore
+            require_key(f"site {site!r}", current_key())
             raise
         if value.shape != parameter.shape:
             raise ValueError(
@@ -164,39 +196,7 @@ class BayesianModule:
         return mutable(site, {"values": self.adapted.state})  # type: ignore
 
 
-def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int | None = None) -> numpyro.plate:
-    """A plate over a minibatch that scales its log likelihood by ``dataset_size / batch_size``.
-
-    As ``numpyro.plate(name, dataset_size, subsample_size=batch_size)``, without the permutation of all
-    indices that the latter draws each time: the loader has chosen the batch already.
-
-    Args:
-        dataset_size: number of examples in the data set.
-        batch_size: number of examples in this batch.
-        name: name of the plate.
-        dim: batch dimension of the plate, negative; the rightmost free one if not given.
-
-    Raises:
-        ValueError: unless ``1 <= batch_size <= dataset_size``.
-
-    Example:
-        >>> with data_plate(60000, 100) as index:
-        ...     len(index)
-        100
-    """
-    dataset_size = check_count("dataset_size", dataset_size, owner="data_plate")
-    batch_size = check_count("batch_size", batch_size, owner="data_plate")
-    if not 1 <= batch_size <= dataset_size:
-        raise ValueError(
-            f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
-            f"dataset_size={dataset_size}; dataset_size is the number of training examples (to predict on more than "
-            "those at once, pass batch_size= to posterior_predictive)"
-        )
-    with handlers.substitute(data={name: jnp.arange(batch_size)}):
-        return numpyro.plate(name, dataset_size, subsample_size=batch_size, dim=dim)
-
-
-def _chosen(net: Net, where: Where, name: str) -> list[str]:
+def _chosen(net: Net, where: Where) -> list[str]:
     parameters, owners = list(net.parameters), net.owners
 
     def of_types(types: tuple[type, ...]) -> set[str]:
@@ -204,7 +204,6 @@ def _chosen(net: Net, where: Where, name: str) -> list[str]:
 
     if where is None:
         chosen = [n for n in parameters if _is_weight(net, n)]
-        _say_what_is_left_out(net, chosen, name)
     else:
         chosen = list(matching(where, parameters, owners, of_types, kind="layer"))
     if not chosen:
@@ -241,6 +240,35 @@ def _is_weight(net: Net, name: str, *otherwise: str) -> bool:
     """Whether a parameter is the weight of its layer; that of a layer unknown is called ``otherwise``."""
     leaf, known = name.rpartition(".")[2], net.weight_of(name)
     return leaf in otherwise if known is None else fnmatch.fnmatchcase(leaf, known)
+
+
+def _check_prior(prior: Any) -> None:
+    """Raise for what is no prior before anything is made of it."""
+    several = list(prior.values()) if isinstance(prior, Mapping) else [prior]
+    for one in several:
+        # Distributions of Pyro can be called too.
+        is_function = callable(one) and not isinstance(one, type) and not hasattr(one, "log_prob")
+        if not isinstance(one, Distribution) and (isinstance(prior, Mapping) or not is_function):
+            raise TypeError(
+                f"BayesianModule: expected prior to be a distribution of NumPyro, a mapping from names to such, or a "
+                f"function (name, parameter) -> distribution, got {kind_of(one)}; write "
+                "prior=numpyro.distributions.Normal(0.0, 1.0) or vd.ImproperLogUniform()"
+            )
+
+
+def _expanded(net: Net, name: str, prior: Distribution) -> tuple[Distribution, dict[str, Any]]:
+    """The prior of a whole weight; where a guide starts, and where the units of the weight lie."""
+    parameter = net.parameters[name]
+    infer = {"net_parameter": parameter, "unit_dims": net.unit_dims(name)}
+    return prior.expand(parameter.shape).to_event(parameter.ndim), infer
+
+
+def _check_shape(site: str, stored: Any, parameter: Array) -> None:
+    if stored is not None and jnp.shape(stored) != parameter.shape:
+        raise ValueError(
+            f"parameter {site!r}: expected a value of shape {tuple(parameter.shape)}, as in the net, got "
+            f"{jnp.shape(stored)}; give the parameters that this net was trained to"
+        )
 
 
 def _kept_finite(new: Any, old: Any) -> Any:

@@ -15,7 +15,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
 
 from pyro_vd.common.options import as_number, check_count, shown
-from pyro_vd.numpyro.estimators import check_key, check_precision
+from pyro_vd.numpyro.arguments import check_precision, require_key
 
 
 class ImproperLogUniform(Distribution):
@@ -169,7 +169,7 @@ class TruncatedLogUniform(Distribution):
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         shape = (*sample_shape, *self.batch_shape)
-        return self.icdf(jax.random.uniform(check_key("TruncatedLogUniform", key), shape, self._dtype))
+        return self.icdf(jax.random.uniform(require_key("TruncatedLogUniform", key), shape, self._dtype))
 
     def cdf(self, value: Array) -> Array:
         """P(w <= value): 1/2 between -low and low."""

@@ -1,4 +1,4 @@
-"""What Quax does with a random weight among the operands of a primitive: operations and views, registered.
+"""What Quax does with a random weight among the operands of a primitive: views, sums and control flow, registered.
 
 Importing this file has an effect: the rules become those of :class:`RandomWeight`.
 """
@@ -6,19 +6,19 @@ Importing this file has an effect: the rules become those of :class:`RandomWeigh
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import quax
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, primitives
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
+from pyro_vd.numpyro._jax import jit_p, remat_p, replace_rule
 from pyro_vd.numpyro.estimators import WeightNoise, at_least_single
-from pyro_vd.numpyro.operations import OPERATIONS, bias
+from pyro_vd.numpyro.operations.linear import bias
 from pyro_vd.numpyro.weights.random_weight import RandomWeight, sample, without_rule
 from pyro_vd.numpyro.weights.views import SHAPE_VIEWS, Region, compose, shape_view, unit_dim_after
 
@@ -115,29 +115,6 @@ def _rewrap(
     )  # fmt: skip
 
 
-def _register_operation(primitive: Any) -> None:
-    build = OPERATIONS[primitive]
-
-    def on(side: int, values: tuple, params: dict[str, Any]) -> Any:
-        weight, x = values[side], values[1 - side]
-        result = None
-        if weight._repeated is None:
-            result = sample(partial(build, side=side, **params), x, weight, primitive.name)
-        return without_rule(primitive, values, params) if result is None else result
-
-    @quax.register(primitive)
-    def _(left: RandomWeight, right: ArrayLike, **params: Any):
-        return on(0, (left, right), params)
-
-    @quax.register(primitive)
-    def _(left: ArrayLike, right: RandomWeight, **params: Any):
-        return on(1, (left, right), params)
-
-
-for _primitive in OPERATIONS:
-    _register_operation(_primitive)
-
-
 def _sum(x: Any, weight: RandomWeight) -> Array | None:
     """``x + weight``, the weight a bias."""
     if jnp.ndim(x) != weight.ndim:
@@ -221,16 +198,16 @@ _register_left(lax.mul_p, lambda weight, factor: _product(factor, weight))
 _register_left(lax.div_p, _quotient)
 
 
-@quax.register(primitives.jit_p, precedence=1)
+@replace_rule(jit_p)
 def _(*args: ArrayLike | RandomWeight, **params: Any):
     """Quax's own rule compiles the body once for each weight it has not seen, and does not run it again for one it
     has: a second use would go unnoticed. The body is evaluated in place instead."""
     if not _random(args):
-        return primitives.jit_p.bind(*args, **params)
+        return jit_p.bind(*args, **params)
     return quax.quaxify(jaxpr_as_fun(params["jaxpr"]))(*args)
 
 
-@quax.register(primitives.remat_p)
+@quax.register(remat_p)
 def _(*args: ArrayLike | RandomWeight, jaxpr: Any, prevent_cse: Any, policy: Any, **params: Any):
     """``jax.checkpoint``: its body is run again for the gradient, where the same keys give the same noise."""
     leaves, structure = jax.tree.flatten(args)
@@ -243,7 +220,7 @@ def _(*args: ArrayLike | RandomWeight, jaxpr: Any, prevent_cse: Any, policy: Any
 
 def _register_control_flow(primitive: Any) -> None:
     # A body runs any number of times, but is traced once: one coherent draw for all of them.
-    @quax.register(primitive, precedence=1)
+    @replace_rule(primitive)
     def _(*args: ArrayLike | RandomWeight, **params: Any):
         return without_rule(primitive, args, params)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pyro_vd._torch import full_name, parameters_of
 from pyro_vd.common.options import check_callable
+from pyro_vd.common.reports import markdown_table
 from pyro_vd.estimators import LinearOp
 
 KINDS = ("exact", "approximate", "coherent draw")
@@ -155,16 +156,15 @@ def operations_table() -> str:
         >>> print(operations_table().splitlines()[0])
         | operation | weight argument | under "local" | what is dropped |
     """
-    rows = ['| operation | weight argument | under "local" | what is dropped |', "|---|---|---|---|"]
+    rows = []
     shown: set[str] = set()
     for entry in dict.fromkeys(TABLE.values()):
         new = [name for name in dict.fromkeys(map(_short_name, entry.operations)) if name not in shown]
         shown.update(new)
         if not new:
             continue  # the reflected form of an operator
-        names = ", ".join(f"`{name}`" for name in new)
-        rows.append(f"| {names} | {', '.join(f'`{w}`' for w in entry.weights)} | {entry.kind} | {entry.drops} |")
-    return "\n".join(rows)
+        rows.append((tuple(new), entry.weights, entry.kind, entry.drops))
+    return markdown_table(rows)
 
 
 def check_signature(rule: Callable[..., Any], operation: Any, weights: tuple[str, ...]) -> None:

@@ -108,7 +108,7 @@ def test_parameters_given_to_a_guide_and_to_a_step():
     SVI(model, fixed, optax.adam(0.1), vd.TraceVD_ELBO()).init(KEY, X, y)
     fixed.set_learnable("locs", False, params={"auto.locs.net.dense.0.kernel": WIDE})
     with pytest.raises(ValueError, match="parameter 'auto.locs.net.dense.0.kernel'.*jax_enable_x64"):
-        fixed.posteriors(params)
+        fixed.posteriors({n: v for n, v in params.items() if "log_sigma2s" not in n})
 
 
 def test_parameters_of_a_torch_guide_in_double_precision():

@@ -194,7 +194,7 @@ def test_bounds_are_read_with_the_gradient_of_the_value():
 def test_bad_input():
     model = make("AutoSparseVD")[0]
     guide = guides.AutoSparseVD(model)
-    with pytest.raises(ValueError, match="expected a guide that has seen its model once, got a new one; call svi.init"):
+    with pytest.raises(ValueError, match="params: expected the parameters of this AutoSparseVD, with 'auto.locs.net"):
         guide.posteriors({})
     with pytest.raises(ValueError, match="AutoSparseVD: expected a random key, got none"):
         guide(X)

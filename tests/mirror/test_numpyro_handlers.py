@@ -125,8 +125,8 @@ def test_elbo_of_numpyro_that_needs_log_probs_of_weights_is_an_error_that_says_w
 
 
 BAD = {
-    "no key": (lambda: vd.lrt(guide)(), "site 'w': expected rng_key to be a JAX random key, got None.*handlers.seed"),
-    "reuse": (lambda: vd.lrt(guide, reuse="yes"), "reuse: expected 'error' or 'independent', got 'yes'"),
+    "no key": (lambda: vd.lrt(guide)(), "site 'w': expected a random key, got none.*handlers.seed"),
+    "reuse": (lambda: vd.lrt(guide, reuse="yes"), "reuse: expected one of 'error', 'independent', 'shared', got 'yes'"),
     "estimator": (lambda: EstimatorMessenger(guide, "global"), "estimator: expected one of 'local'.*got 'global'"),
     "no flipout": (
         lambda: values(vd.flipout(lambda: numpyro.sample("w", BINARY))),

@@ -198,7 +198,7 @@ BAD = {
     ),
     "no key": (
         lambda: theirs.DropoutNormal(LOC, 0.0).sample(None),
-        "expected rng_key to be a JAX random key, got None",
+        "expected a random key, got none",
     ),
     "a number for a key": (lambda: theirs.BernoulliDropout(LOC, 0.5).sample(3), "random key, got int"),
     "rate": (lambda: theirs.BernoulliDropout(LOC, 1.0), r"expected dropout_rate in \[0, 1\).*got 1.0"),

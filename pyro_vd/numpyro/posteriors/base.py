@@ -17,7 +17,8 @@ from numpyro.distributions import Distribution, ExpandedDistribution, Independen
 from numpyro.distributions.kl import kl_divergence
 
 from pyro_vd.common.options import as_number, check_number, shown
-from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, check_key, check_precision, safe_sqrt
+from pyro_vd.numpyro.arguments import check_precision, require_key
+from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, safe_sqrt
 
 
 class WeightPosterior(Distribution):
@@ -94,7 +95,7 @@ class WeightPosterior(Distribution):
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Whole weights, differentiable in the parameters."""
-        return self.noise().draw(check_key(type(self).__name__, key), tuple(sample_shape))
+        return self.noise().draw(require_key(type(self).__name__, key), tuple(sample_shape))
 
 
 def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple[Array, Array]:

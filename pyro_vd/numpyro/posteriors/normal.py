@@ -12,7 +12,8 @@ from numpyro.distributions import Normal, constraints
 from numpyro.distributions.util import validate_sample
 
 from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice
-from pyro_vd.numpyro.estimators import WeightNoise, at_least_single, check_key
+from pyro_vd.numpyro.arguments import require_key
+from pyro_vd.numpyro.estimators import WeightNoise, at_least_single
 from pyro_vd.numpyro.kl import kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.numpyro.posteriors.base import (
     WeightPosterior,
@@ -142,7 +143,7 @@ class DropoutNormal(WeightPosterior):
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         shape = (*sample_shape, *self.batch_shape)
-        noise = jax.random.normal(check_key("DropoutNormal", key), shape, self.loc.dtype)
+        noise = jax.random.normal(require_key("DropoutNormal", key), shape, self.loc.dtype)
         # |loc| rather than loc in the multiplicative scale: the same distribution.
         return self.loc + self.scale * noise
 

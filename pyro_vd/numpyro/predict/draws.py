@@ -12,12 +12,14 @@ from jax import Array
 from numpyro.handlers import replay, seed, substitute, trace
 
 from pyro_vd.common.examples import batch_bounds, is_array, number_of_examples, take_examples
-from pyro_vd.common.options import check_choice, check_count, check_known, check_names, shown
-from pyro_vd.numpyro.checks import latent_sites, require_key
-from pyro_vd.numpyro.handlers import lrt, posterior_mean
+from pyro_vd.common.options import check_choice, check_count
+from pyro_vd.numpyro.arguments import check_call
+from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
+from pyro_vd.numpyro.handlers import Reuse, SharedSites, lrt, posterior_mean, shared_and_reuse
+from pyro_vd.numpyro.predict.sites import chosen_sites, names_of
+from pyro_vd.numpyro.weights import run_counted
 
 MODES = ("weights", "local", "mean")
-RETURN = "_RETURN"  # for what a model returns
 
 
 def posterior_predictive(
@@ -30,6 +32,8 @@ def posterior_predictive(
     mode: str = "weights",
     batch_size: int | None = None,
     return_sites: Collection[str] | str = (),
+    shared_sites: SharedSites = (),
+    reuse: Reuse = "error",
     **kwargs: Any,
 ) -> dict[str, Array]:
     """Draws from the posterior predictive distribution of a model, as ``numpyro.infer.Predictive`` gives them.
@@ -48,16 +52,19 @@ def posterior_predictive(
         batch_size: run this many examples at a time. Arrays among the arguments whose first axis is as long
             as that of the first one are cut along it. In modes "weights" and "mean" a draw stays the
             same draw over the pieces.
-        return_sites: names of the sites to return, "_RETURN" for what the model returns; if empty, all sites but the
-            guide's.
+        return_sites: names of the sites to return, one or several, "_RETURN" for what the model returns; if empty,
+            all but the guide's and those that are observed.
+        shared_sites, reuse: in mode "local", see :func:`pyro_vd.numpyro.lrt`.
 
     Returns:
         ``{site: values}``, shape ``(num_samples, *shape of the site)``. Memory grows with the outputs
         alone: one draw of the weights is held at a time.
 
     Raises:
-        ValueError: unknown mode; num_samples or batch_size < 1; batch_size with nothing to cut, or with
-            a guide that has sites inside a plate; no random key.
+        ValueError: unknown mode or site; num_samples or batch_size < 1; batch_size with nothing to cut, or with
+            a guide that has sites inside a plate; no random key; ``params`` that miss a parameter or have one more;
+            a model that observes all its sites (called with its labels); in mode "local", a weight used twice.
+        TypeError: an argument of a wrong type.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -69,21 +76,26 @@ def posterior_predictive(
         >>> posterior_predictive(jax.random.key(0), {}, model, guide, jnp.ones(5), num_samples=3)["y"].shape
         (3, 5)
     """
-    require_key("posterior_predictive", rng_key)
+    owner = "posterior_predictive"
+    params = dict(check_call(owner, rng_key, params, model, guide, args, kwargs))
     check_choice("mode", mode, MODES)
-    wanted_sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
+    wanted = names_of(return_sites)
     if check_count("num_samples", num_samples) < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    params = dict(params)
-    guide = {"weights": lambda fn: fn, "local": lrt, "mean": posterior_mean}[mode](guide)
+    shared_and_reuse(shared_sites, reuse)  # looks at them
+    if mode == "local":
+        guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
+    elif mode == "mean":
+        guide = posterior_mean(guide)
     chunks, lengths = [(args, kwargs)], [0]
     if batch_size is not None:
         cuts = batch_bounds(number_of_examples(args, kwargs), batch_size)
         chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(cuts)]
         lengths = [number_of_examples(*chunk) for chunk in chunks]
     first = trace(substitute(seed(guide, rng_key), data=params)).get_trace(*args, **kwargs)
+    check_parameter_sites(owner, params, first)
     latent = dict(latent_sites(first))
     if mode != "local" and len(chunks) > 1:
         local = [name for name, site in latent.items() if site["cond_indep_stack"]]
@@ -100,14 +112,16 @@ def posterior_predictive(
     def run(key: Array, drawn: dict[str, Any] | None, args: tuple, kwargs: dict) -> dict[str, Any]:
         guide_key, model_key = jax.random.split(key)
         drawn = draw(guide_key, args, kwargs) if drawn is None else drawn
-        values = {name: {**latent[name], "value": value} for name, value in drawn.items()}
-        tracer: Any = trace(substitute(replay(seed(model, model_key), values), data=params))  # type: ignore
-        returned = tracer(*args, **kwargs)
-        sites = {n: s["value"] for n, s in tracer.trace.items() if s["type"] in ("sample", "deterministic")}
-        check_known("return_sites", wanted_sites, [*sites, RETURN])
-        if RETURN in wanted_sites:
-            sites[RETURN] = _returned(returned)
-        return {name: v for name, v in sites.items() if (name in wanted_sites if wanted_sites else name not in first)}
+
+        def run_model(drawn: Mapping[str, Any]) -> tuple[Any, Any]:
+            values: Any = {name: {**latent[name], "value": value} for name, value in drawn.items()}
+            with trace() as ran:
+                returned = substitute(replay(seed(model, model_key), values), data=params)(*args, **kwargs)
+            return ran, returned
+
+        ran, returned = run_counted(run_model, drawn)
+        check_parameter_sites(owner, params, first, ran)
+        return chosen_sites(ran, returned, wanted, set(first))
 
     drawer, runner = _compiled(draw), _compiled(run)
     samples: list[dict[str, Array]] = []
@@ -136,15 +150,6 @@ def _compiled(function: Callable) -> Callable:
         return compiled[tree](arrays)
 
     return call
-
-
-def _returned(value: Any) -> Any:
-    if not is_array(value):
-        raise TypeError(
-            f"return_sites: expected a model that returns an array for {RETURN!r}, got {shown(value)}; name the "
-            "sites, or return one array"
-        )
-    return value
 
 
 def _join(values: list[Array], lengths: list[int]) -> Array:

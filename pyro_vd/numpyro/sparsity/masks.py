@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
-from pyro_vd.numpyro.checks import latent_sites, require_key
+from pyro_vd.numpyro.arguments import check_data, check_params, check_program, require_key
+from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import base_distribution
 from pyro_vd.numpyro.posteriors import WeightPosterior
 from pyro_vd.sparsity.masks import DEFAULT_THRESHOLD, Sparsity, shares_of_sites, warn_of_miss
@@ -116,9 +117,14 @@ def weight_posteriors(
     Returns:
         ``{site: posterior}`` in the order of the guide, without ``to_event``.
     """
-    seeded = handlers.seed(guide, require_key("weight_posteriors", rng_key))
+    owner = "weight_posteriors"
+    params = check_params(owner, params)
+    check_program(owner, "guide", guide)
+    check_data(owner, args, kwargs)
+    seeded = handlers.seed(guide, require_key(owner, rng_key))
     with handlers.block():
         trace = handlers.trace(handlers.substitute(seeded, data=dict(params))).get_trace(*args, **kwargs)
+    check_parameter_sites(owner, params, trace)
     found = {name: base_distribution(site["fn"]) for name, site in latent_sites(trace)}
     return {name: fn for name, fn in found.items() if isinstance(fn, WeightPosterior)}
 

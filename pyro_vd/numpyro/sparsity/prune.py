@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pyro_vd.numpyro.arguments import check_params, kind_of
 from pyro_vd.numpyro.module import BayesianModule
 from pyro_vd.numpyro.posteriors import WeightPosterior
 from pyro_vd.numpyro.sparsity.masks import DEFAULT_THRESHOLD, Posteriors, Sparsity, keep_masks, posteriors_of
@@ -51,6 +52,19 @@ def prune(
         >>> prune(bnn, {"net.weight": q}, params={}).weight
         Array([[2., 0., 1.]], dtype=float32)
     """
+    if not isinstance(bnn, BayesianModule):
+        raise TypeError(
+            f"prune: expected bnn to be the BayesianModule of the model, got {kind_of(bnn)}; write prune(bnn, guide, "
+            "params=params)"
+        )
+    check_params("prune", params)
+    sites = {bnn.site(name) for name in (*bnn.adapted.parameters, "state")}
+    unknown = [name for name in params if name.startswith(f"{bnn.name}.") and name not in sites]
+    if unknown:
+        raise ValueError(
+            f"prune: expected params of the net with {sorted(sites)}, got {unknown} as well; are they those of another "
+            "net?"
+        )
     posteriors = posteriors_of(guide, params)
     masks = keep_masks(posteriors, log_alpha_threshold, sparsity)
     values = {}

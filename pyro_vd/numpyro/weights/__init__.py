@@ -2,3 +2,4 @@
 
 from pyro_vd.numpyro.weights.random_weight import RandomWeight as RandomWeight
 from pyro_vd.numpyro.weights.state import WeightState as WeightState
+from pyro_vd.numpyro.weights.state import run_counted as run_counted

@@ -8,7 +8,6 @@ scaling by a constant, ...) is again a random weight. Any other operation draws 
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ from jax import Array
 from jax.core import ShapedArray
 from jax.tree_util import Partial
 
+from pyro_vd.numpyro._jax import asked_by_jax_numpy
 from pyro_vd.numpyro.estimators import SAMPLERS, LinearOp, WeightNoise
 from pyro_vd.numpyro.weights.state import WeightState
 from pyro_vd.numpyro.weights.views import Region
@@ -28,9 +28,6 @@ from pyro_vd.numpyro.weights.views import Region
 # What the key of a site is folded with: 0 for its one coherent draw, 1, 2, ... for its uses, and this for log_probs.
 _SCORED = 2**31
 
-# The functions of jax.numpy ask every argument for __jax_array__ there, before they refuse it. A method of that name
-# would draw the weight silently; without one their error does not say what to write.
-_ARGUMENT_CHECK = "jax._src.numpy.util"
 _OUTSIDE = (
     "site {site!r}: expected a use of the random weight inside quax.quaxify, got {function} outside, where only @ "
     "works; call the net through BayesianModule, or write quax.quaxify(fn)(x, weight), or shared_sites=[{site!r}] to "
@@ -138,7 +135,8 @@ class RandomWeight(quax.ArrayValue):
     __lt__ = __le__ = __gt__ = __ge__ = __getitem__ = __iter__ = __len__ = __float__ = __bool__ = __array__ = _outside
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__jax_array__" and sys._getframe(1).f_globals.get("__name__") == _ARGUMENT_CHECK:
+        # A method of that name would draw the weight silently; without one JAX does not say what to write.
+        if name == "__jax_array__" and asked_by_jax_numpy():
             raise TypeError(_OUTSIDE.format(site=self.site, function="a function of jax.numpy"))
         raise AttributeError(f"RandomWeight has no attribute {name!r}; inside quax.quaxify it has those of an array")
 

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
-from jax.extend.core import primitives
 from jax.tree_util import Partial
+
+from pyro_vd.numpyro._jax import is_traced, sharding_constraint_p, stop_gradient_p
 
 # Rearrangements and selections of elements: ``primitive.bind(weight, *starts, **params)``.
 SHAPE_VIEWS = (
     lax.transpose_p, lax.reshape_p, lax.squeeze_p, lax.rev_p, lax.slice_p, lax.dynamic_slice_p, lax.split_p,
-    lax.copy_p, primitives.sharding_constraint_p, primitives.stop_gradient_p,
+    lax.copy_p, sharding_constraint_p, stop_gradient_p,
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class Region:
 
     def then(self, step: Callable[[Array], Array]) -> Region:
         """The region of a view of this view."""
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(step))
+        traced = any(is_traced(leaf) for leaf in jax.tree.leaves(step))
         return Region(self.shape, None if traced or self.steps is None else (*self.steps, step))
 
     def overlaps(self, other: Region) -> bool:
@@ -82,7 +82,7 @@ def unit_dim_after(view: Callable[[Array], Array], shape: tuple[int, ...], unit_
     """Where the units of a weight lie in a view of it; None where it mixes, drops or reorders them."""
     units = np.arange(shape[unit_dim])
     numbers = np.broadcast_to(np.expand_dims(units, [d for d in range(len(shape)) if d != unit_dim]), shape)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(view)):
+    if any(is_traced(leaf) for leaf in jax.tree.leaves(view)):
         return None
     seen = _on_numbers((view,), numbers)
     for dim in range(seen.ndim):

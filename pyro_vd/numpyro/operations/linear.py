@@ -1,8 +1,4 @@
-"""The table primitive -> rule: which linear operation a call of a JAX primitive is.
-
-A rule takes the input, the noise of the weight, the position of the weight among the operands and the parameters
-of the primitive, and returns the call as a :class:`LinearOp`, or None where it does not cover it.
-"""
+"""The linear operations: products, convolutions, lookups, biases."""
 
 from __future__ import annotations
 
@@ -13,10 +9,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pyro_vd.numpyro.estimators import LinearOp, WeightNoise
+from pyro_vd.numpyro.operations.table import enter
 
 
-def _dot_general(x: Array, weight: WeightNoise, side: int, **params: Any) -> LinearOp:
+@enter(
+    lax.dot_general_p,
+    weight=("left", "right"),
+    drops="covariance between the rows (tokens) of one example, and of entries of a batch that share a matrix",
+)
+def dot_general(left: Any, right: Any, **params: Any) -> LinearOp:
     """A contraction with the weight on either side, batch dimensions included (one matrix for each)."""
+    side = int(isinstance(right, WeightNoise))
+    weight, x = (right, left) if side else (left, right)
     contract, batch = params["dimension_numbers"]
     ndim, x_ndim = weight.loc.ndim, jnp.ndim(x)
     free = [d for d in range(ndim) if d not in (*contract[side], *batch[side])]
@@ -37,13 +41,19 @@ def _dot_general(x: Array, weight: WeightNoise, side: int, **params: Any) -> Lin
     )
 
 
-def _conv(x: Array, weight: WeightNoise, side: int, **params: Any) -> LinearOp | None:
+@enter(
+    lax.conv_general_dilated_p,
+    weight=("weight",),
+    kind="approximate",
+    drops="covariance between the positions of an example",
+)
+def convolution(x: Any, weight: Any, **params: Any) -> LinearOp | None:
     """A convolution of any layout, stride, dilation (of the input too: a transposed one) and feature groups."""
-    if side != 1 or params["batch_group_count"] != 1:
+    if params["batch_group_count"] != 1:
         return None
     x_spec, weight_spec, out_spec = params["dimension_numbers"]
     return LinearOp(
-        _binary(lax.conv_general_dilated_p, x, side, params),
+        _binary(lax.conv_general_dilated_p, x, 1, params),
         x,
         weight,
         weight_units=(weight_spec[1],),
@@ -55,13 +65,17 @@ def _conv(x: Array, weight: WeightNoise, side: int, **params: Any) -> LinearOp |
     )
 
 
-def _gather(indices: Array, weight: WeightNoise, side: int, **params: Any) -> LinearOp | None:
+@enter(
+    lax.gather_p,
+    weight=("weight",),
+    kind="approximate",
+    drops="covariance between tokens that share a row of the table",
+)
+def gather(weight: Any, indices: Any, **params: Any) -> LinearOp | None:
     """A lookup of elements or slices of the weight (an embedding): each looked-up element has noise of its own.
 
     The same row looked up twice is one weight: its covariance is dropped, as between the rows of a product.
     """
-    if side != 0:
-        return None
     numbers = params["dimension_numbers"]
     if numbers.operand_batching_dims:
         return None
@@ -115,10 +129,3 @@ def _binary(primitive: Any, x: Array, side: int, params: dict[str, Any]) -> Call
         return primitive.bind(left, right, **(params | wider))
 
     return apply
-
-
-OPERATIONS: dict[Any, Callable[..., LinearOp | None]] = {
-    lax.dot_general_p: _dot_general,
-    lax.conv_general_dilated_p: _conv,
-    lax.gather_p: _gather,
-}

@@ -1,0 +1,5 @@
+"""The nets of flax.linen, flax.nnx and equinox seen alike."""
+
+from pyro_vd.numpyro.nets.adapt import adapt as adapt
+from pyro_vd.numpyro.nets.net import Net as Net
+from pyro_vd.numpyro.nets.net import is_layer as is_layer

@@ -1,0 +1,55 @@
+"""data_plate: a minibatch, which scales its log likelihood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+from numpyro import handlers
+
+from pyro_vd.common.options import check_count
+from pyro_vd.numpyro.arguments import kind_of
+
+
+def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int | None = None) -> numpyro.plate:
+    """A plate over a minibatch that scales its log likelihood by ``dataset_size / batch_size``.
+
+    As ``numpyro.plate(name, dataset_size, subsample_size=batch_size)``, without the permutation of all
+    indices that the latter draws each time: the loader has chosen the batch already.
+
+    Args:
+        dataset_size: number of examples in the data set.
+        batch_size: number of examples in this batch.
+        name: name of the plate.
+        dim: batch dimension of the plate, negative; the rightmost free one if not given.
+
+    Raises:
+        ValueError: unless ``1 <= batch_size <= dataset_size``.
+
+    Example:
+        >>> with data_plate(60000, 100) as index:
+        ...     len(index)
+        100
+    """
+    dataset_size = check_count("dataset_size", dataset_size, owner="data_plate")
+    batch_size = check_count("batch_size", batch_size, owner="data_plate")
+    if not isinstance(name, str):
+        raise TypeError(f"data_plate: expected name to be text, got {kind_of(name)}; write name='data'")
+    if not 1 <= batch_size <= dataset_size:
+        raise ValueError(
+            f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
+            f"dataset_size={dataset_size}; dataset_size is the number of training examples (to predict on more than "
+            "those at once, pass batch_size= to posterior_predictive)"
+        )
+    with handlers.substitute(data={name: jnp.arange(batch_size)}):
+        return _DataPlate(name, dataset_size, subsample_size=batch_size, dim=dim)
+
+
+class _DataPlate(numpyro.plate):
+    """Marks its sites: what is not observed here is the model's to predict, and no automatic guide covers it."""
+
+    def process_message(self, msg: Any) -> None:
+        super().process_message(msg)
+        if msg["type"] == "sample":
+            msg["infer"] = {**msg["infer"], "in_data_plate": True}
