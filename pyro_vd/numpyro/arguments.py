@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pyro_vd.common.options import kind_of as kind_of
+
 
 def require_key(owner: str, rng_key: Any) -> Array:
     """The key, or an error that names ``owner`` and says how to make one."""
