@@ -377,14 +377,6 @@ def test_a_net_that_is_called_twice_has_one_weight():
     assert list(terms.kl) == ["net.weight"]
 
 
-def test_a_net_that_is_called_twice_has_one_weight():
-    bnn = vd.BayesianModule(nn.Linear(4, 4), dist.Normal(0.0, 1.0))
-    guide = AutoMeanField(lambda x: bnn(bnn(x)))
-    assert guide.weight_sites == ("net.weight",)
-    terms = vd.TraceVD_ELBO(shared_sites=["net.weight"]).terms(lambda x: bnn(bnn(x)), guide, X)
-    assert list(terms.kl) == ["net.weight"]
-
-
 def test_a_net_that_is_replaced_by_one_of_another_shape_is_an_error():
     HELD.bnn = vd.BayesianModule(nn.Linear(4, 2), dist.Normal(0.0, 1.0))
     guide = AutoMeanField(of_global)
