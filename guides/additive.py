@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from pyro_vd.common.guide_options import checked_options
-from pyro_vd.guides.base import KLMethod, WeightGuide
+from pyro_vd.common.options import LogUniformKL, NormalKL
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import DropoutNormal
 
 
 class AdditiveGuide(WeightGuide):
     """Abstract: ``loc`` and ``log_sigma2`` for every weight; one alpha per weight, derived, without a cap."""
 
-    kl = "sigmoid"
+    kl: NormalKL = "sigmoid"
 
     @checked_options
     def __init__(self, model: Callable, init_log_sigma2: float = -10.0, **options: Any):
@@ -60,7 +61,7 @@ class AutoSparseVD(AdditiveGuide):
         self,
         model: Callable,
         init_log_sigma2: float = -10.0,
-        kl: KLMethod = "sigmoid",
+        kl: LogUniformKL = "sigmoid",
         *,
         zero_above: float | None = None,
         **options: Any,
@@ -117,4 +118,4 @@ class AutoARD(AdditiveGuide):
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596.
     """
 
-    kl = "ard"
+    kl: NormalKL = "ard"

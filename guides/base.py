@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import torch
@@ -20,8 +20,6 @@ from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.posteriors.fixed import with_fixed
 from pyro_vd.priors import ImproperLogUniform
-
-KLMethod = Literal["sigmoid", "cubic", "lower_bound", "exact"]  # of pyro_vd.kl.kl_log_uniform
 
 
 def init_to_net_value(site: Any) -> Tensor:

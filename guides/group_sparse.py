@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_vd.common.guide_options import checked_options
-from pyro_vd.guides.base import KLMethod, WeightGuide
+from pyro_vd.common.options import LogUniformKL
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import GroupNormal
 
 
@@ -44,12 +45,12 @@ class AutoGroupSparse(WeightGuide):
         *,
         unit_dim: int = 1,
         init_log_sigma2: float = -10.0,
-        kl: KLMethod = "sigmoid",
+        kl: LogUniformKL = "sigmoid",
         **options: Any,
     ):
         self.unit_dim = unit_dim
         self.init_log_sigma2 = float(init_log_sigma2)
-        self.kl = kl
+        self.kl: LogUniformKL = kl
         super().__init__(model, **options)
 
     def posterior(self, site: str) -> GroupNormal:

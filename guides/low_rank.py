@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_vd.common.guide_options import checked_options
-from pyro_vd.common.options import check_rank
-from pyro_vd.guides.base import KLMethod, WeightGuide
+from pyro_vd.common.options import LogUniformKL, check_rank
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import LowRankNormal
 
 
@@ -45,14 +45,14 @@ class AutoLowRank(WeightGuide):
         model: Callable,
         rank: int = 1,
         init_log_sigma2: float = -10.0,
-        kl: KLMethod = "sigmoid",
+        kl: LogUniformKL = "sigmoid",
         **options: Any,
     ):
         if rank < 1:
             check_rank("AutoLowRank", rank, 1)
         self.rank = rank
         self.init_log_sigma2 = float(init_log_sigma2)
-        self.kl = kl
+        self.kl: LogUniformKL = kl
         super().__init__(model, **options)
 
     def posterior(self, site: str) -> LowRankNormal:

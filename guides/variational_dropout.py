@@ -8,7 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pyro_vd.common.guide_options import checked_options
-from pyro_vd.guides.base import KLMethod, WeightGuide
+from pyro_vd.common.options import LogUniformKL
+from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
 
 
@@ -54,7 +55,7 @@ class AutoVariationalDropout(WeightGuide):
         *,
         correlated: bool = False,
         init_log_alpha: float = -3.0,
-        kl: KLMethod = "cubic",
+        kl: LogUniformKL = "cubic",
         unit_dim: int = 1,
         **options: Any,
     ):
@@ -70,7 +71,7 @@ class AutoVariationalDropout(WeightGuide):
         self.granularity = granularity
         self.correlated = correlated
         self.init_log_alpha = float(init_log_alpha)
-        self.kl = kl
+        self.kl: LogUniformKL = kl
         self.unit_dim = unit_dim if correlated else None
         super().__init__(model, **options)
 

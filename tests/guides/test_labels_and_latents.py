@@ -289,7 +289,8 @@ def test_local_latents_of_a_plate_without_subsampling_are_covered(labels):
 
     assert latent_in(model, X, *([REAL] if labels else [])) == ["net.weight", "shift"]
     guide = AutoMeanField(model)
-    vd.posterior_predictive(model, guide, X, num_samples=1)
+    for mode in ("weights", "local", "mean"):  # the guide opens the plate
+        vd.posterior_predictive(model, guide, X, num_samples=1, mode=mode)
     terms = ELBO.terms(model, guide, X, REAL)
     assert set(terms.kl) == {"net.weight", "shift", "shift_unconstrained"}
 

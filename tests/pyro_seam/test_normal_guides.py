@@ -133,8 +133,9 @@ def test_a_weight_that_a_handler_has_given_a_value_is_not_warned_of(estimator):
     bnn = vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform())
 
     def model(x):
+        mean = bnn(x)
         with vd.data_plate(len(x), len(x)):
-            pyro.sample("y", dist.Normal(bnn(x), 1.0).to_event(1), obs=torch.zeros(len(x), 2))
+            pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=torch.zeros(len(x), 2))
 
     guide = AutoSparseVD(model)
     terms = vd.TraceVD_ELBO(estimator).terms(model, vd.posterior_mean(guide), torch.ones(4, 3))  # warnings are errors
