@@ -29,6 +29,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.optim import _load_state_dict
 from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -159,6 +160,20 @@ def node_of_trace(site: str) -> Any:
             node: Any = messenger.trace.nodes.get(site)
             return node if node is not None and node["type"] == "sample" else None
     return None
+
+
+class Prediction(Messenger):
+    """Marks a run whose log likelihood nobody asks for: there the size of a plate limits nothing."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, _Subsample) and fn.subsample_size is not None and fn.subsample_size > fn.size:
+            msg["value"] = torch.arange(fn.subsample_size)
+
+
+def is_prediction() -> bool:
+    """Whether the caller runs under :class:`Prediction`."""
+    return any(isinstance(handler, Prediction) for handler in _PYRO_STACK)
 
 
 def handlers_are_active() -> bool:

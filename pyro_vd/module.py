@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vd._pyro import Noted, adopt_stored_value, is_no_step, net_parameter, node_of_trace
+from pyro_vd._pyro import Noted, adopt_stored_value, is_no_step, is_prediction, net_parameter, node_of_trace
 from pyro_vd._torch import in_backward_pass, tree_leaves
 from pyro_vd.arguments import check_finite_state, data_explained
 from pyro_vd.choice import Prior, Where, choose, priors_of, report_of
@@ -237,10 +237,10 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         raise ValueError(f"data_plate: expected dim to be negative, counted from the right, got {dim}; write dim=-1")
     if not isinstance(name, str):
         raise TypeError(f"data_plate: expected name to be text, got {shown(name)}; write name='data'")
-    if not 1 <= batch_size <= dataset_size:
+    if batch_size < 1 or (batch_size > dataset_size and not is_prediction()):
         raise ValueError(
             f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
-            f"dataset_size={dataset_size}; dataset_size is the number of training examples (to predict on more than "
-            "those at once, pass batch_size= to posterior_predictive)"
+            f"dataset_size={dataset_size}; dataset_size is the number of training examples (posterior_predictive "
+            "and predictive_distribution take any number)"
         )
     return pyro.plate(name, dataset_size, dim=dim, subsample=torch.arange(batch_size))

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_vd._pyro import Prediction
 from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
 from pyro_vd.common.options import check_choice, check_count, check_known, check_names, shown
@@ -80,9 +81,10 @@ def posterior_predictive(
     local = EstimatorMessenger("local", shared_sites, reuse) if mode == "local" else None
     guide = posterior_mean(guide) if mode == "mean" else guide
     draws: dict[str, list[Tensor]] = {}
-    for _ in range(num_samples):
-        for site, value in _one_draw(model, guide, args, kwargs, local, batch_size, set(sites)).items():
-            draws.setdefault(site, []).append(value)
+    with Prediction():
+        for _ in range(num_samples):
+            for site, value in _one_draw(model, guide, args, kwargs, local, batch_size, set(sites)).items():
+                draws.setdefault(site, []).append(value)
     return {site: torch.stack(values) for site, values in draws.items()}
 
 

@@ -1,0 +1,56 @@
+"""What a prediction is asked for, checked; and the sites it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import pairwise
+
+from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
+
+
+def check_prediction(modes: Collection[str], mode: str, num_samples: int, batch_size: int | None) -> None:
+    """Raise ValueError for an unknown mode, and for fewer than one draw or example."""
+    if mode not in modes:
+        raise ValueError(f"mode: expected one of {', '.join(map(repr, modes))}, got {mode!r}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+
+
+def pieces_of(args: tuple, kwargs: dict, batch_size: int | None) -> tuple[list[tuple[tuple, dict]], list[int]]:
+    """The arguments in pieces of ``batch_size`` examples, and the number of examples of each; 0 for one uncut piece."""
+    if batch_size is None:
+        return [(args, kwargs)], [0]
+    bounds = batch_bounds(number_of_examples(args, kwargs), batch_size)
+    pieces = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(bounds)]
+    return pieces, [end - start for start, end in pairwise(bounds)]
+
+
+def wanted_sites(sites: Collection[str], predicted: Iterable[str], guided: Iterable[str]) -> list[str]:
+    """The sites to keep: all that are predicted, or the named ones.
+
+    Raises:
+        ValueError: a name that is not predicted; nothing that is.
+    """
+    predicted, guided = list(predicted), list(guided)
+    if not predicted:
+        raise ValueError(
+            "expected a model with a sample site that the guide does not sample, whose likelihood is the prediction, "
+            f"got none: the guide samples {guided}; add a site with obs=y to the model, or leave it out of the guide"
+        )
+    names = [sites] if isinstance(sites, str) else list(sites)
+    unknown = [name for name in names if name not in predicted]
+    if unknown:
+        hint = " (sites of the guide: posterior_predictive returns their draws)" if set(unknown) & set(guided) else ""
+        raise ValueError(f"sites: expected names of {predicted}, got {unknown}{hint}")
+    return names or predicted
+
+
+def check_cut(guide_sites_in_plates: list[str], pieces: int, caller: str) -> None:
+    """Raise ValueError where a guide that has a value for every example is asked for pieces of them."""
+    if guide_sites_in_plates and pieces > 1:
+        raise ValueError(
+            f"batch_size: expected a guide without sites inside a plate, got {guide_sites_in_plates}, which cannot be "
+            f"cut; call {caller} once for each piece of the data instead"
+        )

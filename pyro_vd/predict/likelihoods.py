@@ -1,0 +1,90 @@
+"""predictive_distribution: the likelihood of every observation site at many draws, kept as one distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vd._pyro import Prediction
+from pyro_vd.common.predictions import check_prediction, pieces_of
+from pyro_vd.handlers import lrt, posterior_mean
+from pyro_vd.predict.blocks import DrawsOfLikelihoods
+from pyro_vd.predict.distribution import Predictive
+from pyro_vd.predict.stacking import Structure
+
+MODES = ("weights", "local", "mean")
+
+
+@torch.no_grad()
+def predictive_distribution(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    num_samples: int = 100,
+    mode: str = "weights",
+    batch_size: int | None = None,
+    sites: Collection[str] = (),
+    shared_sites: Collection[str] = (),
+    reuse: str = "error",
+    **kwargs: Any,
+) -> dict[str, Predictive]:
+    """The posterior predictive distribution of every observation site of a model: not draws of it, the thing itself.
+
+    ``p(y | x, data) = mean over draws w ~ q of p(y | x, w)``. The guide and the model run once a draw, and the
+    likelihood that the model has at the site is kept: no value is sampled where a density or a probability is meant.
+
+    Args:
+        model, guide: Pyro model and guide. An observation site is one that the guide does not sample; it is predicted
+            whether the call gives its value or not.
+        *args, **kwargs: their arguments; tensors may be in dicts, lists and tuples. A plate has no say in a prediction:
+            there may be more points than ``dataset_size``.
+        num_samples: number of draws.
+        mode: "weights": each draw is one function. "local": noise of its own for every output element, as in training.
+            "mean": the posterior mean of every guide site, the mean network; one draw, unless the model draws
+            something too.
+        batch_size: run this many examples at a time, as in :func:`pyro_vd.posterior_predictive`.
+        sites: names of the sites to keep; if empty, all.
+        shared_sites, reuse: of mode "local", see :func:`pyro_vd.lrt`.
+
+    Returns:
+        ``{site: Predictive}``. Draws run side by side where ``torch.vmap`` can run the model, as many as fit 64 MiB of
+        weights and activations; one by one where not (a model that looks at values, or changes a tensor in place).
+
+    Raises:
+        ValueError: unknown mode or site; no observation site; num_samples or batch_size < 1; a likelihood that has
+            another family or shape in another draw; batch_size with a guide that has sites inside a plate, or with a
+            likelihood that cannot be cut.
+        TypeError: a likelihood whose parameters cannot be stacked.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x, y=None):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(x * pyro.sample("w", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+        >>> def guide(x, y=None):
+        ...     pyro.sample("w", dist.Normal(2.0, 0.1))
+        >>> y = predictive_distribution(model, guide, torch.ones(5), num_samples=3)["y"]
+        >>> y
+        Predictive('y': Normal, 3 draws, batch (5,), event ())
+        >>> low, high = y.interval(0.9)
+    """
+    check_prediction(MODES, mode, num_samples, batch_size)
+    if mode == "local":
+        guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
+    elif mode == "mean":
+        guide = posterior_mean(guide)
+    pieces, lengths = pieces_of(args, kwargs, batch_size)
+    run = DrawsOfLikelihoods(model, guide, (args, kwargs), pieces, lengths, sites, coherent=mode != "local")
+    with Prediction():
+        kept = run.draws(num_samples, until_equal=mode == "mean")
+    return {site: Predictive(_built(site, *parts), site) for site, parts in kept.items()}
+
+
+def _built(site: str, structure: Structure, tensors: list[Tensor]) -> Any:
+    try:
+        return structure.build(tensors)
+    except ValueError as error:  # of a parameter outside its domain
+        raise ValueError(f"site {site!r}: {error}") from error

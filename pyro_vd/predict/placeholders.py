@@ -1,0 +1,76 @@
+"""What stands in a run of the model for values: those of the guide, samples that nobody may need, noise under vmap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+
+class Given(Messenger):
+    """Puts values at the sites of the guide, and at others what notes their use in ``used``, if that is given."""
+
+    def __init__(self, values: dict[str, Any], used: list[str] | None = None):
+        super().__init__()
+        self.values, self.used = values, used
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            return
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+        elif self.used is not None and msg["value"] is None and not site_is_subsample(msg):
+            msg["value"], msg["done"] = NotSampled(msg["name"], self.used), True
+
+
+class ValueIsUsed(Exception):
+    """Raised by an operation on a value that was not sampled."""
+
+
+class NotSampled(Tensor):
+    """Stands for a sample until something is done with it."""
+
+    site: str
+    used: list[str]
+
+    @staticmethod
+    def __new__(cls, site: str, used: list[str]) -> NotSampled:
+        new = Tensor._make_subclass(cls, torch.empty(0))
+        new.site, new.used = site, used
+        return new
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for one in tree_leaves((args, kwargs)):
+            if isinstance(one, cls):
+                one.used.append(one.site)
+        raise ValueIsUsed
+
+
+class BatchedNormal(TorchFunctionMode):
+    """``torch.normal`` of two tensors, by which Pyro samples Gaussians, as a product with ``randn``, known to vmap."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.normal and not kwargs and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
+            mean, std = args
+            return mean + std * torch.randn(
+                torch.broadcast_shapes(mean.shape, std.shape), dtype=mean.dtype, device=mean.device
+            )
+        return func(*args, **(kwargs or {}))
+
+
+class LargestResult(TorchFunctionMode):
+    """Notes the bytes of the largest result of an operation."""
+
+    bytes = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if type(result) is Tensor:
+            self.bytes = max(self.bytes, result.numel() * result.element_size())
+        return result

@@ -1,0 +1,76 @@
+"""Quantiles of a mixture, by bisection of its cdf.
+
+The cdf of a mixture is the mean of those of its parts; a quantile lies between the parts' smallest and largest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vd.predict.stacking import take_apart
+
+_MOST_STEPS = 200  # of a bisection: one halves the distance of two float64
+
+
+def has_cdf(parts: Any) -> bool:
+    """Whether a distribution has a cdf."""
+    try:
+        parts.cdf(parts.sample())
+    except NotImplementedError:
+        return False
+    return True
+
+
+@pyro.validation_enabled(False)  # a bisection looks outside the support too
+def mixture_quantile(parts: Any, probability: float) -> Tensor:
+    """The quantile of the equal mixture of the first batch axis, to the last digit.
+
+    Args:
+        parts: a distribution of single numbers with a cdf.
+        probability: between 0 and 1.
+    """
+    inside = parts.sample()
+    structure, tensors = take_apart(parts)
+    parts = structure.build(tensors)
+
+    def cdf(value: Tensor) -> Tensor:
+        of_each = parts.cdf(value.expand(inside.shape))
+        of_each = torch.where(of_each.isnan(), (value > inside).to(of_each.dtype), of_each)  # outside the support
+        return of_each.clamp(0.0, 1.0).mean(0)
+
+    low, high = _bracket(parts, inside, probability, cdf)
+    for _ in range(_MOST_STEPS):
+        middle = low + (high - low) / 2
+        if bool(((middle <= low) | (middle >= high) | ~torch.isfinite(middle)).all()):
+            break
+        below = cdf(middle) < probability
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low + (high - low) / 2
+
+
+def _bracket(parts: Any, inside: Tensor, probability: float, cdf: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    try:
+        of_each = parts.icdf(torch.full_like(inside, probability))
+        return of_each.amin(0), of_each.amax(0)
+    except NotImplementedError:
+        pass
+    low, high = inside.amin(0), inside.amax(0)
+    step = (high - low).clamp_min(1e-3) + 1e-3 * high.abs()
+    for _ in range(_MOST_STEPS):
+        below, above = cdf(low) > probability, cdf(high) < probability
+        if not bool((below | above).any()):
+            break
+        low, high = torch.where(below, low - step, low), torch.where(above, high + step, high)
+        step = 2 * step
+    return low, high
+
+
+def sample_quantile(samples: Tensor, probability: float) -> Tensor:
+    """The smallest of the sorted ``samples`` (along the first axis) that ``probability`` of them do not exceed."""
+    return samples[math.ceil(probability * len(samples)) - 1]

@@ -1,0 +1,178 @@
+"""A distribution as its tensors and what is left without them; distributions of many draws as one, draws first.
+
+    Normal(loc, scale).to_event(1)  =  tensors [loc, scale]  +  Structure(Independent, base=Structure(Normal, ...), 1)
+
+The tensors of every draw are stacked, and the structure is built again on the stacks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import (
+    AffineTransform,
+    ComposeTransform,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Transform,
+    TransformedDistribution,
+)
+
+from pyro_vd.common.structure import ALTERNATIVES, Slot, Structure
+
+
+def take_apart(distribution: Any, batch_shape: torch.Size | None = None) -> tuple[Structure, list[Tensor]]:
+    """The structure of a distribution and its tensors, each of the shape ``batch_shape`` and then its event.
+
+    Args:
+        distribution: any distribution whose constructor arguments are its attributes, and what Pyro puts around one
+            (``to_event``, ``mask``, ``expand``, transforms, mixtures).
+        batch_shape: a shape that its own broadcasts to; by default its own.
+
+    Raises:
+        TypeError: a distribution that does not keep the arguments it was made of.
+    """
+    batch_shape = torch.Size(distribution.batch_shape) if batch_shape is None else batch_shape
+    tensors: list[Tensor] = []
+
+    def nested(part: Any, shape: torch.Size = batch_shape) -> Structure:
+        structure, own = take_apart(part, shape)
+        tensors.extend(own)
+        return structure
+
+    def slot(value: Tensor, event_dim: int) -> Slot:
+        event = value.shape[value.dim() - event_dim :]
+        tensors.append(value.expand((*batch_shape, *event)))
+        return Slot()
+
+    if isinstance(distribution, dist.ExpandedDistribution):
+        return take_apart(distribution.base_dist, batch_shape)
+    if isinstance(distribution, Independent):
+        number = distribution.reinterpreted_batch_ndims
+        whole = batch_shape + distribution.event_shape[:number]
+        return Structure(_independent, (("base", nested(distribution.base_dist, whole)), ("number", number))), tensors
+    if isinstance(distribution, dist.MaskedDistribution):
+        base, mask = nested(distribution.base_dist), distribution._mask
+        mask = slot(mask, 0) if isinstance(mask, Tensor) else mask
+        return Structure(dist.MaskedDistribution, (("base_dist", base), ("mask", mask))), tensors
+    if isinstance(distribution, MixtureSameFamily):
+        component: Any = distribution.component_distribution
+        names = {
+            "mixture_distribution": nested(distribution.mixture_distribution),
+            "component_distribution": nested(component, batch_shape + component.batch_shape[-1:]),
+        }
+        return Structure(type(distribution), tuple(names.items())), tensors
+    if isinstance(distribution, TransformedDistribution) and _is_plain(distribution):
+        base = distribution.base_dist
+        shape = batch_shape + base.batch_shape[len(distribution.batch_shape) :]
+        steps = tuple(_transform(t, shape + base.event_shape, tensors) for t in distribution.transforms)
+        base_structure, own = take_apart(base, shape)
+        arguments = (*((f"step_{i}", step) for i, step in enumerate(steps)), ("base", base_structure))
+        return Structure(_transformed, arguments), [*tensors, *own]
+    arguments = []
+    for name, value in _arguments(distribution).items():
+        if isinstance(value, Tensor) and not value.dim() and name not in distribution.arg_constraints:
+            float(value)  # (an error under vmap.) A setting such as a temperature, the same in every draw
+        elif isinstance(value, Tensor):
+            value = slot(value, _event_dim(distribution, name, value))
+        elif isinstance(value, Distribution):
+            value = nested(value)
+        arguments.append((name, value))
+    return Structure(type(distribution), tuple(arguments)), tensors
+
+
+def stacked(parts: Sequence[Tensor], join: Callable[..., Tensor], dim: int = 0) -> Tensor:
+    """``join(parts, dim)``, where axes along which a tensor is repeated stay so: a constant takes one number."""
+    repeated = [axis for axis in range(parts[0].dim()) if all(p.stride(axis) == 0 for p in parts)]
+    repeated = [axis for axis in repeated if join is torch.stack or axis != dim]
+    index = tuple(slice(0, 1) if axis in repeated else slice(None) for axis in range(parts[0].dim()))
+    whole = join([part[index] for part in parts], dim)
+    after = 1 if join is torch.stack else 0  # stacked first: the axes move by one
+    sizes = list(whole.shape)
+    for axis in repeated:
+        sizes[axis + after] = parts[0].shape[axis]
+    return whole.expand(sizes)
+
+
+def _independent(base: Any, number: int) -> Any:
+    return base.to_event(number)
+
+
+def _transformed(base: Any, **steps: Any) -> Any:
+    return dist.TransformedDistribution(base, list(steps.values()))
+
+
+def _is_plain(distribution: TransformedDistribution) -> bool:
+    """Whether it is made of a base and transforms, and no family of its own as ``LogNormal`` is."""
+    return "transforms" in inspect.signature(type(distribution).__init__).parameters
+
+
+def _transform(transform: Transform, shape: torch.Size, tensors: list[Tensor]) -> Any:
+    """A transform without its tensors, which are added to ``tensors``; ``shape`` is that of what it transforms."""
+    if isinstance(transform, ComposeTransform):
+        parts = tuple((f"part_{i}", _transform(t, shape, tensors)) for i, t in enumerate(transform.parts))
+        return Structure(_composed, parts)
+    if isinstance(transform, AffineTransform):
+        arguments: list[tuple[str, Any]] = [("event_dim", transform.event_dim)]
+        for name in ("loc", "scale"):
+            value = getattr(transform, name)
+            if isinstance(value, Tensor):
+                tensors.append(value.expand(shape))
+                value = Slot()
+            arguments.append((name, value))
+        return Structure(AffineTransform, tuple(arguments))
+    held = [name for name, value in vars(transform).items() if isinstance(value, Tensor)]
+    if held or isinstance(transform, torch.nn.Module):
+        raise TypeError(
+            f"expected a transform whose draws can be stacked (without tensors, or an AffineTransform), got "
+            f"{type(transform).__name__}"
+        )
+    return transform
+
+
+def _composed(**parts: Any) -> ComposeTransform:
+    return ComposeTransform(list(parts.values()))
+
+
+def _arguments(distribution: Any) -> dict[str, Any]:
+    """What the constructor would be called with to make this distribution again."""
+    own = dict(vars(distribution))
+    for held in ("_categorical", "base_dist"):  # families that are another one in disguise keep theirs there
+        own = {**vars(own[held]), **own} if isinstance(own.get(held), Distribution) else own
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(type(distribution).__init__).parameters.items():
+        if name in ("self", "validate_args"):
+            continue
+        others = next((group for group in ALTERNATIVES if name in group), ())
+        given = [one for one in others if one in own]
+        kept = own.get("_param")
+        if kept is not None and any(own[one] is kept for one in given):
+            given = [one for one in given if own[one] is kept]
+        if given and given[0] != name:
+            continue  # another of the group is what it was made of
+        if not given and any(one in found for one in others):
+            continue
+        try:
+            found[name] = getattr(distribution, name)
+        except (AttributeError, NotImplementedError):
+            if parameter.default is inspect.Parameter.empty:
+                raise TypeError(
+                    f"expected a distribution that keeps what it is made of, got {type(distribution).__name__}, which "
+                    f"has no attribute {name!r} for its argument of that name"
+                ) from None
+    return found
+
+
+def _event_dim(distribution: Any, name: str, value: Tensor) -> int:
+    constraint = distribution.arg_constraints.get(name)
+    try:
+        least = 0 if constraint is None else constraint.event_dim
+    except NotImplementedError:  # "dependent" on other arguments
+        least = 0
+    return min(value.dim(), max(least, value.dim() - len(distribution.batch_shape)))
