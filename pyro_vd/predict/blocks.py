@@ -21,10 +21,11 @@ from torch.distributions import Independent
 from pyro_vd.checks import describe
 from pyro_vd.common.predictions import check_cut, wanted_sites
 from pyro_vd.predict.placeholders import BatchedNormal, Given, LargestResult, ValueIsUsed
+from pyro_vd.predict.posteriors import draws_of_weight, fixed_posteriors
 from pyro_vd.predict.stacking import Structure, stacked, take_apart
 
 # What the draws of one block may take together, in weights and activations. More does not make them faster.
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**25
 # An operation holds its input, its output, and something beside.
 _TENSORS_AT_A_TIME = 3
 
@@ -55,6 +56,7 @@ class DrawsOfLikelihoods:
         self.model, self.guide, self.call, self.sites, self.coherent = model, guide, call, sites, coherent
         self.pieces, self.lengths = pieces, lengths
         self.used: list[str] = []  # predicted sites whose value the model goes on to use
+        self.posteriors: dict[str, Any] | None = None  # of all sites of the guide, where no draw changes them
         self.along: dict[str, bool] = {}  # whether the examples of a site lie along its first axis
 
     def draws(self, number: int, until_equal: bool = False) -> Draws:
@@ -110,6 +112,7 @@ class DrawsOfLikelihoods:
     def _first(self) -> tuple[Draws, int]:
         """The first draw, checked, and the bytes that a draw needs."""
         values = self._guide_values(self.call) if self.coherent else None
+        self.posteriors = fixed_posteriors(self.guide, self.call) if self.coherent else None
         weights = sum(v.numel() * v.element_size() for v in (values or {}).values())
         found, largest = [], LargestResult()
         for piece, length in zip(self.pieces, self.lengths, strict=True):
@@ -140,13 +143,16 @@ class DrawsOfLikelihoods:
             with pyro.validation_enabled(False), warnings.catch_warnings(), BatchedNormal():
                 # It is taken instead of a loop over draws that would be as slow.
                 warnings.filterwarnings("ignore", message="There is a performance drop")
-                values = None
-                if self.coherent:
-                    drawn = torch.func.vmap(lambda _: self._guide_values(self.call), randomness="different")
-                    values = drawn(index)
+                values = self._values_of_block(index) if self.coherent else None
                 return self._pieces_joined([self._piece_of_block(index, values, piece) for piece in self.pieces])
         except Exception:  # whatever it is, the loop will meet it too, or do without
             return None
+
+    def _values_of_block(self, index: Tensor) -> dict[str, Any]:
+        """The guide's values at as many draws as ``index`` is long, the draws first."""
+        if self.posteriors is None:
+            return torch.func.vmap(lambda _: self._guide_values(self.call), randomness="different")(index)
+        return {site: draws_of_weight(posterior, len(index)) for site, posterior in self.posteriors.items()}
 
     def _piece_of_block(self, index: Tensor, values: dict[str, Any] | None, piece: tuple[tuple, dict]) -> Draws:
         structures: dict[str, Structure] = {}

@@ -50,7 +50,7 @@ def predictive_distribution(
         shared_sites, reuse: of mode "local", see :func:`pyro_vd.lrt`.
 
     Returns:
-        ``{site: Predictive}``. Draws run side by side where ``torch.vmap`` can run the model, as many as fit 64 MiB of
+        ``{site: Predictive}``. Draws run side by side where ``torch.vmap`` can run the model, as many as fit 32 MiB of
         weights and activations; one by one where not (a model that looks at values, or changes a tensor in place).
 
     Raises:

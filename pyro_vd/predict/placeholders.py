@@ -58,9 +58,8 @@ class BatchedNormal(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.normal and not kwargs and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
             mean, std = args
-            return mean + std * torch.randn(
-                torch.broadcast_shapes(mean.shape, std.shape), dtype=mean.dtype, device=mean.device
-            )
+            shape = torch.broadcast_shapes(mean.shape, std.shape)
+            return mean + std * torch.randn(shape, dtype=mean.dtype, device=mean.device)
         return func(*args, **(kwargs or {}))
 
 

@@ -84,9 +84,11 @@ def _float64():
     torch.set_default_dtype(torch.float64)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The weights of every draw, in the order of the draws."""
+@pytest.fixture(params=["guide known", "guide run"])
+def drawn(monkeypatch, request):
+    """The weights of every draw, in the order of the draws; drawn by the guide, or from posteriors that it showed."""
+    if request.param == "guide run":
+        monkeypatch.setattr(blocks, "fixed_posteriors", lambda guide, call: None)
     seen: list = []
     original = blocks.DrawsOfLikelihoods._guide_values
 
@@ -95,14 +97,16 @@ def drawn(monkeypatch):
         seen.append(values)
         return values
 
-    blocks_original = blocks.DrawsOfLikelihoods._piece_of_block
+    of_block = blocks.DrawsOfLikelihoods._values_of_block
 
-    def spy_block(self, index, values, piece):
-        seen[-1] = values  # not the one under vmap
-        return blocks_original(self, index, values, piece)
+    def spy_block(self, index):
+        before = len(seen)
+        values = of_block(self, index)
+        seen[before:] = [values]  # not the ones under vmap
+        return values
 
     monkeypatch.setattr(blocks.DrawsOfLikelihoods, "_guide_values", spy)
-    monkeypatch.setattr(blocks.DrawsOfLikelihoods, "_piece_of_block", spy_block)
+    monkeypatch.setattr(blocks.DrawsOfLikelihoods, "_values_of_block", spy_block)
     return seen
 
 

@@ -1,0 +1,74 @@
+"""Many draws of the weights of a guide without running it for each, where its posteriors are the same in every draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vd.handlers import base_distribution
+from pyro_vd.posteriors import DropoutNormal, WeightPosterior
+from pyro_vd.predict.placeholders import Given, NotSampled, ValueIsUsed
+
+_WORTH_A_THREAD = 10_000  # random numbers; that many take as long as the start of a thread
+
+
+def fixed_posteriors(guide: Callable, call: tuple[tuple, dict]) -> dict[str, WeightPosterior] | None:
+    """The posterior of every site of a guide; None unless each is one of a weight that is the same in every draw.
+
+    The guide runs twice, with values at its sites that may not be used: it must make the same posteriors.
+    """
+    runs = []
+    for _ in range(2):
+        used: list[str] = []
+        try:
+            trace: Any = poutine.trace(Given({}, used)(guide)).get_trace(*call[0], **call[1])
+        except ValueIsUsed:
+            return None
+        sites = {name: site for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)}
+        posteriors: dict[str, Any] = {name: base_distribution(site["fn"]) for name, site in sites.items()}
+        plain = all(isinstance(site["value"], NotSampled) for site in sites.values())
+        in_plate = any(site["cond_indep_stack"] for site in sites.values())
+        if used or in_plate or not plain or not all(isinstance(p, WeightPosterior) for p in posteriors.values()):
+            return None
+        runs.append(posteriors)
+    first, second = runs
+    same = first.keys() == second.keys() and all(
+        torch.equal(first[site].loc, second[site].loc) and torch.equal(first[site].variance, second[site].variance)
+        for site in first
+    )
+    return first if same else None
+
+
+def draws_of_weight(posterior: WeightPosterior, number: int) -> Tensor:
+    """``number`` draws of a weight, the draws first.
+
+    Random numbers are most of the time of a prediction on few examples, and PyTorch makes them on one thread: here each
+    draw of a Gaussian weight has a generator of its own, and as many are filled at a time as PyTorch has threads.
+    """
+    loc = posterior.loc
+    if not isinstance(posterior, DropoutNormal) or posterior.scale.dtype != loc.dtype or loc.device.type != "cpu":
+        return torch.stack([posterior.rsample() for _ in range(number)])
+    scale = posterior.scale
+    draws = torch.empty((number, *loc.shape), dtype=loc.dtype)
+
+    def fill(index: int, seed: int) -> None:
+        # Each draw is finished while the processor's cache holds it.
+        with torch.no_grad():  # which a thread does not inherit
+            noise = draws[index].normal_(generator=torch.Generator().manual_seed(seed))
+            noise.mul_(scale).add_(loc)
+
+    seeds = torch.randint(2**62, (number,)).tolist()
+    threads = min(torch.get_num_threads(), number) if loc.numel() > _WORTH_A_THREAD else 1
+    if threads == 1:
+        for index, seed in enumerate(seeds):
+            fill(index, seed)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(number), seeds))
+    return draws
