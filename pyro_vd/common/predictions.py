@@ -7,6 +7,18 @@ from itertools import pairwise
 
 from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
 
+MODES = ("weights", "local", "mean")
+SAMPLES = 4000  # for quantiles of a likelihood without a cdf
+MOST_STEPS = 200  # of a bisection: one halves the distance of two float64
+MOST_OUTCOMES = 4096  # of a support that is enumerated
+# Places in (-1, 1) and weights of the Gauss-Legendre rule of four points.
+LEGENDRE = (
+    (-0.8611363115940526, 0.3478548451374538),
+    (-0.3399810435848563, 0.6521451548625461),
+    (0.3399810435848563, 0.6521451548625461),
+    (0.8611363115940526, 0.3478548451374538),
+)
+
 
 def check_prediction(modes: Collection[str], mode: str, num_samples: int, batch_size: int | None) -> None:
     """Raise ValueError for an unknown mode, and for fewer than one draw or example."""

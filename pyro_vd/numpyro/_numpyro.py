@@ -25,6 +25,15 @@ def handlers_are_active() -> bool:
     return bool(primitives._PYRO_STACK)
 
 
+class Prediction(primitives.Messenger):
+    """Marks a run whose log likelihood nobody asks for: there the size of a plate limits nothing."""
+
+
+def is_prediction() -> bool:
+    """Whether the caller runs under :class:`Prediction`."""
+    return any(isinstance(handler, Prediction) for handler in primitives._PYRO_STACK)
+
+
 def current_key() -> Array | None:
     """A random key of the handlers around the program, None without; ``numpyro.prng_key`` warns instead."""
     return numpyro.prng_key() if handlers_are_active() else None

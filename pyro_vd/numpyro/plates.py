@@ -9,6 +9,7 @@ import numpyro
 from numpyro import handlers
 
 from pyro_vd.common.options import check_count
+from pyro_vd.numpyro._numpyro import is_prediction
 from pyro_vd.numpyro.arguments import kind_of
 
 
@@ -36,11 +37,13 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
     batch_size = check_count("batch_size", batch_size, owner="data_plate")
     if not isinstance(name, str):
         raise TypeError(f"data_plate: expected name to be text, got {kind_of(name)}; write name='data'")
+    if is_prediction():
+        dataset_size = max(dataset_size, batch_size)
     if not 1 <= batch_size <= dataset_size:
         raise ValueError(
             f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
-            f"dataset_size={dataset_size}; dataset_size is the number of training examples (to predict on more than "
-            "those at once, pass batch_size= to posterior_predictive)"
+            f"dataset_size={dataset_size}; dataset_size is the number of training examples (posterior_predictive "
+            "and predictive_distribution take any number)"
         )
     with handlers.substitute(data={name: jnp.arange(batch_size)}):
         return _DataPlate(name, dataset_size, subsample_size=batch_size, dim=dim)

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, LowRankMultivariateNormal, MultivariateNormal
 
 from pyro_vd.checks import describe
+from pyro_vd.common.predictions import SAMPLES
 from pyro_vd.predict.outcomes import entropies_of_density, in_support, outcomes
 from pyro_vd.predict.quantiles import has_cdf, mixture_quantile, sample_quantile
 from pyro_vd.predict.stacking import take_apart
 
 _CLASSES = (Categorical, torch.distributions.OneHotCategorical, torch.distributions.Bernoulli)
-_SAMPLES = 4000  # for quantiles of a likelihood without a cdf
 _NUMBERS = "mean, variance, stddev, aleatoric_variance, epistemic_variance"
 
 
@@ -200,7 +200,7 @@ class Predictive:
 
     @cached_property
     def _samples(self) -> Tensor:
-        return self.sample((_SAMPLES,)).sort(0).values
+        return self.sample((SAMPLES,)).sort(0).values
 
     @property
     def _unmasked(self) -> Any:

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from pyro_vd._pyro import Prediction
-from pyro_vd.common.predictions import check_prediction, pieces_of
+from pyro_vd.common.predictions import MODES, check_prediction, pieces_of
 from pyro_vd.handlers import lrt, posterior_mean
 from pyro_vd.predict.blocks import DrawsOfLikelihoods
 from pyro_vd.predict.distribution import Predictive
 from pyro_vd.predict.stacking import Structure
-
-MODES = ("weights", "local", "mean")
 
 
 @torch.no_grad()

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
+from pyro_vd.common.predictions import LEGENDRE, MOST_OUTCOMES
 from pyro_vd.predict.stacking import take_apart
 
-_MOST_OUTCOMES = 4096
-_LEGENDRE_POINTS = (-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526)
-_LEGENDRE_WEIGHTS = (0.3478548451374538, 0.6521451548625461, 0.6521451548625461, 0.3478548451374538)
 _MOST_TERMS = 2**24  # density evaluations held at a time
 
 
@@ -36,9 +34,9 @@ def outcomes(draws: Any) -> Tensor | None:
         return None
     ones = [1] * len(draws.batch_shape)
     if not number:
-        return values.reshape(-1, *ones, *base.event_shape) if len(values) <= _MOST_OUTCOMES else None
+        return values.reshape(-1, *ones, *base.event_shape) if len(values) <= MOST_OUTCOMES else None
     elements = draws.event_shape[:number]
-    if base.event_shape or elements.numel() * math.log(len(values)) > math.log(_MOST_OUTCOMES) + 1e-9:
+    if base.event_shape or elements.numel() * math.log(len(values)) > math.log(MOST_OUTCOMES) + 1e-9:
         return None
     combinations = torch.cartesian_prod(*[values.reshape(-1)] * elements.numel())
     return combinations.reshape(-1, *ones, *elements)
@@ -65,7 +63,7 @@ def entropies_of_density(draws: Any) -> tuple[Tensor, Tensor] | None:
     mixture = torch.zeros_like(points[0])
     each = torch.zeros_like(points[0])
     for left, right in zip(points[:-1].split(rows), points[1:].split(rows), strict=True):
-        for place, weight in zip(_LEGENDRE_POINTS, _LEGENDRE_WEIGHTS, strict=True):
+        for place, weight in LEGENDRE:
             values = (left + (right - left) * (1 + place) / 2).unsqueeze(1)  # against every draw
             log_p = torch.where(in_support(draws, values), draws.log_prob(values), -math.inf)
             mixed = log_p.logsumexp(1) - math.log(log_p.shape[1])

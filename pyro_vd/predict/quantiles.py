@@ -13,9 +13,8 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vd.common.predictions import MOST_STEPS
 from pyro_vd.predict.stacking import take_apart
-
-_MOST_STEPS = 200  # of a bisection: one halves the distance of two float64
 
 
 def has_cdf(parts: Any) -> bool:
@@ -45,7 +44,7 @@ def mixture_quantile(parts: Any, probability: float) -> Tensor:
         return of_each.clamp(0.0, 1.0).mean(0)
 
     low, high = _bracket(parts, inside, probability, cdf)
-    for _ in range(_MOST_STEPS):
+    for _ in range(MOST_STEPS):
         middle = low + (high - low) / 2
         if bool(((middle <= low) | (middle >= high) | ~torch.isfinite(middle)).all()):
             break
@@ -62,7 +61,7 @@ def _bracket(parts: Any, inside: Tensor, probability: float, cdf: Callable[[Tens
         pass
     low, high = inside.amin(0), inside.amax(0)
     step = (high - low).clamp_min(1e-3) + 1e-3 * high.abs()
-    for _ in range(_MOST_STEPS):
+    for _ in range(MOST_STEPS):
         below, above = cdf(low) > probability, cdf(high) < probability
         if not bool((below | above).any()):
             break

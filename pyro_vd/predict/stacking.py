@@ -146,10 +146,12 @@ def _arguments(distribution: Any) -> dict[str, Any]:
     for held in ("_categorical", "base_dist"):  # families that are another one in disguise keep theirs there
         own = {**vars(own[held]), **own} if isinstance(own.get(held), Distribution) else own
     found: dict[str, Any] = {}
-    for name, parameter in inspect.signature(type(distribution).__init__).parameters.items():
+    parameters = inspect.signature(type(distribution).__init__).parameters
+    for name, parameter in parameters.items():
         if name in ("self", "validate_args"):
             continue
         others = next((group for group in ALTERNATIVES if name in group), ())
+        others = tuple(one for one in others if one in parameters)
         given = [one for one in others if one in own]
         kept = own.get("_param")
         if kept is not None and any(own[one] is kept for one in given):

@@ -13,6 +13,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 
 from pyro_vd.common.examples import batch_bounds, is_array, number_of_examples, take_examples
 from pyro_vd.common.options import check_choice, check_count
+from pyro_vd.numpyro._numpyro import Prediction
 from pyro_vd.numpyro.arguments import check_call
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import Reuse, SharedSites, lrt, posterior_mean, shared_and_reuse
@@ -94,7 +95,8 @@ def posterior_predictive(
         cuts = batch_bounds(number_of_examples(args, kwargs), batch_size)
         chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(cuts)]
         lengths = [number_of_examples(*chunk) for chunk in chunks]
-    first = trace(substitute(seed(guide, rng_key), data=params)).get_trace(*args, **kwargs)
+    with Prediction():
+        first = trace(substitute(seed(guide, rng_key), data=params)).get_trace(*args, **kwargs)
     check_parameter_sites(owner, params, first)
     latent = dict(latent_sites(first))
     if mode != "local" and len(chunks) > 1:
@@ -125,11 +127,12 @@ def posterior_predictive(
 
     drawer, runner = _compiled(draw), _compiled(run)
     samples: list[dict[str, Array]] = []
-    for key in jax.random.split(rng_key, num_samples):
-        draw_key, *keys = jax.random.split(key, 1 + len(chunks))
-        drawn = None if mode == "local" else drawer(draw_key, args, kwargs)
-        pieces = [runner(key, drawn, *chunk) for key, chunk in zip(keys, chunks, strict=True)]
-        samples.append({name: _join([piece[name] for piece in pieces], lengths) for name in pieces[0]})
+    with Prediction():
+        for key in jax.random.split(rng_key, num_samples):
+            draw_key, *keys = jax.random.split(key, 1 + len(chunks))
+            drawn = None if mode == "local" else drawer(draw_key, args, kwargs)
+            pieces = [runner(key, drawn, *chunk) for key, chunk in zip(keys, chunks, strict=True)]
+            samples.append({name: _join([piece[name] for piece in pieces], lengths) for name in pieces[0]})
     return {name: jnp.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 

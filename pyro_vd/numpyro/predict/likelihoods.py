@@ -1,0 +1,203 @@
+"""predictive_distribution: the likelihood of every observation site at many draws, kept as one distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import Independent, Unit
+from numpyro.handlers import replay, seed, substitute, trace
+
+from pyro_vd.common.examples import number_of_examples
+from pyro_vd.common.predictions import MODES, check_cut, check_prediction, pieces_of, wanted_sites
+from pyro_vd.common.structure import Structure
+from pyro_vd.numpyro.checks import describe, latent_sites, require_key
+from pyro_vd.numpyro.handlers import Prediction, lrt, posterior_mean
+from pyro_vd.numpyro.predict.distribution import Predictive
+from pyro_vd.numpyro.predict.draws import _compiled
+from pyro_vd.numpyro.predict.stacking import take_apart
+
+# What the draws of one block may take together, in weights and activations.
+BLOCK_BYTES = 2**25
+# An operation holds its input, its output, and something beside.
+_TENSORS_AT_A_TIME = 3
+
+
+def predictive_distribution(
+    rng_key: Array,
+    params: Mapping[str, Any],
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    num_samples: int = 100,
+    mode: str = "weights",
+    batch_size: int | None = None,
+    sites: Collection[str] = (),
+    shared_sites: Collection[str] = (),
+    reuse: str = "error",
+    **kwargs: Any,
+) -> dict[str, Predictive]:
+    """The posterior predictive distribution of every observation site of a model: not draws of it, the thing itself.
+
+    ``p(y | x, data) = mean over draws w ~ q of p(y | x, w)``. The guide and the model run once a draw, and the
+    likelihood that the model has at the site is kept: no value is sampled where a density or a probability is meant.
+
+    Args:
+        rng_key: a random key.
+        params: parameters of model and guide, as ``svi.get_params`` returns them; for a net with a state together
+            with ``svi_state.mutable_state``.
+        model, guide: NumPyro model and guide. An observation site is one that the guide does not sample; it is
+            predicted whether the call gives its value or not.
+        *args, **kwargs: their arguments; arrays may be in dicts, lists and tuples. A plate has no say in a
+            prediction: there may be more points than ``dataset_size``.
+        num_samples: number of draws.
+        mode: "weights": each draw is one function. "local": noise of its own for every output element, as in training.
+            "mean": the posterior mean of every guide site, the mean network; one draw, unless the model draws
+            something too.
+        batch_size: run this many examples at a time, as in :func:`pyro_vd.numpyro.posterior_predictive`.
+        sites: names of the sites to keep; if empty, all.
+        shared_sites, reuse: of mode "local", see :func:`pyro_vd.numpyro.lrt`.
+
+    Returns:
+        ``{site: Predictive}``. Draws run side by side (``jax.vmap``), as many as fit 32 MiB of weights and activations.
+
+    Raises:
+        ValueError: unknown mode or site; no observation site; num_samples or batch_size < 1; batch_size with a guide
+            that has sites inside a plate, or with a likelihood that cannot be cut; no random key.
+        TypeError: a likelihood whose parameters cannot be stacked.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> def model(x, y=None):
+        ...     w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("y", dist.Normal(x * w, 1.0), obs=y)
+        >>> def guide(x, y=None):
+        ...     numpyro.sample("w", dist.Normal(2.0, 0.1))
+        >>> y = predictive_distribution(jax.random.key(0), {}, model, guide, jnp.ones(5), num_samples=3)["y"]
+        >>> y
+        Predictive('y': Normal, 3 draws, batch (5,), event ())
+        >>> low, high = y.interval(0.9)
+    """
+    require_key("predictive_distribution", rng_key)
+    check_prediction(MODES, mode, num_samples, batch_size)
+    params = dict(params)
+    if mode == "local":
+        guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
+    elif mode == "mean":
+        guide = posterior_mean(guide)
+    pieces, _ = pieces_of(args, kwargs, batch_size)
+    structures: dict[str, tuple[Structure, bool]] = {}
+
+    def guided(key: Array, args: tuple, kwargs: dict) -> dict[str, Any]:
+        return dict(latent_sites(trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)))
+
+    def draw(key: Array, args: tuple, kwargs: dict) -> dict[str, Any]:
+        return {name: site["value"] for name, site in guided(key, args, kwargs).items()}
+
+    def run(key: Array, values: dict[str, Any] | None, args: tuple, kwargs: dict) -> dict[str, Any]:
+        length = 0 if batch_size is None else number_of_examples(args, kwargs)
+        guide_key, model_key = jax.random.split(key)
+        if values is None:
+            found = guided(guide_key, args, kwargs)
+        else:
+            found = {name: {**first[name], "value": value} for name, value in values.items()}
+        ran = trace(substitute(replay(seed(model, model_key), found), data=params)).get_trace(*args, **kwargs)  # type: ignore
+        predicted = {
+            name: site["fn"]
+            for name, site in ran.items()
+            if site["type"] == "sample" and name not in found and not isinstance(site["fn"], Unit)
+        }
+        kept = {}
+        for name in wanted_sites(sites, predicted, found):
+            structure, kept[name] = _taken_apart(name, predicted[name])
+            along = _is_along(name, predicted[name], length) and structures.get(name, (None, True))[1]
+            structures[name] = structure, along
+        return kept
+
+    with Prediction():
+        first = guided(rng_key, args, kwargs)
+        if mode != "local":
+            check_cut([n for n, s in first.items() if s["cond_indep_stack"]], len(pieces), "predictive_distribution")
+        values = [] if mode == "local" else [jnp.asarray(site["value"]) for site in first.values()]
+        weights = sum(value.size * value.dtype.itemsize for value in values)
+        one = jax.make_jaxpr(lambda key: run(key, draw(key, args, kwargs), *pieces[0]))(rng_key)
+        size = max(1, BLOCK_BYTES // max(1, weights + _TENSORS_AT_A_TIME * _largest(one.jaxpr)))
+        structures.clear()
+        drawer = _compiled(lambda keys, args, kwargs: jax.vmap(lambda key: draw(key, args, kwargs))(keys))
+        runner = _compiled(
+            lambda keys, values, args, kwargs: jax.vmap(
+                lambda key, values: run(key, values, args, kwargs), in_axes=(0, None if values is None else 0)
+            )(keys, values)
+        )
+
+        def block(keys: Array) -> dict[str, Any]:
+            split = jax.vmap(lambda key: jax.random.split(key, 1 + len(pieces)))(keys)
+            values = None if mode == "local" else drawer(split[:, 0], args, kwargs)
+            found = [runner(split[:, 1 + i], values, *piece) for i, piece in enumerate(pieces)]
+            return {name: _joined([one[name] for one in found], structures[name][1]) for name in found[0]}
+
+        keys = jax.random.split(rng_key, num_samples)
+        start = min(2, num_samples) if mode == "mean" else 0
+        blocks = [block(keys[:start])] if start else []
+        if start == 2 and all(bool((a[0] == a[1]).all()) for a in jax.tree.leaves(blocks[0])):
+            blocks, start = [jax.tree.map(lambda a: a[:1], blocks[0])], num_samples
+        blocks += [block(keys[i : i + size]) for i in range(start, num_samples, size)]
+    arrays = jax.tree.map(lambda *parts: jnp.concatenate(parts), *blocks)
+    return {name: Predictive(structures[name][0].build(own), name) for name, own in arrays.items()}
+
+
+def _largest(jaxpr: Any) -> int:
+    """Bytes of the largest result among the operations of a program."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "shape")]
+        inner = [getattr(parameter, "jaxpr", parameter) for parameter in equation.params.values()]
+        sizes += [_largest(one) for one in inner if hasattr(one, "eqns")]
+    return max(sizes)
+
+
+def _is_along(name: str, likelihood: Any, length: int) -> bool:
+    """Whether the examples lie along the first axis; an error where they lie inside one event that has no parts."""
+    shape = (*likelihood.batch_shape, *likelihood.event_shape)
+    if not length or not shape or shape[0] != length:
+        return False
+    while isinstance(likelihood, Independent):
+        likelihood = likelihood.base_dist
+    if tuple(likelihood.batch_shape[:1]) != shape[:1]:
+        raise ValueError(
+            f"batch_size: expected a likelihood at site {name!r} whose examples are its batch, got "
+            f"{describe(likelihood)}, one distribution of all of them; leave batch_size out"
+        )
+    return True
+
+
+def _taken_apart(name: str, likelihood: Any) -> tuple[Structure, list[Array]]:
+    """The likelihood taken apart, having tried that it can be put together again, the draws first."""
+    try:
+        structure, arrays = take_apart(likelihood)
+        again = structure.build([array[None] for array in arrays])
+    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise TypeError(
+            f"site {name!r}: expected a likelihood whose draws can be stacked into one distribution, got "
+            f"{describe(likelihood)}: {error}; take a family of numpyro.distributions, or posterior_predictive, which "
+            "returns values"
+        ) from error
+    if (again.batch_shape, again.event_shape) != ((1, *likelihood.batch_shape), tuple(likelihood.event_shape)):
+        raise TypeError(
+            f"site {name!r}: expected a likelihood that its constructor makes again from its attributes "
+            f"{[argument for argument, _ in structure.arguments]}, got {describe(likelihood)}, which comes out "
+            "another; keep every argument of its constructor as an attribute of that name"
+        )
+    return structure, arrays
+
+
+def _joined(pieces: list[list[Array]], along: bool) -> list[Array]:
+    """The pieces of a site as one, the examples along axis 1, after the draws."""
+    if len(pieces) == 1 or not along:
+        return pieces[0]
+    return [jnp.concatenate(parts, 1) for parts in zip(*pieces, strict=True)]
