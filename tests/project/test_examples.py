@@ -104,6 +104,13 @@ def check_benchmark(output: str, out: Path) -> None:
     assert re.search(r"^time ~ weights \*\* exponent: over 6,352 to 12,704", output, re.MULTILINE)
 
 
+def check_benchmark_predict(output: str, out: Path) -> None:
+    rows = re.findall(r"^(\S.*?) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE)
+    assert len(rows) == 10 and {row[1] for row in rows} == {"1", "3"}
+    assert all(float(median) >= float(fastest) > 0 for _, _, median, fastest, _ in rows)
+    assert [row[4] for row in rows if row[0] == "loop by hand"] == ["1.00", "1.00"]
+
+
 def leaves(tree: object) -> list:
     """The values of nested dicts and lists."""
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
@@ -138,6 +145,10 @@ TABLE = {
     "benchmark.py": (
         ["--net", "mlp", "--widths", "8", "16", "--depths", "--batches", "--programs", *BENCHMARKED, *SMALL],
         check_benchmark,
+    ),
+    "benchmark_predict.py": (
+        ["--batches", "1", "3", "--draws", "3", "--rounds", "1", "--threads", "1"],
+        check_benchmark_predict,
     ),
     "compare_backends.py": (
         [
