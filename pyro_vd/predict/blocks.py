@@ -20,6 +20,7 @@ from torch.distributions import Independent
 
 from pyro_vd.checks import describe
 from pyro_vd.common.predictions import check_cut, wanted_sites
+from pyro_vd.predict.moments import GaussianTensor, drawn
 from pyro_vd.predict.placeholders import BatchedNormal, Given, LargestResult, ValueIsUsed
 from pyro_vd.predict.posteriors import draws_of_weight, fixed_posteriors
 from pyro_vd.predict.stacking import Structure, stacked, take_apart
@@ -74,6 +75,36 @@ class DrawsOfLikelihoods:
             blocks.append(self._one() if block is None else block)
             left -= 1 if block is None else min(size, left)
         return {site: _joined(site, [block[site] for block in blocks], 0) for site in first}
+
+    def of_moments(self, number: int) -> Draws:
+        """The likelihoods at ``number`` draws of what a guide of :func:`gaussian_weights` makes of their parameters."""
+        blocks: list[Draws] = []
+        if self._pass_of_moments(number, blocks):  # an operation drew its input: each draw takes a pass of its own
+            blocks.clear()
+            for _ in range(number):
+                self._pass_of_moments(1, blocks)
+        return {site: _joined(site, [block[site] for block in blocks], 0) for site in blocks[0]}
+
+    def _pass_of_moments(self, number: int, blocks: list[Draws]) -> bool:
+        values = self._guide_values(self.call)
+        found = []
+        with pyro.validation_enabled(False):
+            for piece, length in zip(self.pieces, self.lengths, strict=True):
+                sites = self._model_sites(values, piece)
+                if self.used:
+                    raise ValueError(
+                        f"site {self.used[0]!r}: expected a model that returns what it predicts, got one that goes on "
+                        'to use it, which has no value in one pass of moments; write mode="weights"'
+                    )
+                parts: Draws = {}
+                for name, site in sites.items():
+                    likelihood = _likelihood(site)
+                    structure, own = take_apart(likelihood)
+                    parts[name] = structure, [drawn(tensor, number) for tensor in own]
+                    self.along[name] = _is_along(name, likelihood, length) and self.along.get(name, True)
+                found.append(parts)
+        blocks.append(self._pieces_joined(found))
+        return any(value.sampled for value in values.values() if isinstance(value, GaussianTensor))
 
     def _guide_values(self, call: tuple[tuple, dict]) -> dict[str, Any]:
         args, kwargs = call

@@ -13,6 +13,7 @@ from pyro_vd.common.predictions import MODES, check_prediction, pieces_of
 from pyro_vd.handlers import lrt, posterior_mean
 from pyro_vd.predict.blocks import DrawsOfLikelihoods
 from pyro_vd.predict.distribution import Predictive
+from pyro_vd.predict.moments import gaussian_weights
 from pyro_vd.predict.stacking import Structure
 
 
@@ -27,6 +28,7 @@ def predictive_distribution(
     sites: Collection[str] = (),
     shared_sites: Collection[str] = (),
     reuse: str = "error",
+    on_unknown: str = "error",
     **kwargs: Any,
 ) -> dict[str, Predictive]:
     """The posterior predictive distribution of every observation site of a model: not draws of it, the thing itself.
@@ -42,19 +44,29 @@ def predictive_distribution(
         num_samples: number of draws.
         mode: "weights": each draw is one function. "local": noise of its own for every output element, as in training.
             "mean": the posterior mean of every guide site, the mean network; one draw, unless the model draws
-            something too.
+            something too. "moments": one pass of the net, without draws of the weights, that carries the mean and the
+            variance of every activation; ``num_samples`` draws of the likelihood's parameters at its end, whose mean
+            and variance are exact.
         batch_size: run this many examples at a time, as in :func:`pyro_vd.posterior_predictive`.
         sites: names of the sites to keep; if empty, all.
         shared_sites, reuse: of mode "local", see :func:`pyro_vd.lrt`.
+        on_unknown: of mode "moments", where an operation has no rule: "error", or "sample" to draw its input, once in
+            each of ``num_samples`` passes.
 
     Returns:
         ``{site: Predictive}``. Draws run side by side where ``torch.vmap`` can run the model, as many as fit 32 MiB of
         weights and activations; one by one where not (a model that looks at values, or changes a tensor in place).
 
+    Mode "moments" takes activations for independent Gaussians. It is exact for one and for two linear layers; from the
+    third on the covariance between units is dropped, and that between positions of a convolution, between tokens,
+    between examples, between branches of a net, and between several uses of a weight. The weights of attention are
+    those of the mean. Guide sites that are no weights take their mean.
+
     Raises:
         ValueError: unknown mode or site; no observation site; num_samples or batch_size < 1; a likelihood that has
             another family or shape in another draw; batch_size with a guide that has sites inside a plate, or with a
             likelihood that cannot be cut.
+            In mode "moments" also an operation without a rule, and weights whose elements share noise.
         TypeError: a likelihood whose parameters cannot be stacked.
 
     Example:
@@ -69,15 +81,21 @@ def predictive_distribution(
         Predictive('y': Normal, 3 draws, batch (5,), event ())
         >>> low, high = y.interval(0.9)
     """
-    check_prediction(MODES, mode, num_samples, batch_size)
-    if mode == "local":
+    check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
+    if mode == "moments":
+        guide = gaussian_weights(guide, on_unknown)
+    elif mode == "local":
         guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
     elif mode == "mean":
         guide = posterior_mean(guide)
+    if mode != "moments" and on_unknown != "error":
+        raise ValueError(
+            f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"
+        )
     pieces, lengths = pieces_of(args, kwargs, batch_size)
     run = DrawsOfLikelihoods(model, guide, (args, kwargs), pieces, lengths, sites, coherent=mode != "local")
     with Prediction():
-        kept = run.draws(num_samples, until_equal=mode == "mean")
+        kept = run.of_moments(num_samples) if mode == "moments" else run.draws(num_samples, mode == "mean")
     return {site: Predictive(_built(site, *parts), site) for site, parts in kept.items()}
 
 

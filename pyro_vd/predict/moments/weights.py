@@ -1,0 +1,60 @@
+"""The weights of a guide as Gaussian tensors, and the parameters of a likelihood that come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_vd.handlers import base_distribution
+from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.predict.moments.gaussian import GaussianTensor
+
+
+def gaussian_weights(guide: Callable, on_unknown: str) -> Any:
+    """The guide with a :class:`GaussianTensor` at the site of every weight, and the mean at every other.
+
+    Args:
+        guide: a Pyro guide.
+        on_unknown: "error" or "sample", where a weight has noise that its elements share, or an operation no rule.
+    """
+    if on_unknown not in ("error", "sample"):
+        raise ValueError(f"on_unknown: expected 'error' or 'sample', got {on_unknown!r}")
+    return _GaussianWeights(on_unknown)(guide)
+
+
+def drawn(parameter: Tensor, number: int) -> Tensor:
+    """``number`` draws of a parameter of a likelihood; of a constant one, itself."""
+    if isinstance(parameter, GaussianTensor):
+        return parameter.draws(number)
+    return parameter.unsqueeze(0).expand(number, *parameter.shape)
+
+
+class _GaussianWeights(Messenger):
+    def __init__(self, on_unknown: str):
+        super().__init__()
+        self.on_unknown = on_unknown
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is not None or msg["is_observed"]:
+            return
+        posterior, site = base_distribution(msg["fn"]), msg["name"]
+        if not isinstance(posterior, WeightPosterior):
+            msg["value"] = msg["fn"].mean
+            return
+        noise = posterior.noise()
+        if noise.independent:
+            variance = torch.zeros_like(noise.loc) if noise.variance is None else noise.variance
+            msg["value"] = GaussianTensor(noise.loc, variance.to(noise.loc.dtype), noise, self.on_unknown)
+        elif self.on_unknown == "error":
+            raise ValueError(
+                f'site {site!r}: expected a weight whose elements are independent Gaussians for mode="moments", got '
+                f'{type(posterior).__name__}, whose elements share noise; write on_unknown="sample" to draw it once a '
+                'pass, or mode="weights"'
+            )
+        else:
+            value = noise.draw(torch.Size())
+            msg["value"] = GaussianTensor(value, torch.zeros_like(value), None, self.on_unknown, None, [site])
