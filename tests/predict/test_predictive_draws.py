@@ -30,6 +30,14 @@ def chained(x):
     weight("b", weight("a"))
 
 
+def catches(x):
+    try:
+        loc = LOC * weight("a").mean()
+    except Exception:
+        loc = LOC
+    weight("b", loc)
+
+
 def hierarchical(x):
     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
     weight("a", LOC * scale)
@@ -49,7 +57,7 @@ def in_a_plate(x):
         weight("a")
 
 
-@pytest.mark.parametrize("guide", [chained, hierarchical, coin, other_family, in_a_plate])
+@pytest.mark.parametrize("guide", [chained, catches, hierarchical, coin, other_family, in_a_plate])
 def test_a_guide_whose_posteriors_change_is_run_for_every_draw(guide):
     assert posteriors.fixed_posteriors(guide, ((torch.ones(3),), {})) is None
 

@@ -1,8 +1,13 @@
 """Moments of a Gaussian through functions of one element, in closed form or by Gauss-Hermite quadrature.
 
-Closed forms: ReLU, leaky ReLU, abs, square, exp. By quadrature of 32 points: GELU, SiLU, tanh, sigmoid, softplus, ELU,
-sine and others; measured against 4,000 points over means in -5..5, the errors of mean and standard deviation are below
-1e-3 up to a standard deviation of 3 of the input, and below 0.02 up to 10.
+Closed forms: ReLU, leaky ReLU, abs, hardtanh, relu6, clamp, square, exp. By quadrature of 32 points: GELU, SiLU,
+tanh, sigmoid, softplus, ELU, sine and others. Largest error of mean or standard deviation, measured against 20,001
+points over means of -5..5, by the standard deviation of the input:
+
+    up to      sigmoid, SiLU, softplus, GELU    tanh      ELU
+    1          1e-10                            2e-6      5e-4
+    3          2e-3                             0.01      5e-3
+    10         0.08                             0.09      0.05
 """
 
 from __future__ import annotations
@@ -25,8 +30,7 @@ _WEIGHTS = [weight / math.sqrt(2 * math.pi) for weight in _WEIGHTS]
 
 _SMOOTH = (
     *(torch.tanh, T.tanh, F.tanh, torch.sigmoid, T.sigmoid, F.sigmoid, torch.special.expit, F.silu, F.gelu, F.softplus),
-    *(F.elu, F.celu, F.selu, F.mish, F.logsigmoid, F.softsign, F.hardtanh, F.relu6, F.hardswish, F.hardsigmoid),
-    *(torch.sin, T.sin, torch.cos, T.cos, torch.erf, T.erf, torch.atan, T.atan, torch.clamp, T.clamp, torch.log1p),
+    *(F.elu, F.celu, F.selu, F.mish, F.logsigmoid, torch.sin, T.sin, torch.cos, T.cos, torch.erf, T.erf, torch.atan),
 )
 
 
@@ -96,6 +100,36 @@ def threshold(input: Any, threshold: float, value: float, inplace: bool = False)
 @rule(torch.abs, T.abs, T.__abs__)
 def absolute(input: Any) -> Any:
     return _leaky(input, -1.0, torch.abs)
+
+
+def _clipped(x: GaussianTensor, low: float, high: float) -> GaussianTensor:
+    """Between two numbers: the moments of a Gaussian cut at them, and what lies beyond at the numbers themselves."""
+    m, v = x.mean_value, x.variance.clamp_min(0.0)
+    deviation = v.sqrt().clamp_min(torch.finfo(m.dtype).tiny)
+    a, b = (low - m) / deviation, (high - m) / deviation
+    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
+    density_a, density_b = (torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi) for z in (a, b))
+    inside = 1 - below - above
+    mean = low * below + high * above + m * inside + deviation * (density_a - density_b)
+    square = low**2 * below + high**2 * above + (m.square() + v) * inside
+    square = square + deviation * ((low + m) * density_a - (high + m) * density_b)
+    return x.like(mean, (square - mean.square()).clamp_min(0.0), _through(lambda d: d.clamp(low, high), x))
+
+
+@rule(F.hardtanh)
+def hardtanh(input: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
+    return _clipped(input, min_val, max_val)
+
+
+@rule(F.relu6)
+def relu6(input: Any, inplace: bool = False) -> Any:
+    return _clipped(input, 0.0, 6.0)
+
+
+@rule(torch.clamp, T.clamp, torch.clip, T.clip)
+def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
+    numbers = isinstance(min, (int, float)) and isinstance(max, (int, float))
+    return _clipped(input, min, max) if numbers else NotImplemented
 
 
 @rule(torch.square, T.square)
