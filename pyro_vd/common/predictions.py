@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 
 from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
+from pyro_vd.common.options import check_choice, check_count, check_names
 
 MODES = ("weights", "local", "mean")
 SAMPLES = 4000  # for quantiles of a likelihood without a cdf
@@ -22,11 +23,10 @@ LEGENDRE = (
 
 def check_prediction(modes: Collection[str], mode: str, num_samples: int, batch_size: int | None) -> None:
     """Raise ValueError for an unknown mode, and for fewer than one draw or example."""
-    if mode not in modes:
-        raise ValueError(f"mode: expected one of {', '.join(map(repr, modes))}, got {mode!r}")
-    if num_samples < 1:
+    check_choice("mode", mode, modes)
+    if check_count("num_samples", num_samples) < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
 
 
@@ -51,7 +51,7 @@ def wanted_sites(sites: Collection[str], predicted: Iterable[str], guided: Itera
             "expected a model with a sample site that the guide does not sample, whose likelihood is the prediction, "
             f"got none: the guide samples {guided}; add a site with obs=y to the model, or leave it out of the guide"
         )
-    names = [sites] if isinstance(sites, str) else list(sites)
+    names = [sites] if isinstance(sites, str) else list(check_names("sites", sites))
     unknown = [name for name in names if name not in predicted]
     if unknown:
         hint = " (sites of the guide: posterior_predictive returns their draws)" if set(unknown) & set(guided) else ""

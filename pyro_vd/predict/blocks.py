@@ -20,6 +20,7 @@ from torch.distributions import Independent
 
 from pyro_vd.checks import describe
 from pyro_vd.common.predictions import check_cut, wanted_sites
+from pyro_vd.handlers import run_coherently
 from pyro_vd.predict.moments import GaussianTensor, drawn
 from pyro_vd.predict.placeholders import BatchedNormal, Given, LargestResult, ValueIsUsed
 from pyro_vd.predict.posteriors import draws_of_weight, fixed_posteriors
@@ -118,8 +119,9 @@ class DrawsOfLikelihoods:
 
     def _model_sites(self, values: dict[str, Any] | None, piece: tuple[tuple, dict]) -> dict[str, Any]:
         """The messages of the observation sites."""
+        if values is None:  # of mode "local", where a weight that is used twice may be drawn once in a second run
+            return run_coherently(lambda: self._model_sites(self._guide_values(piece), piece))
         args, kwargs = piece
-        values = self._guide_values(piece) if values is None else values
         run = self._model_run(values, args, kwargs)
         predicted = {
             name: site

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from pyro_vd._pyro import Prediction
+from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.common.predictions import MODES, check_prediction, pieces_of
-from pyro_vd.handlers import lrt, posterior_mean
+from pyro_vd.handlers import EstimatorMessenger, posterior_mean
 from pyro_vd.predict.blocks import DrawsOfLikelihoods
 from pyro_vd.predict.distribution import Predictive
 from pyro_vd.predict.moments import gaussian_weights
 from pyro_vd.predict.stacking import Structure
+from pyro_vd.rollback import undone
 
 
 @torch.no_grad()
+@undone()
 def predictive_distribution(
     model: Callable,
     guide: Callable,
@@ -84,11 +87,12 @@ def predictive_distribution(
         Predictive('y': Normal, 3 draws, batch (5,), event ())
         >>> low, high = y.interval(0.9)
     """
+    check_programs(model, guide)
     check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
     if mode == "moments":
         guide = gaussian_weights(guide, on_unknown)
     elif mode == "local":
-        guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
+        guide = EstimatorMessenger("local", shared_sites, reuse)(guide)
     elif mode == "mean":
         guide = posterior_mean(guide)
     if mode != "moments" and on_unknown != "error":
@@ -97,7 +101,7 @@ def predictive_distribution(
         )
     pieces, lengths = pieces_of(args, kwargs, batch_size)
     run = DrawsOfLikelihoods(model, guide, (args, kwargs), pieces, lengths, sites, coherent=mode != "local")
-    with Prediction():
+    with Prediction(), data_explained("predictive_distribution", args, kwargs):
         kept = run.of_moments(num_samples) if mode == "moments" else run.draws(num_samples, mode == "mean")
     return {site: Predictive(_built(site, *parts), site) for site, parts in kept.items()}
 

@@ -70,6 +70,7 @@ HOST_OPTIONS = {
     ("TraceVD_ELBO", "max_plate_nesting"),
     ("TraceVD_ELBO", "strict_enumeration_warning"),
     ("TraceVD_ELBO", "retain_graph"),
+    ("predictive_distribution", "on_unknown"),  # of mode "moments", not on the NumPyro side yet
     ("prune", "masked"),  # of torch.nn.utils.prune; keep_zeros for optax
 }
 # Public attributes of a class that come from what its host is.

@@ -16,7 +16,6 @@ from torch import nn
 import pyro_vd as vd
 from helpers.oracles import standard_errors
 from pyro_vd.guides import AutoMeanField
-from pyro_vd.predict import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +31,7 @@ def classifier(net, dataset_size=10):
         with vd.data_plate(dataset_size, len(x)):
             return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
-    return model, AutoMeanField(bnn, init_log_sigma2=-1.0)
+    return model, AutoMeanField(model, init_log_sigma2=-1.0)
 
 
 def small_net():
@@ -75,6 +74,7 @@ def test_the_draws_have_the_moments_of_the_posterior():
 def test_labels_in_the_call_change_nothing():
     model, guide = classifier(small_net())
     x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    guide(x, y)  # sees the model, which draws
     logits = []
     for call in ((x,), (x, y)):
         pyro.set_rng_seed(3)
@@ -203,37 +203,6 @@ def test_dicts_lists_and_keywords(wrap, batch_size):
     assert torch.equal(y.draws.scale, (2 + torch.arange(5.0)).expand(4, 5))
 
 
-@pytest.mark.parametrize("net", ["plain", "batch norm", "looks at values"])
-@pytest.mark.parametrize("batch_size", [None, 3])
-@pytest.mark.parametrize("mode", ["weights", "local", "mean"])
-def test_programs_that_vmap_cannot_run_take_the_loop(net, mode, batch_size):
-    class Looks(nn.Module):
-        def forward(self, x):
-            return x * 2 if x.sum() > 1e9 else x
-
-    odd = {"plain": nn.Identity(), "batch norm": nn.BatchNorm1d(5), "looks at values": Looks()}[net]
-    model, guide = classifier(nn.Sequential(nn.Linear(4, 5), odd, nn.Linear(5, 3)).train())
-    x = torch.randn(8, 4)
-    y = vd.predictive_distribution(model, guide, x, num_samples=4, mode=mode, batch_size=batch_size)["y"]
-    assert y.probs.shape == (8, 3)
-    assert len(y.draws.logits.unique(dim=0)) == y.num_samples
-
-
-def test_blocks_fit_a_bound(monkeypatch):
-    """As many draws at a time as the bound allows, of weights and three times the largest activation."""
-    sizes = []
-    original = blocks.DrawsOfLikelihoods._block
-    monkeypatch.setattr(blocks.DrawsOfLikelihoods, "_block", lambda self, n: sizes.append(n) or original(self, n))
-    model, guide = classifier(small_net())
-    x = torch.randn(10, 4)
-    one = 8 * (4 * 5 + 5 * 3) + 3 * 8 * 50  # its weights; ten examples of five hidden units
-    for budget, expected in ((4 * one, [4, 4, 1]), (one, []), (100 * one, [9])):
-        sizes.clear()
-        monkeypatch.setattr(blocks, "BLOCK_BYTES", budget)
-        assert vd.predictive_distribution(model, guide, x, num_samples=10)["y"].num_samples == 10
-        assert sizes == expected
-
-
 def test_a_fresh_guide_and_a_loaded_one():
     net = small_net()
     model, guide = classifier(net)
@@ -320,3 +289,26 @@ def test_bad_input():
         net[0].bias.fill_(math.nan)
     with pytest.raises(ValueError, match="Categorical"):
         vd.predictive_distribution(model, guide, x, num_samples=3)
+
+
+def test_weights_used_twice_are_found_in_mode_local():
+    layer = nn.Linear(3, 3)
+    bnn = vd.BayesianModule(nn.Sequential(layer, nn.Tanh(), layer), dist.Normal(0.0, 1.0))
+
+    def model(x):
+        pyro.sample("y", dist.Normal(bnn(x), 1.0).to_event(2))
+
+    guide = AutoMeanField(bnn)
+    with pytest.warns(UserWarning, match="used twice in one run"):
+        y = vd.predictive_distribution(
+            model, guide, torch.randn(4, 3), num_samples=3, mode="local", shared_sites="auto"
+        )
+    assert y["y"].mean.shape == (4, 3)
+
+
+def test_data_of_another_library_are_named():
+    model, guide = classifier(small_net())
+    with pytest.raises(TypeError, match="write torch.as_tensor"):
+        vd.predictive_distribution(model, guide, torch.randn(5, 4).numpy())
+    with pytest.raises(TypeError, match="model: expected a Pyro model"):
+        vd.predictive_distribution(None, guide, torch.randn(5, 4))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_vd.estimators import independent_noise
 from pyro_vd.predict.moments.gaussian import GaussianTensor, moments_of, rule
 
 T: Any = Tensor
@@ -42,16 +43,19 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Any:
 
 @rule(torch.sub, T.sub, T.__sub__)
 def subtract(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    """``input - alpha * other``."""
     return add(input, other, alpha=-alpha)
 
 
 @rule(T.__rsub__, torch.rsub)
 def subtract_from(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    """``other - alpha * input``."""
     return add(other, input, alpha=-alpha)
 
 
 @rule(torch.neg, T.neg, T.__neg__, torch.negative)
 def negative(input: Any) -> Any:
+    """``-input``."""
     return multiply(input, -1.0)
 
 
@@ -68,6 +72,7 @@ def multiply(input: Any, other: Any) -> Any:
 
 @rule(torch.div, T.div, T.__truediv__, torch.true_divide, T.true_divide, torch.divide, T.div_)
 def divide(input: Any, other: Any, *, rounding_mode: Any = None) -> Any:
+    """By a constant."""
     if isinstance(other, GaussianTensor) or rounding_mode is not None:
         return NotImplemented
     return multiply(input, 1 / other)
@@ -87,6 +92,7 @@ def matmul(input: Any, other: Any) -> Any:
 
 @rule(T.__rmatmul__)
 def matmul_from_the_right(input: Any, other: Any) -> Any:
+    """``other @ input``."""
     return matmul(other, input)
 
 
@@ -113,6 +119,7 @@ for _operation in (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_tran
 
 @rule(torch.cat, torch.concat, torch.concatenate, torch.stack)
 def concatenate(tensors: Any, dim: int = 0, *, _join: Callable[..., Tensor] = torch.cat) -> Any:
+    """Side by side; a constant has variance 0."""
     parts = [moments_of(one) for one in tensors]
     variances = [v if isinstance(v, Tensor) else torch.zeros_like(m) for m, v in parts]
     return _like(*tensors).like(_join([m for m, _ in parts], dim), _join(variances, dim))
@@ -120,6 +127,7 @@ def concatenate(tensors: Any, dim: int = 0, *, _join: Callable[..., Tensor] = to
 
 @rule(torch.stack)
 def stack(tensors: Any, dim: int = 0) -> Any:
+    """As :func:`concatenate`, along a new axis."""
     return concatenate(tensors, dim, _join=torch.stack)
 
 
@@ -147,12 +155,26 @@ _enter_selection(torch.index_select, T.index_select, torch.gather, T.gather, tor
 
 @rule(torch.broadcast_tensors)
 def broadcast_tensors(*tensors: Any) -> Any:
+    """Each in the shape of all."""
     shape = torch.broadcast_shapes(*(one.shape for one in tensors))
     return tuple(one.expand(shape) for one in tensors)
 
 
+@rule(torch.where, T.where)
+def where(condition: Tensor, input: Any, other: Any) -> Any:
+    """Elements of one or the other; a weight some of whose elements are constants is a weight."""
+    (m, v), (n, w) = moments_of(input), moments_of(other)
+    mean = torch.where(condition, m, n)
+    variance = torch.where(condition, v, w) + torch.zeros_like(mean)
+    like = _like(input, other)
+    if not hasattr(like, "noise"):
+        return like.like(mean, variance)
+    return GaussianTensor(mean, variance, independent_noise(mean, variance), like.on_unknown, None, like.sampled)
+
+
 @rule(torch.masked_fill, T.masked_fill)
 def masked_fill(input: Any, mask: Tensor, value: Any) -> Any:
+    """Elements that are constants have variance 0."""
     return input.like(input.mean_value.masked_fill(mask, value), input.variance.masked_fill(mask, 0.0))
 
 
@@ -169,6 +191,7 @@ _enter_constants(T.new_ones, T.new_zeros, T.new_tensor, torch.zeros_like, torch.
 
 @rule(torch.sum, T.sum)
 def total(input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Sums of means and of variances."""
     if input.sums_to_one is not None and (*args, *kwargs.values())[:1] == (input.sums_to_one,):
         return input.mean_value.sum(*args, **kwargs)  # by which Categorical(probs) divides
     return input.like(input.mean_value.sum(*args, **kwargs), input.variance.sum(*args, **kwargs))
@@ -176,6 +199,7 @@ def total(input: Any, *args: Any, **kwargs: Any) -> Any:
 
 @rule(torch.mean, T.mean)
 def average(input: Any, *args: Any, **kwargs: Any) -> Any:
+    """The mean of independent elements: its variance is that of their sum over their number squared."""
     mean = input.mean_value.mean(*args, **kwargs)
     number = input.mean_value.numel() / max(1, mean.numel())
     return input.like(mean, input.variance.mean(*args, **kwargs) / number)
@@ -225,6 +249,7 @@ def maximum_of_two(m: Tensor, v: Tensor, n: Tensor, w: Tensor) -> tuple[Tensor, 
 
 @rule(torch.maximum, torch.max, T.max)
 def maximum(input: Any, other: Any = None) -> Any:
+    """Element by element, as :func:`maximum_of_two`."""
     if not isinstance(other, Tensor):
         return NotImplemented
     (m, v), (n, w) = moments_of(input), moments_of(other)

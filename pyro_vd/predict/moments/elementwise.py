@@ -84,21 +84,25 @@ def _leaky(x: GaussianTensor, slope: float, function: Callable[[Tensor], Tensor]
 
 @rule(torch.relu, T.relu, F.relu, torch.relu_, T.relu_)
 def relu(input: Any, inplace: bool = False) -> Any:
+    """``max(x, 0)``."""
     return _leaky(input, 0.0, torch.relu)
 
 
 @rule(F.leaky_relu)
 def leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
+    """``max(x, 0) + negative_slope * min(x, 0)``."""
     return _leaky(input, negative_slope, lambda value: F.leaky_relu(value, negative_slope))
 
 
 @rule(F.threshold)
 def threshold(input: Any, threshold: float, value: float, inplace: bool = False) -> Any:
+    """The ReLU, ``threshold`` and ``value`` being 0."""
     return relu(input) if threshold == value == 0 else NotImplemented
 
 
 @rule(torch.abs, T.abs, T.__abs__)
 def absolute(input: Any) -> Any:
+    """``|x|``, a leaky ReLU of slope -1."""
     return _leaky(input, -1.0, torch.abs)
 
 
@@ -118,16 +122,19 @@ def _clipped(x: GaussianTensor, low: float, high: float) -> GaussianTensor:
 
 @rule(F.hardtanh)
 def hardtanh(input: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
+    """Between ``min_val`` and ``max_val``."""
     return _clipped(input, min_val, max_val)
 
 
 @rule(F.relu6)
 def relu6(input: Any, inplace: bool = False) -> Any:
+    """Between 0 and 6."""
     return _clipped(input, 0.0, 6.0)
 
 
 @rule(torch.clamp, T.clamp, torch.clip, T.clip)
 def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
+    """Between two numbers."""
     numbers = isinstance(min, (int, float)) and isinstance(max, (int, float))
     return _clipped(input, min, max) if numbers else NotImplemented
 
@@ -141,6 +148,7 @@ def square(input: Any) -> Any:
 
 @rule(torch.pow, T.pow, T.__pow__)
 def power(input: Any, exponent: Any) -> Any:
+    """The square; no other power."""
     return square(input) if isinstance(exponent, (int, float)) and exponent == 2 else NotImplemented
 
 

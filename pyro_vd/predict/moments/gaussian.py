@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_vd._torch import DisableTorchFunctionSubclass, new_wrapper, tree_leaves, tree_map
-from pyro_vd.estimators import LinearOp, WeightNoise
+from pyro_vd.estimators import LinearOp, WeightNoise, independent_noise
 from pyro_vd.operations import TABLE
 from pyro_vd.weights.views import COMMUTATIVE, METADATA, SCALINGS, is_view
 
@@ -188,7 +188,7 @@ def _viewed(func: Any, tensor: GaussianTensor, args: tuple, kwargs: dict) -> Any
     result = []
     for index, (mean, variance) in enumerate(parts):
         if hasattr(tensor, "noise"):
-            noise = WeightNoise(mean, variance, lambda shape: torch.empty(0))
+            noise = independent_noise(mean, variance)
             result.append(GaussianTensor(mean, variance, noise, tensor.on_unknown, None, tensor.sampled))
             continue
         drawn = _through(tensor, (lambda part: view(part)) if single else (lambda part, i=index: view(part)[i]), mean)

@@ -17,6 +17,7 @@ T: Any = Tensor
 
 @rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    """In evaluation, nothing."""
     return NotImplemented if training and p else input
 
 
