@@ -232,7 +232,7 @@ def _say_what_is_left_out(net: Net, chosen: list[str], name: str) -> None:
         f"deterministic are those of {layers_named(layers)}, layers of which no weight is known; write "
         f"where={as_where([*chosen, *left_out], others)} to make them random too, "
         f"where={as_where(chosen, [*others, *left_out])} for this choice without the warning",
-        stacklevel=5,
+        stacklevel=4,  # the line that makes the BayesianModule
     )
 
 

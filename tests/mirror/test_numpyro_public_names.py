@@ -36,6 +36,7 @@ ONLY_NUMPYRO = {
 # Files whose job one side does not have.
 ONLY_PYRO_FILES = {
     "choice": "which parameters are random: in module there",
+    "reading": "reads the source of torch modules",
     "references": "nets that a program refers to: guides.numpyro.nets",
     "rollback": "calls have no effects there",
     "exchange": "a net is a function of its weights there",
@@ -78,6 +79,7 @@ HOST_METHODS = {
     "TraceVD_ELBO": {"differentiable_loss", "loss_and_grads", "loss", "loss_with_mutable_state"},
     "BayesianModule": {
         "forward", "adapted", "weight_names", "weight_messages", "fixed", "sample_weights", "site_infer",
+        "report", "extra_repr",
     },
     "RandomWeight": {
         "pinned", "loc", "site", "default", "aval", "materialise", "scored_draw", "shape", "dtype", "T", "mT",
