@@ -226,7 +226,9 @@ class CompiledSVI:
             loss, _ = self._eager(args, kwargs, update, step)
             if update and not compiled.is_started:
                 compiled.start(loss.device)
-                known = is_first and self._loss.surroundings().key == before  # the guide had seen its model already
+                # The guide had seen its model already, and no parameter was made in this step.
+                known = is_first and self._loss.surroundings().key == before
+                known = known and backup.values.keys() >= set(self._parameters.tensors)
                 if known and not (self._optimizer.state() or self._programs.ended):
                     backup.restore_values()  # plain SGD, without a state: this step can be compiled as those after it
                     taken = compiled(args, kwargs, update, step)
