@@ -45,9 +45,10 @@ def save_checkpoint(
 
     The file holds parameters and buffers of the modules, Pyro's parameter store, the state of optimizers and
     schedulers, and the random states of torch (CPU and CUDA), NumPy and Python. It is written beside ``path`` and
-    renamed when it is on the disk: whatever ends the process, ``path`` is the earlier checkpoint or the new one. A process that is killed
-    while it writes leaves a file ``.NAME.*.part``. Gradients are saved of a :class:`pyro_vd.CompiledSVI` only: save
-    after a step of an optimizer. A ``torch.Generator``, and a buffer that is not persistent, are not saved.
+    renamed when it is on the disk: whatever ends the process, ``path`` is the earlier checkpoint or the new one.
+    A process that is killed while it writes leaves a file ``.NAME.*.part``. Gradients are saved of a
+    :class:`pyro_vd.CompiledSVI` only: save after a step of an optimizer. A ``torch.Generator``, and a buffer that is
+    not persistent, are not saved.
 
     Args:
         path: of the file.

@@ -23,7 +23,8 @@ from pyro_vd.compiled.walk import surroundings_of
 class Part:
     """One thing that is saved: ``save`` copies its state, ``check`` raises where a state does not fit.
 
-    ``load`` loads one, ``keep`` returns a function that puts everything back as it is now; ``buffers`` names those tensors that may be NaN.
+    ``load`` loads one, ``keep`` returns a function that puts everything back as it is now; ``buffers``
+    names those tensors that may be NaN.
     """
 
     name: str
@@ -181,8 +182,8 @@ def _same_tensors(name: str, saved: Mapping[str, Any], now: Mapping[str, Any], c
     missing, extra = [key for key in now if key not in saved], [key for key in saved if key not in now]
     if missing or extra:
         raise ValueError(
-            f"{name}: expected a file with exactly the tensors that there are, got one without {missing} and with {extra}"
-            f" besides; {cure}"
+            f"{name}: expected a file with exactly the tensors that there are, got one without {missing} and with"
+            f" {extra} besides; {cure}"
         )
     for key, value in saved.items():
         if not isinstance(value, Tensor) or not isinstance(now[key], Tensor):

@@ -120,11 +120,11 @@ def main(path: Path, last: int, kind: str) -> None:
     run = Run(kind, seed=1)
     run.prepare()
     step = run.load(path) if path.exists() else 0
-    print("ready", flush=True)
     while step < last:
         run.step(step)
         step += 1
         run.save(path, step)
+        print(step, flush=True)
     torch.save(run.values(), path.with_suffix(".result"))
 
 
