@@ -7,13 +7,14 @@ import math
 
 import torch
 from _data import Data
-from _training import classifier, fit, mlp, train, warm_up
+from _training import classifier, fit, mlp, train
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoSparseVD
 from pyro_vd.sparsity import remove_masks
+from pyro_vd.training import linear_warm_up
 
 RECIPES = {  # epochs of training and of fine-tuning, lr, lr_ratio, warm-up of the KL, standardize, std of the start
     "digits": (120, 40, 3e-3, 3.0, (0.2, 0.6), False, None),
@@ -37,8 +38,8 @@ class Pruners:
         self.bnn = vd.BayesianModule(mlp(sizes, std=std), prior=vd.ImproperLogUniform())
         model = classifier(self.bnn, len(data.x_train))
         self.guide = AutoSparseVD(model)
-        train(model, self.guide, data, epochs=epochs, lr=lr, lr_ratio=lr_ratio, kl_weight=warm_up(*ramp),
-              compiled=compiled)  # fmt: skip
+        train(model, self.guide, data, epochs=epochs, lr=lr, lr_ratio=lr_ratio, compiled=compiled,
+              kl_weight=linear_warm_up(*ramp, num_steps=1))  # fmt: skip
         self.dense = {"sparse VD": vd.prune(self.bnn, self.guide, math.inf), "magnitude": self.magnitude(0.0)}
 
     def variational(self, share: float) -> nn.Module:

@@ -120,11 +120,6 @@ def fit(
         progress((epoch + 1) / epochs)
 
 
-def warm_up(begin: float, end: float) -> Callable[[float], float]:
-    """kl_weight 0 to the share ``begin`` of the run, then linearly to 1 at the share ``end``."""
-    return lambda done: min(1.0, max(0.0, (done - begin) / (end - begin)))
-
-
 def log_predictive(bnn: nn.Module, guide: AutoGuide, x: Tensor, num_samples: int = 20) -> Tensor:
     """Log probabilities of the classes, averaged over weight draws; a draw is one function for all of ``x``."""
     draws = vd.posterior_predictive(lambda x: pyro.deterministic("logits", bnn(x)), guide, x, num_samples=num_samples)

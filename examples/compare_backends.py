@@ -23,6 +23,8 @@ from statistics import mean, stdev
 import numpy as np
 from tqdm import tqdm
 
+from pyro_vd.training import linear_warm_up
+
 BACKENDS = ("pyro", "numpyro")
 STEPS = ["vd-loss", "compiled-svi", "numpyro", "lrt-jax"]
 THRESHOLD = 3.0
@@ -66,7 +68,7 @@ def run(backend: str, args: argparse.Namespace, seed: int) -> dict:
         clock[1] = time.perf_counter()
 
     options: dict = {"epochs": epochs, "lr": recipe.lr, "lr_ratio": recipe.lr_ratio, "progress": progress}
-    options["kl_weight"] = _training.warm_up(*recipe.warm_up)
+    options["kl_weight"] = linear_warm_up(*recipe.warm_up, num_steps=1)
     program = None
     if backend == "numpyro":
         import _numpyro_training

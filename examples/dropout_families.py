@@ -20,7 +20,7 @@ import _figures
 import numpy as np
 import pyro
 import torch
-from _training import classifier, error, mlp, train, warm_up
+from _training import classifier, error, mlp, train
 from pyro.infer.autoguide.guides import AutoGuide
 from tqdm import tqdm
 
@@ -32,6 +32,7 @@ from pyro_vd.guides import (
     AutoVariationalDropout,
     mixed_guide,
 )
+from pyro_vd.training import linear_warm_up
 
 FIRST, OTHERS = "net.0.weight", lambda site: site != "net.0.weight"
 INPUT_RATE, HIDDEN_RATE = 0.2, 0.5
@@ -78,7 +79,7 @@ def test_error(family: str, width: int, seed: int, data: _data.Data, epochs: int
     bnn = vd.BayesianModule(mlp([data.x_train.shape[1], width, width, width, 10]), vd.ImproperLogUniform())
     model = classifier(bnn, len(data.x_train))
     guide = make(model)
-    ramp = warm_up(0.0, 0.5)
+    ramp = linear_warm_up(0.0, 0.5, num_steps=1)
     train(model, guide, data, epochs=epochs, lr=2e-3, kl_weight=lambda done: kl_weight * ramp(done))
     return error(vd.prune(bnn, guide, math.inf), data.x_test, data.y_test)
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import _data
 import pyro
 import torch
-from _training import classifier, error, mlp, train, warm_up
+from _training import classifier, error, mlp, train
 from tqdm import tqdm
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoBernoulliDropout, AutoSparseVD, mixed_guide
+from pyro_vd.training import linear_warm_up
 
 
 def hidden_dropout(model):
@@ -60,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
             epochs=args.epochs,
             lr=2e-3,
             lr_ratio=5.0,
-            kl_weight=warm_up(0.0, 0.2),
+            kl_weight=linear_warm_up(0.0, 0.2, num_steps=1),
             progress=lambda epoch, elbo, bar=bar: bar.update(),
         )
         bar.close()

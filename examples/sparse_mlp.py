@@ -22,12 +22,13 @@ import _data
 import _figures
 import pyro
 import torch
-from _training import classifier, error, log_predictive, mlp, train, warm_up
+from _training import classifier, error, log_predictive, mlp, train
 from torch import nn
 from tqdm import tqdm
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoSparseVD
+from pyro_vd.training import linear_warm_up
 
 THRESHOLD = 3.0
 TOLERANCE = 0.2  # points of validation error that --threshold auto gives for fewer weights
@@ -93,7 +94,7 @@ def main(args: argparse.Namespace) -> dict[str, float]:
             f"held-out error {row['error']:.2f} %"
         )
 
-    schedule = {"lr": recipe.lr, "lr_ratio": recipe.lr_ratio, "kl_weight": warm_up(*recipe.warm_up)}
+    schedule = {"lr": recipe.lr, "lr_ratio": recipe.lr_ratio, "kl_weight": linear_warm_up(*recipe.warm_up, num_steps=1)}
     start = time.perf_counter()
     if args.backend == "numpyro":
         import _numpyro_training

@@ -1,6 +1,7 @@
 """Variational dropout as Pyro models: random weights, their KL, and local reparameterization."""
 
 from pyro_vd import kl as kl
+from pyro_vd import training as training
 from pyro_vd.common.bits import BitsReport as BitsReport
 from pyro_vd.common.names import public_names as _public_names
 from pyro_vd.common.threshold import ThresholdCurve as ThresholdCurve

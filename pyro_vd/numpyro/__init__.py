@@ -8,6 +8,7 @@ from pyro_vd.convert import from_numpyro as from_numpyro
 from pyro_vd.convert import to_numpyro as to_numpyro
 from pyro_vd.numpyro import kl as kl
 from pyro_vd.numpyro import operations as operations
+from pyro_vd.numpyro import training as training
 from pyro_vd.numpyro.elbo import LossTerms as LossTerms
 from pyro_vd.numpyro.elbo import TraceVD_ELBO as TraceVD_ELBO
 from pyro_vd.numpyro.estimators import LinearOp as LinearOp
