@@ -21,7 +21,7 @@ from pyro_vd.guides import AutoMeanField, AutoSparseVD
 THRESHOLD = 3.0
 
 
-def digits_curve(steps: int = 800) -> tuple[list[tuple[float, float]], tuple[float, float]]:
+def digits_curve(steps: int) -> tuple[list[tuple[float, float]], tuple[float, float]]:
     """Rows (share of the weights kept, held-out error in %) of a pruned 64-300-100-10 net; the row of the threshold."""
     torch.manual_seed(0)
     pyro.clear_param_store()
@@ -54,7 +54,7 @@ def digits_curve(steps: int = 800) -> tuple[list[tuple[float, float]], tuple[flo
         return rows, row(vd.prune(bnn, guide, THRESHOLD))
 
 
-def regression_band(steps: int = 2000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def regression_band(steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Data ``x, y``, a grid, and draws of the net on the grid, shape (draws, grid)."""
     torch.manual_seed(0)
     pyro.clear_param_store()
@@ -77,8 +77,8 @@ def regression_band(steps: int = 2000) -> tuple[torch.Tensor, torch.Tensor, torc
     return x[:, 0], y, grid[:, 0], vd.posterior_predictive(model, guide, grid, num_samples=300)["y"]
 
 
-def main(path: Path = Path(__file__).parent / "images" / "overview.png") -> None:
-    rows, (kept, error) = digits_curve()
+def main(path: Path = Path(__file__).parent / "images" / "overview.png", steps: tuple[int, int] = (800, 2000)) -> None:
+    rows, (kept, error) = digits_curve(steps[0])
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     left.plot(
         [100 * share for share, _ in rows], [e for _, e in rows], marker=".", color="tab:blue", label="pruned net"
@@ -89,7 +89,7 @@ def main(path: Path = Path(__file__).parent / "images" / "overview.png") -> None
     )  # fmt: skip
     left.grid(alpha=0.3)
     left.legend()
-    x, y, grid, draws = regression_band()
+    x, y, grid, draws = regression_band(steps[1])
     low, middle, high = draws.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
     right.fill_between(grid, low, high, color="tab:blue", alpha=0.25, label="90 % of the predictions")
     right.plot(grid, middle, color="tab:blue", label="their median")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -113,6 +114,12 @@ def test_every_section_of_results_has_a_command():
 def test_pictures_are_small():
     pictures = list((DOCS / "images").iterdir())
     assert pictures and all(picture.stat().st_size < 100_000 for picture in pictures)
+
+
+def test_the_picture_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(DOCS)
+    importlib.import_module("draw").main(tmp_path / "overview.png", steps=(2, 2))
+    assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
