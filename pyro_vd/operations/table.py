@@ -82,7 +82,7 @@ def register_rule(
         weight: names of the parameters that may be random; None: those of "weight" and "bias" that the rule has.
         kind: "exact" where each output has its exact distribution, given the input, and outputs of one row
             of the input are independent in truth; "approximate" where the covariance of some of them is dropped.
-        drops: what is dropped, for the table in README.
+        drops: what is dropped, for the table of operations.
 
     Raises:
         TypeError: a rule whose parameters are not those of the operation; an operation that is no function.

@@ -26,7 +26,7 @@ from pyro_vd.weights.views import CASTS, COMMUTATIVE, METADATA, SCALINGS, TRANSP
 class RandomWeight(Tensor):
     """A weight that is a distribution, usable wherever the weight tensor was.
 
-    The operations of the table in README (products, convolutions, embeddings, attention, ...) return locally sampled
+    The operations of the table in docs (products, convolutions, embeddings, attention, ...) return locally sampled
     outputs; views act on the moments. Recurrent nets use one coherent draw, by their meaning. So does any operation
     that is not in the table, with a warning that names site and operation (``strict``: a ValueError). The same elements
     used twice raise, since their noise is one and the same; so does a product that would repeat a matrix for every

@@ -19,7 +19,7 @@ import pyro_vd.estimators
 import pyro_vd.weights
 from helpers.operation_cases import CASES
 from helpers.oracles import assert_mean_close
-from helpers.paths import README
+from helpers.pages import DOCS
 from helpers.programs import run_locally
 from helpers.weights import random_weight, weight_of
 from pyro_vd.estimators import LinearOp, local, moments
@@ -86,9 +86,11 @@ def test_every_entry_of_the_table_has_a_case(monkeypatch):
     assert not missing, "an entry of the table needs a case in operation_cases.py, or a net here"
 
 
-def test_readme_has_the_table_as_the_code_has_it():
-    text = re.search(r"<!-- operations -->\n(.*?)\n\n", README.read_text(), re.S)
-    assert text and text[1] == vd.operations_table(), "write the output of python -m pyro_vd.operations into README"
+def test_the_page_has_the_table_as_the_code_has_it():
+    text = re.search(r"<!-- operations -->\n(.*?)\n\n", (DOCS / "operations.md").read_text(), re.S)
+    assert text and text[1] == vd.operations_table(), (
+        "write the output of python -m pyro_vd.operations into docs/operations.md"
+    )
 
 
 @pytest.mark.parametrize(("case", "kind", "layout"), LAYOUTS)

@@ -1,0 +1,107 @@
+"""Draws the picture of README: python docs/draw.py writes docs/images/overview.png, in about a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+import pyro_vd as vd
+from pyro_vd.guides import AutoMeanField, AutoSparseVD
+
+THRESHOLD = 3.0
+
+
+def digits_curve(steps: int) -> tuple[list[tuple[float, float]], tuple[float, float]]:
+    """Rows (share of the weights kept, held-out error in %) of a pruned 64-300-100-10 net; the row of the threshold."""
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    parts = train_test_split(*load_digits(return_X_y=True), test_size=360, random_state=0)
+    x, x_test, y, y_test = (torch.tensor(part) for part in parts)
+    x, x_test = x.float() / 16, x_test.float() / 16
+    net = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    bnn = vd.BayesianModule(net, prior=vd.ImproperLogUniform())
+
+    def model(x, y=None):
+        logits = bnn(x)
+        with vd.data_plate(1437, len(x)):
+            return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    guide = AutoSparseVD(model)
+    elbo = vd.TraceVD_ELBO(kl_weight=0.0)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 5e-3}), elbo)
+    for step in range(steps):
+        elbo.kl_weight = min(1.0, 2 * step / steps)
+        svi.step(x, y)
+
+    def row(net: nn.Module) -> tuple[float, float]:
+        kept = sum(int(layer.weight.count_nonzero()) for layer in net if isinstance(layer, nn.Linear))
+        return kept / weights, 100 * (net(x_test).argmax(-1) != y_test).float().mean().item()
+
+    weights = sum(layer.weight.numel() for layer in net if isinstance(layer, nn.Linear))
+    shares = torch.logspace(-3.7, 0, 40).tolist()
+    with torch.no_grad():
+        rows = [row(vd.prune(bnn, guide, sparsity=1 - share)) for share in shares]
+        return rows, row(vd.prune(bnn, guide, THRESHOLD))
+
+
+def regression_band(steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Data ``x, y``, a grid, and draws of the net on the grid, shape (draws, grid)."""
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    x = torch.cat([torch.rand(40) * 1.2 - 1.5, torch.rand(40) * 1.0 + 0.5])[:, None]
+    y = (torch.sin(3 * x) + 0.1 * torch.randn_like(x))[:, 0]
+    net = nn.Sequential(nn.Linear(1, 50), nn.Tanh(), nn.Linear(50, 1))
+    bnn = vd.BayesianModule(net, prior=dist.Normal(0.0, 1.0), where="*")
+
+    def model(x, y=None):
+        mean = bnn(x)[:, 0]
+        with vd.data_plate(80, len(x)):
+            pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+        return mean
+
+    guide = AutoMeanField(model)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), vd.TraceVD_ELBO())
+    for _ in range(steps):
+        svi.step(x, y)
+    grid = torch.linspace(-2.5, 2.5, 80)[:, None]
+    return x[:, 0], y, grid[:, 0], vd.posterior_predictive(model, guide, grid, num_samples=300)["y"]
+
+
+def main(path: Path = Path(__file__).parent / "images" / "overview.png", steps: tuple[int, int] = (800, 2000)) -> None:
+    rows, (kept, error) = digits_curve(steps[0])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left.plot(
+        [100 * share for share, _ in rows], [e for _, e in rows], marker=".", color="tab:blue", label="pruned net"
+    )
+    left.plot([100 * kept], [error], "o", color="tab:orange", label=f"threshold log_alpha = 3 keeps {100 * kept:.2f} %")
+    left.set(
+        title="Digits: few weights carry the net", xlabel="weights kept (%)", ylabel="held-out error (%)", xscale="log",
+    )  # fmt: skip
+    left.grid(alpha=0.3)
+    left.legend()
+    x, y, grid, draws = regression_band(steps[1])
+    low, middle, high = draws.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
+    right.fill_between(grid, low, high, color="tab:blue", alpha=0.25, label="90 % of the predictions")
+    right.plot(grid, middle, color="tab:blue", label="their median")
+    right.plot(x, y, ".", color="black", markersize=4, label="data")
+    right.set(title="Regression with its interval", xlabel="x", ylabel="y", ylim=(-2.3, 3.2))
+    right.grid(alpha=0.3)
+    right.legend(loc="upper right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    print(f"{path}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
