@@ -23,6 +23,7 @@ from pyro_vd.numpyro.predict import Predictive, likelihoods
 
 KEY = jax.random.key(0)
 N, DRAWS = 5, 4
+PARAMS = {"loc": jnp.array([0.5, 1.0, -1.0])}
 
 FAMILIES = {
     "bernoulli event": lambda o: dist.Bernoulli(logits=o).to_event(1),
@@ -62,12 +63,11 @@ def test_the_mixture_is_that_of_the_likelihoods_of_the_draws(name, batch_size):
     """Against a loop over draws, at the weights that the same keys draw; more points than the plate has examples."""
     family, x = FAMILIES[name], jax.random.normal(jax.random.key(1), (N, 1))
     model, guide = program(family)
-    params = {"loc": jnp.array([0.5, 1.0, -1.0])}
-    y = vd.predictive_distribution(KEY, params, model, guide, x, num_samples=DRAWS, batch_size=batch_size)["y"]
+    y = vd.predictive_distribution(KEY, PARAMS, model, guide, x, num_samples=DRAWS, batch_size=batch_size)["y"]
     each = []
     for key in jax.random.split(KEY, DRAWS):
         draw_key = jax.random.split(key, 2 if batch_size is None else 4)[0]
-        seeded = numpyro.handlers.substitute(numpyro.handlers.seed(guide, draw_key), data=params)
+        seeded = numpyro.handlers.substitute(numpyro.handlers.seed(guide, draw_key), data=PARAMS)
         each.append(family(0.4 * x * numpyro.handlers.trace(seeded).get_trace(x)["w"]["value"]))
     assert y.draws.batch_shape == (DRAWS, N) and y.draws.event_shape == each[0].event_shape
     value = each[0].sample(KEY)
@@ -168,7 +168,7 @@ def test_blocks(monkeypatch):
     x, found = jnp.ones((N, 1)), []
     for budget in (1, 400, 2**25):
         monkeypatch.setattr(likelihoods, "BLOCK_BYTES", budget)
-        found.append(vd.predictive_distribution(KEY, {}, model, guide, x, num_samples=7)["y"].draws.loc)
+        found.append(vd.predictive_distribution(KEY, PARAMS, model, guide, x, num_samples=7)["y"].draws.loc)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
     np.testing.assert_allclose(found[0], found[2], rtol=1e-6)
 
@@ -184,9 +184,9 @@ def test_bad_input():
         ({"sites": ["w"]}, "posterior_predictive returns their draws"),
     ):
         with pytest.raises(ValueError, match=message):
-            vd.predictive_distribution(KEY, {}, model, guide, x, **options)
+            vd.predictive_distribution(KEY, PARAMS, model, guide, x, **options)
     with pytest.raises(ValueError, match="expected a random key, got int"):
-        vd.predictive_distribution(0, {}, model, guide, x)
+        vd.predictive_distribution(0, PARAMS, model, guide, x)
     y = Predictive(dist.Categorical(logits=jnp.zeros((2, 3, 4))), "y")
     with pytest.raises(ValueError, match="site 'y': expected a likelihood with a mean, got Cat.*; there is log"):
         _ = y.mean
@@ -196,4 +196,4 @@ def test_bad_input():
         y.log_prob(jnp.array([0, 4, 1]))
     mixed = program(lambda o: dist.MixtureGeneral(dist.Categorical(logits=o[..., :1]), [dist.Normal(o[..., 0], 1.0)]))
     with pytest.raises(TypeError, match="site 'y': expected a likelihood whose draws can be stacked"):
-        vd.predictive_distribution(KEY, {}, *mixed, x, num_samples=2)
+        vd.predictive_distribution(KEY, PARAMS, *mixed, x, num_samples=2)

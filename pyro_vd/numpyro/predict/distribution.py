@@ -19,7 +19,8 @@ from jax.scipy.special import logsumexp, xlogy
 
 from pyro_vd.common.examples import is_array
 from pyro_vd.common.predictions import SAMPLES
-from pyro_vd.numpyro.checks import describe, require_key
+from pyro_vd.numpyro.arguments import require_key
+from pyro_vd.numpyro.checks import describe
 from pyro_vd.numpyro.predict.mixtures import (
     entropies_of_density,
     has_cdf,

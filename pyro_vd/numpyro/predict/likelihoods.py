@@ -15,11 +15,14 @@ from numpyro.handlers import replay, seed, substitute, trace
 from pyro_vd.common.examples import number_of_examples
 from pyro_vd.common.predictions import MODES, check_cut, check_prediction, pieces_of, wanted_sites
 from pyro_vd.common.structure import Structure
-from pyro_vd.numpyro.checks import describe, latent_sites, require_key
-from pyro_vd.numpyro.handlers import Prediction, lrt, posterior_mean
+from pyro_vd.numpyro._numpyro import Prediction
+from pyro_vd.numpyro.arguments import check_call
+from pyro_vd.numpyro.checks import check_parameter_sites, describe, latent_sites
+from pyro_vd.numpyro.handlers import Reuse, SharedSites, lrt, posterior_mean, shared_and_reuse
 from pyro_vd.numpyro.predict.distribution import Predictive
 from pyro_vd.numpyro.predict.draws import _compiled
 from pyro_vd.numpyro.predict.stacking import take_apart
+from pyro_vd.numpyro.weights import run_counted
 
 # What the draws of one block may take together, in weights and activations.
 BLOCK_BYTES = 2**25
@@ -37,8 +40,8 @@ def predictive_distribution(
     mode: str = "weights",
     batch_size: int | None = None,
     sites: Collection[str] = (),
-    shared_sites: Collection[str] = (),
-    reuse: str = "error",
+    shared_sites: SharedSites = (),
+    reuse: Reuse = "error",
     **kwargs: Any,
 ) -> dict[str, Predictive]:
     """The posterior predictive distribution of every observation site of a model: not draws of it, the thing itself.
@@ -83,9 +86,10 @@ def predictive_distribution(
         Predictive('y': Normal, 3 draws, batch (5,), event ())
         >>> low, high = y.interval(0.9)
     """
-    require_key("predictive_distribution", rng_key)
+    owner = "predictive_distribution"
+    params = dict(check_call(owner, rng_key, params, model, guide, args, kwargs))
     check_prediction(MODES, mode, num_samples, batch_size)
-    params = dict(params)
+    shared_and_reuse(shared_sites, reuse)  # looks at them
     if mode == "local":
         guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
     elif mode == "mean":
@@ -94,26 +98,29 @@ def predictive_distribution(
     structures: dict[str, tuple[Structure, bool]] = {}
 
     def guided(key: Array, args: tuple, kwargs: dict) -> dict[str, Any]:
-        return dict(latent_sites(trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)))
+        return trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
 
     def draw(key: Array, args: tuple, kwargs: dict) -> dict[str, Any]:
-        return {name: site["value"] for name, site in guided(key, args, kwargs).items()}
+        return {name: site["value"] for name, site in latent_sites(guided(key, args, kwargs))}
 
     def run(key: Array, values: dict[str, Any] | None, args: tuple, kwargs: dict) -> dict[str, Any]:
         length = 0 if batch_size is None else number_of_examples(args, kwargs)
         guide_key, model_key = jax.random.split(key)
-        if values is None:
-            found = guided(guide_key, args, kwargs)
-        else:
-            found = {name: {**first[name], "value": value} for name, value in values.items()}
-        ran = trace(substitute(replay(seed(model, model_key), found), data=params)).get_trace(*args, **kwargs)  # type: ignore
+        values = draw(guide_key, args, kwargs) if values is None else values
+
+        def run_model(values: Mapping[str, Any]) -> Any:
+            found: Any = {name: {**latent[name], "value": value} for name, value in values.items()}
+            return trace(substitute(replay(seed(model, model_key), found), data=params)).get_trace(*args, **kwargs)
+
+        ran = run_counted(run_model, values)
+        check_parameter_sites(owner, params, first, ran)
         predicted = {
             name: site["fn"]
             for name, site in ran.items()
-            if site["type"] == "sample" and name not in found and not isinstance(site["fn"], Unit)
+            if site["type"] == "sample" and name not in values and not isinstance(site["fn"], Unit)
         }
         kept = {}
-        for name in wanted_sites(sites, predicted, found):
+        for name in wanted_sites(sites, predicted, values):
             structure, kept[name] = _taken_apart(name, predicted[name])
             along = _is_along(name, predicted[name], length) and structures.get(name, (None, True))[1]
             structures[name] = structure, along
@@ -121,9 +128,11 @@ def predictive_distribution(
 
     with Prediction():
         first = guided(rng_key, args, kwargs)
+        check_parameter_sites(owner, params, first)
+        latent = dict(latent_sites(first))
         if mode != "local":
-            check_cut([n for n, s in first.items() if s["cond_indep_stack"]], len(pieces), "predictive_distribution")
-        values = [] if mode == "local" else [jnp.asarray(site["value"]) for site in first.values()]
+            check_cut([name for name, site in latent.items() if site["cond_indep_stack"]], len(pieces), owner)
+        values = [] if mode == "local" else [jnp.asarray(site["value"]) for site in latent.values()]
         weights = sum(value.size * value.dtype.itemsize for value in values)
         one = jax.make_jaxpr(lambda key: run(key, draw(key, args, kwargs), *pieces[0]))(rng_key)
         size = max(1, BLOCK_BYTES // max(1, weights + _TENSORS_AT_A_TIME * _largest(one.jaxpr)))
