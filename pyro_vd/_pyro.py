@@ -6,8 +6,8 @@ Tried with the versions of Pyro that ``constraints.txt`` names. Sources: https:/
 ``pyro/infer/trace_mean_field_elbo.py``, ``pyro/optim/optim.py`` (``_get_optim``,
 ``_state_waiting_to_be_consumed``), and for what is no step ``pyro/infer/predictive.py``, ``pyro/infer/elbo.py`` and
 ``pyro/infer/autoguide/guides.py``. ``test_pyro_corners.py`` and ``test_run_corners.py`` in ``tests/pyro_seam`` have
-one test for each, which names what broke; those of ``pyro.optim`` are tested by ``tests/compiled/test_svi_saved.py``, and
-``pyro/poutine/subsample_messenger.py`` (``_Subsample``) by ``tests/predict/test_predictive_distribution.py``.
+one test for each, which names what broke; those of ``pyro.optim`` are tested by ``tests/compiled/test_svi_saved.py``,
+and ``pyro/poutine/subsample_messenger.py`` (``_Subsample``) by ``tests/predict/test_predictive_distribution.py``.
 """
 
 from __future__ import annotations
