@@ -23,7 +23,8 @@ _SOURCES = {
     "fashion-mnist": "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
 }
 # Of the gzipped files as published, and of what is in them, however it was compressed; as sha256sum writes it.
-_SHA256 = dict(reversed(line.split()) for line in Path(__file__).with_suffix(".sha256").read_text().splitlines())
+_LINES = [line.split() for line in Path(__file__).with_suffix(".sha256").read_text().splitlines()]
+_SHA256 = {name: digest for digest, name in _LINES}
 _PUBLISHED = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of content
 _LARGEST = 64 * 2**20  # bytes of content that are read; a small file may unpack to any number
 _CLASSES = 10

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,15 +103,15 @@ class TextTransformer(nn.Module):
 
     def __init__(self, kind: str, words: int = 200, units: int = 16):
         super().__init__()
-        import transformers
+        transformers: Any = import_module("transformers")
 
         if kind == "bert":
-            made = transformers.BertConfig(  # type: ignore[call-arg]
+            made = transformers.BertConfig(
                 vocab_size=words, hidden_size=units, num_hidden_layers=1, num_attention_heads=2,
                 intermediate_size=2 * units, max_position_embeddings=16, num_labels=4)  # fmt: skip
             self.net = transformers.BertForSequenceClassification(made)
         else:
-            made = transformers.GPT2Config(  # type: ignore[call-arg]
+            made = transformers.GPT2Config(
                 vocab_size=words, n_embd=units, n_layer=1, n_head=2, n_positions=16, num_labels=4, pad_token_id=0,
                 bos_token_id=1, eos_token_id=2)  # fmt: skip
             self.net = transformers.GPT2ForSequenceClassification(made)

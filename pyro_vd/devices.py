@@ -35,7 +35,7 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     moved = copy.copy(value)
     vars(moved).update(parts)
     if isinstance(value, Transform) and "_inv" not in parts:
-        moved._inv = None
+        moved._inv = None  # type: ignore[union-attr]
     return moved
 
 

@@ -119,7 +119,7 @@ class TruncatedLogUniform(TorchDistribution):
                     "finite sizes |w|, the sign is free"
                 )
         super().__init__(self.low.shape, validate_args=False)
-        vars(self).pop("_validate_args")  # as Pyro says at the time, for the values of log_prob
+        self.__dict__.pop("_validate_args")  # as Pyro says at the time, for the values of log_prob
         if validate_args is not None:
             self._validate_args = validate_args
 

@@ -34,12 +34,13 @@ def encode(value: Any, keep: Callable[[Any, str], str | None], where: str) -> An
         return value
     if type(value) is float:
         return {"float": repr(value)}
-    if type(value) in (list, tuple):
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         items = [encode(one, keep, f"{where}.{i}") for i, one in enumerate(value)]
         return items if type(value) is list else {"tuple": items}
     for kind, one in _DICTS.items():
         if type(value) is one:
-            pairs = [(encode(k, keep, where), encode(v, keep, f"{where}.{k}")) for k, v in value.items()]
+            items = dict.items(value)  # type: ignore[arg-type]
+            pairs = [(encode(k, keep, where), encode(v, keep, f"{where}.{k}")) for k, v in items]
             return {kind: pairs}
     raise TypeError(
         f"{where}: expected tensors, numbers, strings, None, and lists, tuples and dicts of them, got "
@@ -100,6 +101,7 @@ def read_sealed(path: Any, kind: str) -> tuple[bytes, Any]:
     """
     content = Path(path).read_bytes()
     size = int.from_bytes(content[:8], "little")
+    metadata: Any = None
     try:
         metadata = json.loads(content[8 : 8 + size])["__metadata__"]
         found, digest = metadata["format"], metadata["sha256"]

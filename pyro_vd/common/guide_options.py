@@ -53,10 +53,11 @@ def check_parts(guides: tuple[Any, ...]) -> None:
 
 def check_where(name: str, where: Any) -> None:
     """TypeError unless ``where`` is None, a name or pattern, several, or a function of names."""
-    several = isinstance(where, Iterable) and not isinstance(where, (str, bytes))
     if where is None or isinstance(where, str) or (callable(where) and not isinstance(where, type)):
         return
-    if several and len(names := list(where)) and all(isinstance(one, str) for one in names):
+    several = isinstance(where, Iterable) and not isinstance(where, (str, bytes, type))
+    names: list[Any] = list(where) if several else []  # type: ignore[arg-type]
+    if names and all(isinstance(one, str) for one in names):
         return
     raise TypeError(
         f"{name}: expected site names or patterns, or a function of names, got {shown(where)}; write where='net.0.*' "

@@ -82,7 +82,8 @@ def check_number(
     """
     number = as_number(value)
     good = number is not None and not math.isnan(number) and (not finite or math.isfinite(number))
-    good = good and (at_least is None or number >= at_least) and (above is None or number > above)
+    good = good and number is not None and (at_least is None or number >= at_least)
+    good = good and number is not None and (above is None or number > above)
     if number is None or not good or (at_most is not None and number > at_most):
         bounds = ((">=", at_least), (">", above), ("<=", at_most))
         bound = "".join(f" {sign} {limit:g}" for sign, limit in bounds if limit is not None)

@@ -40,7 +40,7 @@ class WeightPosterior(TorchDistribution):
     def _validate(self, validate_args: bool | None) -> None:
         """Whether values are validated from here on; those of the parameters now."""
         if validate_args is None:
-            vars(self).pop("_validate_args", None)  # as Pyro says at the time
+            self.__dict__.pop("_validate_args", None)  # as Pyro says at the time
             return
         self._validate_args = validate_args
         for name, value in self.given().items() if validate_args else ():

@@ -64,7 +64,7 @@ def parts_of(svi: Any, modules: Any, optimizers: Any, schedulers: Any) -> list[P
     elif svi is not None:
         parts.append(Part("svi", svi.state_dict, lambda state: None, svi.load_state_dict, _keeper(svi)))
     for name, one in optimizers.items():
-        make = _pyro_optimizer if isinstance(one, PyroOptim) else _optimizer
+        make: Any = _pyro_optimizer if isinstance(one, PyroOptim) else _optimizer
         parts.append(make(f"optimizers.{name}", one))
     for name, one in schedulers.items():
         kind = type(one).__name__

@@ -84,7 +84,7 @@ class LowRankNormal(WeightPosterior):
         """Batch and event shape of a distribution with arguments of these shapes."""
         return (), jnp.broadcast_shapes(tuple(loc), tuple(log_sigma2))
 
-    @constraints.dependent_property(is_discrete=False)
+    @constraints.dependent_property(is_discrete=False)  # type: ignore[arg-type]
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 

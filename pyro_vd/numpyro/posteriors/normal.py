@@ -84,7 +84,7 @@ class DropoutNormal(WeightPosterior):
         self.loc, noise = broadcast_parameters("DropoutNormal", loc, name, value)
         self._log_alpha = noise if log_sigma2 is None else None
         self._log_sigma2 = noise if log_sigma2 is not None else None
-        self.kl = kl
+        self.kl: Any = kl
         super().__init__(self.loc.shape, (), validate_args)
 
     def given(self) -> dict[str, Array]:

@@ -54,7 +54,7 @@ class UnitPosterior(WeightPosterior):
         """Number of units."""
         return self.loc.shape[self.unit_dim]
 
-    @constraints.dependent_property(is_discrete=False)
+    @constraints.dependent_property(is_discrete=False)  # type: ignore[arg-type]
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 

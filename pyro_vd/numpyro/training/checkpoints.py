@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ def _kind(leaf: Any) -> tuple:
 def _values(name: str, leaf: Any) -> np.ndarray:
     if type(leaf) not in (bool, int, float) and not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
         raise TypeError(f"{name}: expected an array or a number, got {type(leaf).__name__}; save what it is made of")
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.asarray(jax.random.key_data(cast(Any, leaf)) if _is_key(leaf) else leaf)
 
 
 def _restored(content: np.ndarray, leaf: Any, value: np.ndarray, is_weak: bool) -> Any:
