@@ -77,7 +77,9 @@ def benchmark(name: str, options: list[str], clock: Clock, blocks: int, keep: fl
         if failed:
             return [{"problem": name, "failed": failed}]
         with open(f"{folder}/benchmark.csv") as file:
-            return [row | {"problem": name} for row in csv.DictReader(file)]
+            rows = [row | {"problem": name} for row in csv.DictReader(file)]
+    absent = set(programs) - {row["program"] for row in rows}  # what it needs is not installed, or has no GPU
+    return [*rows, *({"problem": name, "failed": f"{PROGRAMS[one]}: not installed for this device"} for one in absent)]
 
 
 def mnist(data_dir: str, clock: Clock) -> str:

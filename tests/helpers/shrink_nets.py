@@ -156,7 +156,7 @@ NETS = {
         nn.Linear(6, 5), nn.GRU(5, 4, batch_first=True), nn.Linear(4, 7), nn.Linear(7, 2)), TOKENS),
     **{name: (make, ROW) for name, make in PERCEPTRONS.items()},
     **{name: (make, IMAGE) for name, make in CONVOLUTIONS.items()},
-    **{name: (make, None) for name, make in networks.NETWORKS.items()},
+    **{name: (networks.NETWORKS[name], None) for name in ("resnet", "vit", "lstm", "unet", "embedding_bag")},
 }  # fmt: skip
 INPUTS = {"lstm": (2, 8, 8), "resnet": (2, 1, 8, 8), "vit": (2, 1, 8, 8), "unet": (2, 1, 8, 8)}
 # Nets all of whose units meet a function without a rule, or more uses than zeros are left for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_every_public_name_is_in_the_reference():
     names = {f"pyro_vd.{name}" for name in dir(vd) if name not in modules}
     names |= {f"pyro_vd.guides.{name}" for name in vars(guides) if name.startswith("Auto") or name == "mixed_guide"}
     names |= {"pyro_vd.kl.kl_ard", "pyro_vd.kl.kl_log_uniform"}
+    names |= {f"pyro_vd.training.{name}" for name in vars(vd.training) if inspect.isfunction(vars(vd.training)[name])}
     assert names == documented("api.md")
 
 
@@ -104,7 +106,7 @@ def test_every_guide_and_estimator_is_in_the_tables_of_choosing():
 
 def test_every_section_of_results_has_a_command():
     sections = re.split(r"^## ", (DOCS / "results.md").read_text(), flags=re.M)[1:]
-    assert len(sections) == 8
+    assert len(sections) == 9
     for section in sections:
         for command in re.findall(r"python (examples/\w+\.py)", section):
             assert (README.parent / command).exists(), command
