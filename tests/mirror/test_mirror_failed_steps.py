@@ -15,6 +15,8 @@ from numpyro.infer import SVI
 import pyro_vd.numpyro as vd
 from pyro_vd.guides.numpyro import AutoMeanField
 
+pytestmark = pytest.mark.slow  # compiles many programs
+
 KEY = jax.random.key(0)
 X, Y = jax.random.normal(KEY, (6, 3)) + 1.0, jnp.ones((6, 2))
 

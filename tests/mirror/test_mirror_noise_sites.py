@@ -21,6 +21,8 @@ from helpers.mirror_parity import NORMAL_PRIOR
 from helpers.mirror_regression import KEY, X, Y, regression
 from pyro_vd.guides import numpyro as guides
 
+pytestmark = pytest.mark.slow  # compiles many programs
+
 PRIORS = {
     "HalfNormal": dist.HalfNormal(1.0),
     "Gamma": dist.Gamma(2.0, 2.0),

@@ -19,6 +19,8 @@ from numpyro.infer import SVI, TraceMeanField_ELBO
 import pyro_vd.numpyro as vd
 from pyro_vd.guides.numpyro import AutoMeanField
 
+pytestmark = pytest.mark.slow  # compiles many programs
+
 KEY = jax.random.key(0)
 X, Y = jax.random.normal(KEY, (5, 4)), jnp.ones((5, 4))
 SAID = r"the weights \['net.*'\] are used twice, and are drawn once a step"

@@ -16,6 +16,8 @@ import pyro_vd.numpyro as vd
 from helpers.mirror_regression import KEY, N, X, Y, net, regression
 from pyro_vd.guides.numpyro import AutoMeanField
 
+pytestmark = pytest.mark.slow  # compiles many programs
+
 LIBRARIES = ("linen", "nnx", "equinox")
 
 

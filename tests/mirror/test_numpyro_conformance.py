@@ -20,6 +20,8 @@ from numpyro.distributions.kl import kl_divergence
 
 import pyro_vd.numpyro as vd
 
+pytestmark = pytest.mark.slow  # compiles many programs
+
 SHAPE, KEY = (2, 3), jax.random.key(0)
 
 

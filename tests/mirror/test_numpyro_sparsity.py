@@ -24,6 +24,8 @@ from pyro_vd.convert import from_numpyro, to_numpyro
 from pyro_vd.guides import AutoSparseVD, AutoVariationalDropout, mixed_guide
 from pyro_vd.guides import numpyro as guides
 
+pytestmark = pytest.mark.slow  # compiles many programs
+
 X = jax.random.normal(KEY, (5, 4))
 
 
