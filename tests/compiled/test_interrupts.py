@@ -16,6 +16,8 @@ from torch import nn
 import pyro_vd as vd
 from helpers.svi_runs import Task, without_compiler
 
+pytestmark = pytest.mark.slow
+
 OPTIMIZERS = {
     "Adam": lambda: functools.partial(torch.optim.Adam, lr=0.02),
     "SGD": lambda: functools.partial(torch.optim.SGD, lr=0.001),

@@ -18,6 +18,8 @@ import pyro_vd as vd
 from helpers.oracles import assert_mean_close
 from pyro_vd import guides
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH, TRAIN = 300, 100, 1437
 
 

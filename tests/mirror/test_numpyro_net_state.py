@@ -194,6 +194,8 @@ import jax, jax.numpy as jnp, sys
 sys.path.insert(0, "tests")
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from helpers.mirror_nets import KEY, images, perceptron, program
+
+pytestmark = pytest.mark.slow
 assert jax.device_count() == 2
 _, _, _, svi = program(perceptron("linen", (64, 16, 10)))
 x, y = images(8)

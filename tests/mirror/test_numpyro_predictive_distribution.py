@@ -21,6 +21,8 @@ import pyro_vd.predict
 from helpers.oracles import standard_errors
 from pyro_vd.numpyro.predict import Predictive, likelihoods
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 N, DRAWS = 5, 4
 PARAMS = {"loc": jnp.array([0.5, 1.0, -1.0])}
