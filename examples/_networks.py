@@ -104,7 +104,6 @@ class TextTransformer(nn.Module):
     def __init__(self, kind: str, words: int = 200, units: int = 16):
         super().__init__()
         transformers: Any = import_module("transformers")
-
         if kind == "bert":
             made = transformers.BertConfig(
                 vocab_size=words, hidden_size=units, num_hidden_layers=1, num_attention_heads=2,
@@ -127,13 +126,11 @@ class PixelGraph(nn.Module):
 
     def __init__(self, units: int = 32):
         super().__init__()
-        import torch_geometric.nn
-        from torch_geometric.utils import grid
-
-        edges, places = grid(8, 8)
+        graphs: Any = import_module("torch_geometric.nn")
+        edges, places = import_module("torch_geometric.utils").grid(8, 8)
         self.register_buffer("edges", edges)
         self.register_buffer("places", places / 8)
-        self.graph = torch_geometric.nn.GIN(3, units, 3, units)
+        self.graph = graphs.GIN(3, units, 3, units)
         self.head = nn.Linear(64 * units, 10)
 
     def forward(self, x: Tensor) -> Tensor:
