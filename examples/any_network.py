@@ -79,7 +79,8 @@ def train(net: str, steps: int, batch: int, seed: int) -> None:
     for warning in caught:
         print(f"warning: {warning.message}")
     print(f"{len(caught)} warnings")
-    first, last = (sum(part) / len(part) for part in (nlls[: steps // 5], nlls[-steps // 5 :]))
+    fifth = max(1, steps // 5)
+    first, last = (sum(part) / len(part) for part in (nlls[:fifth], nlls[-fifth:]))
     print(f"nats per example: {first:.3f} in the first fifth of {steps} steps, {last:.3f} in the last")
 
 
