@@ -16,6 +16,12 @@ def state_of(
     optimizer: StepOptimizer, parameters: TrainedParameters, steps: int, accumulate: int, started: bool
 ) -> dict[str, Any]:
     """A copy of the state, of tensors and plain Python values only."""
+    if optimizer.is_pyro and accumulate > 1:
+        raise ValueError(
+            f"state_dict: expected accumulate=1 or an optimizer of torch.optim, got a pyro.optim optimizer with "
+            f"accumulate={accumulate}, whose training would not go on to the last digit; write "
+            "optim=functools.partial(torch.optim.Adam, lr=...)"
+        )
     gradients = [None if p.grad is None or accumulate == 1 else p.grad.clone() for p in parameters.tensors]
     return {
         "kind": "CompiledSVI",

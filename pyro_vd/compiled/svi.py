@@ -151,6 +151,9 @@ class CompiledSVI:
 
         A copy. Save the ``state_dict`` of guide and model, or Pyro's store, and ``torch.get_rng_state()`` with it: a
         training that loads them goes on bit for bit.
+
+        Raises:
+            ValueError: a ``pyro.optim`` optimizer with ``accumulate > 1``.
         """
         return state_of(self._optimizer, self._parameters, self._steps, self.accumulate, self._compiled.is_started)
 
