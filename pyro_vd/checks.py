@@ -137,14 +137,18 @@ def check_observed(model_trace: Any) -> None:
             )
 
 
-def check_gradient(loss: Tensor, parameters: dict[str, Tensor], args: tuple, kwargs: dict) -> None:
-    """Raise for a gradient that is not finite, where an argument holds NaN or infinity that the loss does not show."""
+@torch.no_grad()
+def holds_non_finite(args: tuple, kwargs: dict) -> bool:
+    """Whether an argument holds NaN or infinity: the loss may be finite and its gradient not."""
     data = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    with torch.no_grad():
-        if not data or bool(torch.isfinite(sum([leaf.sum() for leaf in data], loss.new_zeros(())))):
-            return  # a sum is finite only if its terms are; where it is not, it may have overflowed
-        if not any(map(_count_bad, data)):
-            return
+    # A sum is finite only if its terms are; where it is not, it may have overflowed.
+    if not data or bool(torch.isfinite(sum(leaf.sum() for leaf in data))):
+        return False
+    return any(map(_count_bad, data))
+
+
+def check_gradient(loss: Tensor, parameters: dict[str, Tensor], args: tuple, kwargs: dict) -> None:
+    """Raise for a gradient that is not finite, where :func:`holds_non_finite` says that an argument may be why."""
     learned = {name: value for name, value in parameters.items() if value.requires_grad}
     if not learned:
         return
@@ -164,9 +168,8 @@ def check_gradient(loss: Tensor, parameters: dict[str, Tensor], args: tuple, kwa
 def check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
     """Raise where model and guide scale a latent site differently."""
     numbers = isinstance(model_scale, (int, float)) and isinstance(guide_scale, (int, float))
-    tensors = isinstance(model_scale, Tensor) and isinstance(
-        guide_scale, Tensor
-    )  # not compared: a host synchronisation
+    # Tensors are not compared: a host synchronisation.
+    tensors = isinstance(model_scale, Tensor) and isinstance(guide_scale, Tensor)
     if not (tensors or (numbers and math.isclose(model_scale, guide_scale, rel_tol=1e-6))):
         raise ValueError(
             f"site {name!r}: expected the same scale in model and guide, got {model_scale} and {guide_scale}: an "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -29,6 +30,7 @@ from pyro_vd.checks import (
     check_scales,
     check_sites,
     describe,
+    holds_non_finite,
     non_finite_input,
     warn_of_single_draws,
 )
@@ -177,11 +179,13 @@ class TraceVD_ELBO(ELBO):
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; adds its gradient to the parameters. Nothing is added where it is not finite."""
         capture: Any
-        with poutine.trace(param_only=True) as capture:
+        suspicious = holds_non_finite(args, kwargs)
+        with poutine.trace(param_only=True) if suspicious else nullcontext() as capture:
             loss = self.checked_terms(model, guide, *args, **kwargs).loss
         if loss.requires_grad:
-            met = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-            check_gradient(loss, met, args, kwargs)
+            if suspicious:
+                met = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+                check_gradient(loss, met, args, kwargs)
             loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 

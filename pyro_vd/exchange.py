@@ -36,8 +36,7 @@ def call_with(net: nn.Module, values: Values, args: tuple, kwargs: dict, update_
     """``net(*args, **kwargs)`` with values in the place of some of its parameters.
 
     Buffers of modules in training mode are updated, if asked and if they stay finite; one not finite leaves all as
-    they were. What
-    ``torch.compile`` has compiled of the net runs eagerly: CompiledSVI compiles the whole step.
+    they were. What ``torch.compile`` has compiled of the net runs eagerly: CompiledSVI compiles the whole step.
     """
     if parametrizations_are_cached() and any(hasattr(module, "parametrizations") for module in modules_of(net)):
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vd.checks import check_gradient
+from pyro_vd.checks import check_gradient, holds_non_finite
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules as referenced_modules
 
@@ -101,7 +101,7 @@ class LossModule(TrainedModule):
         return loss
 
     def _check_gradient(self, loss: Tensor, args: tuple, kwargs: dict) -> None:
-        if loss.requires_grad:
+        if loss.requires_grad and holds_non_finite(args, kwargs):
             check_gradient(loss, dict(super().named_parameters()), args, kwargs)
 
     def named_parameters(

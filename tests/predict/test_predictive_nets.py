@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import pyro_vd as vd
+from helpers.predictive import classifier, small_net
 from pyro_vd.guides import AutoMeanField
 from pyro_vd.predict import blocks
 
@@ -16,21 +17,6 @@ from pyro_vd.predict import blocks
 @pytest.fixture(autouse=True)
 def _float64():
     torch.set_default_dtype(torch.float64)
-
-
-def classifier(net, dataset_size=10):
-    bnn = vd.BayesianModule(net, dist.Normal(0.0, 1.0))
-
-    def model(x, y=None):
-        logits = pyro.deterministic("logits", bnn(x))
-        with vd.data_plate(dataset_size, len(x)):
-            return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
-
-    return model, AutoMeanField(model, init_log_sigma2=-1.0)
-
-
-def small_net():
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
 @pytest.mark.parametrize("net", ["plain", "batch norm", "looks at values"])
