@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -142,7 +143,7 @@ def holds_non_finite(args: tuple, kwargs: dict) -> bool:
     """Whether an argument holds NaN or infinity: the loss may be finite and its gradient not."""
     data = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     # A sum is finite only if its terms are; where it is not, it may have overflowed.
-    if not data or bool(torch.isfinite(sum(leaf.sum() for leaf in data))):
+    if not data or bool(torch.isfinite(functools.reduce(torch.add, [leaf.sum() for leaf in data]))):
         return False
     return any(map(_count_bad, data))
 
