@@ -18,6 +18,8 @@ from numpyro import handlers
 import pyro_vd.numpyro as vd
 from helpers.mirror_nets import KEY, LIBRARIES, images, lenet5, perceptron, program
 
+pytestmark = pytest.mark.slow  # compiles many programs
+
 X = jax.random.normal(KEY, (5, 4))
 
 
@@ -195,7 +197,6 @@ sys.path.insert(0, "tests")
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from helpers.mirror_nets import KEY, images, perceptron, program
 
-pytestmark = pytest.mark.slow
 assert jax.device_count() == 2
 _, _, _, svi = program(perceptron("linen", (64, 16, 10)))
 x, y = images(8)
