@@ -210,6 +210,16 @@ def test_outputs_and_gradients_of_every_family_are_those_of_the_pyro_side(family
     assert_same_outputs("conv2d", family, estimator, dtype, monkeypatch)
 
 
+@pytest.mark.parametrize("estimator", ["per_example", "flipout"])
+def test_a_stack_of_matrices_has_no_examples(estimator):
+    _, _, call, x, weight = ROWS["stacked"]
+    q = their_posteriors.DropoutNormal(jnp.ones(weight), log_sigma2=jnp.zeros(weight)).to_event(3)
+    with numpyro.handlers.seed(rng_seed=0), nvd.handlers.EstimatorMessenger(None, estimator, strict=True):
+        w = numpyro.sample("w", q)
+    with pytest.raises(ValueError, match="site 'w'.*dot_general"):
+        quax.quaxify(call)(jnp.ones(x), w)
+
+
 def test_every_operation_distribution_and_estimator_of_the_pyro_side_has_a_row():
     rows = {f for row in ROWS.values() for f in row[0]}
     assert rows <= set(operations.TABLE)

@@ -19,6 +19,7 @@ from helpers.noise_families import DRAWS, Moments, random_weight
 from helpers.noise_families import parameters as unit_parameters
 from helpers.oracles import assert_mean_close, quadrature_kl
 from helpers.output_moments import assert_output_moments
+from pyro_vd.guides import AutoLowRank
 
 CALLS = ("F.linear (3,)", "F.linear (2, 3)", "F.linear (2, 1, 3)", "x @ w", "w @ x", "addmm", "conv1d plain",
          "conv2d stride and padding", "conv2d groups and dilation", "conv3d plain")  # fmt: skip
@@ -191,3 +192,13 @@ def test_errors_name_what_was_expected():
         vd.LowRankNormal(loc, log_sigma2, factor).expand(torch.Size([2]))
     with pytest.raises(ValueError, match=r"LowRankNormal has a form for \(local, shared, per_example\), got 'flipout'"):
         random_weight(vd.LowRankNormal(loc, log_sigma2, factor), "flipout")
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_the_factors_start_with_as_much_variance_as_the_diagonal(rank):
+    torch.manual_seed(0)
+    bnn = vd.BayesianModule(torch.nn.Linear(200, 100), dist.Normal(0.0, 1.0))
+    guide = AutoLowRank(bnn, rank=rank, init_log_sigma2=-4.0)
+    variance = guide.posterior("net.weight").variance.mean().item()
+    # 20,000 elements: at rank 1 the mean of their squares has a standard error of 1 %, and the bound is six of them.
+    assert variance == pytest.approx(2 * math.exp(-4.0), rel=0.06)

@@ -47,6 +47,19 @@ def assert_variance(value, expected, draws=1000, kurtosis=3.0):
     assert abs(value / expected - 1) <= standard_errors() * math.sqrt((kurtosis - 1) / draws), (value, expected)
 
 
+def test_two_gradients_have_half_the_square_of_their_difference():
+    torch.manual_seed(0)
+    variance = measured("local", X, Y, draws=2)
+    torch.manual_seed(0)
+    with pyro.poutine.trace() as _:
+        guide(X, Y)  # which the sites are read from
+    gradients = []
+    for _ in range(2):
+        loss = vd.TraceVD_ELBO().differentiable_loss(model, guide, X, Y)
+        gradients += torch.autograd.grad(loss, pyro.param("loc").unconstrained())
+    assert variance == pytest.approx(((gradients[0] - gradients[1]) ** 2 / 2).item(), rel=1e-4)
+
+
 def test_one_weight_draw_for_all_examples():
     assert_variance(measured("shared", X, Y), SCALE**2 * X.square().sum().item() ** 2)
 
