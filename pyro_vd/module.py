@@ -13,7 +13,8 @@ from pyro_vd._pyro import Noted, adopt_stored_value, is_no_step, is_prediction, 
 from pyro_vd._torch import in_backward_pass, tree_leaves
 from pyro_vd.arguments import check_finite_state, data_explained
 from pyro_vd.choice import Prior, Where, choose, priors_of, report_of
-from pyro_vd.common.options import check_count, shown
+from pyro_vd.common.options import shown
+from pyro_vd.common.plates import check_data_plate
 from pyro_vd.common.reports import ModuleReport
 from pyro_vd.devices import placed_like
 from pyro_vd.exchange import ONE_RUN, call_with, check_net, in_use
@@ -224,23 +225,12 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         dim: batch dimension of the plate, negative; the rightmost free one if not given.
 
     Raises:
-        ValueError: unless ``1 <= batch_size <= dataset_size``.
+        ValueError: unless ``1 <= batch_size <= dataset_size``; a ``dim`` that is not negative.
 
     Example:
         >>> with data_plate(60000, 100) as index:
         ...     len(index)
         100
     """
-    dataset_size = check_count("dataset_size", dataset_size, owner="data_plate")
-    batch_size = check_count("batch_size", batch_size, owner="data_plate")
-    if dim is not None and check_count("dim", dim, owner="data_plate") >= 0:
-        raise ValueError(f"data_plate: expected dim to be negative, counted from the right, got {dim}; write dim=-1")
-    if not isinstance(name, str):
-        raise TypeError(f"data_plate: expected name to be text, got {shown(name)}; write name='data'")
-    if batch_size < 1 or (batch_size > dataset_size and not is_prediction()):
-        raise ValueError(
-            f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
-            f"dataset_size={dataset_size}; dataset_size is the number of training examples (posterior_predictive "
-            "and predictive_distribution take any number)"
-        )
+    dataset_size, batch_size = check_data_plate(dataset_size, batch_size, name, dim, is_prediction())
     return pyro.plate(name, dataset_size, dim=dim, subsample=torch.arange(batch_size))

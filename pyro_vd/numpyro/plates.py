@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpyro
 from numpyro import handlers
 
-from pyro_vd.common.options import check_count
+from pyro_vd.common.plates import check_data_plate
 from pyro_vd.numpyro._numpyro import is_prediction
-from pyro_vd.numpyro.arguments import kind_of
 
 
 def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int | None = None) -> numpyro.plate:
@@ -26,25 +25,15 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         dim: batch dimension of the plate, negative; the rightmost free one if not given.
 
     Raises:
-        ValueError: unless ``1 <= batch_size <= dataset_size``.
+        ValueError: unless ``1 <= batch_size <= dataset_size``; a ``dim`` that is not negative.
 
     Example:
         >>> with data_plate(60000, 100) as index:
         ...     len(index)
         100
     """
-    dataset_size = check_count("dataset_size", dataset_size, owner="data_plate")
-    batch_size = check_count("batch_size", batch_size, owner="data_plate")
-    if not isinstance(name, str):
-        raise TypeError(f"data_plate: expected name to be text, got {kind_of(name)}; write name='data'")
-    if is_prediction():
-        dataset_size = max(dataset_size, batch_size)
-    if not 1 <= batch_size <= dataset_size:
-        raise ValueError(
-            f"data_plate: expected 1 <= batch_size <= dataset_size, got batch_size={batch_size} and "
-            f"dataset_size={dataset_size}; dataset_size is the number of training examples (posterior_predictive "
-            "and predictive_distribution take any number)"
-        )
+    dataset_size, batch_size = check_data_plate(dataset_size, batch_size, name, dim, is_prediction())
+    dataset_size = max(dataset_size, batch_size)  # of a prediction, which may have more examples
     with handlers.substitute(data={name: jnp.arange(batch_size)}):
         return _DataPlate(name, dataset_size, subsample_size=batch_size, dim=dim)
 

@@ -97,7 +97,8 @@ ROWS = {
     "plate: batch is True": (lambda: with_plate(40, True), "data_plate: expected batch_size to be a whole number"),
     "plate: batch above size": (lambda: with_plate(10, 12), "expected 1 <= batch_size <= dataset_size"),
     "plate: batch of 0": (lambda: with_plate(10, 0), "expected 1 <= batch_size <= dataset_size"),
-    "plate: name is a number": (lambda: with_plate(40, 12, name=1), "data_plate: expected name to be text, got int"),
+    "plate: dim from the left": (lambda: with_plate(40, 12, dim=0), "data_plate: expected dim to be negative"),
+    "plate: name is a number": (lambda: with_plate(40, 12, name=1), "data_plate: expected name to be text, got 1"),
     # the loss
     "elbo: unknown estimator": (lambda: Elbo("lokal"), "estimator: expected one of 'local'"),
     "elbo: no particles": (lambda: Elbo(num_particles=0), "num_particles: expected a whole number >= 1"),
