@@ -80,6 +80,7 @@ def check_compiled() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Print what is installed, run the checks, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m pyro_vd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
