@@ -1,4 +1,4 @@
-"""Draws the picture of README: python docs/draw.py writes docs/images/overview.png, in about a minute."""
+"""Draws the pictures of README and of docs/concepts.md: python docs/draw.py, in about a minute."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import pyro_vd as vd
 from pyro_vd.guides import AutoMeanField, AutoSparseVD
 
 THRESHOLD = 3.0
+IMAGES = Path(__file__).parent / "images"
+plt.style.use(Path(__file__).parents[1] / "examples" / "figures.mplstyle")
 
 
 def digits_curve(steps: int) -> tuple[list[tuple[float, float]], tuple[float, float]]:
@@ -77,26 +79,57 @@ def regression_band(steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return x[:, 0], y, grid[:, 0], vd.posterior_predictive(model, guide, grid, num_samples=300)["y"]
 
 
-def main(path: Path = Path(__file__).parent / "images" / "overview.png", steps: tuple[int, int] = (800, 2000)) -> None:
+def outputs_of_a_layer(estimator: str, steps: int) -> torch.Tensor:
+    """Outputs of one random unit for two inputs that are alike, shape (steps, 2)."""
+    torch.manual_seed(0)
+    inputs = torch.tensor([[1.0, 0.5, -0.5, 1.0], [0.9, 0.6, -0.4, 1.1]])
+    loc, log_sigma2 = torch.tensor([[1.0, -1.0, 0.5, 0.5]]), torch.full((1, 4), -1.5)
+
+    def one() -> torch.Tensor:
+        if estimator == "shared":
+            weight = vd.DropoutNormal(loc, log_sigma2=log_sigma2).rsample()
+        else:
+            with vd.lrt():
+                weight = pyro.sample("w", vd.DropoutNormal(loc, log_sigma2=log_sigma2).to_event(2))
+        return nn.functional.linear(inputs, weight)[:, 0]
+
+    return torch.stack([one() for _ in range(steps)])
+
+
+def draw_local(path: Path, steps: int) -> None:
+    """Two examples of a batch under one weight draw, and under local reparameterization."""
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.8), sharex=True, sharey=True)
+    titles = {"shared": "One weight draw a step", "local": "Local reparameterization"}
+    for axes, (estimator, title) in zip(panels, titles.items(), strict=True):
+        outputs = outputs_of_a_layer(estimator, steps)
+        axes.plot(*outputs.T, ".", markersize=4, alpha=0.7)
+        correlation = outputs.T.corrcoef()[0, 1]
+        axes.set(title=f"{title}: correlation {correlation:.2f}", xlabel="output for the first example", aspect="equal")
+    panels[0].set_ylabel("output for the second")
+    _save(figure, path)
+
+
+def main(folder: Path = IMAGES, steps: tuple[int, int, int] = (800, 2000, 300)) -> None:
+    draw_local(folder / "local.png", steps[2])
     rows, (kept, error) = digits_curve(steps[0])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.plot(
-        [100 * share for share, _ in rows], [e for _, e in rows], marker=".", color="tab:blue", label="pruned net"
-    )
-    left.plot([100 * kept], [error], "o", color="tab:orange", label=f"threshold log_alpha = 3 keeps {100 * kept:.2f} %")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    left.plot([100 * share for share, _ in rows], [e for _, e in rows], marker=".", label="pruned net")
+    left.plot([100 * kept], [error], "o", label=f"threshold log_alpha = 3 keeps {100 * kept:.2f} %")
     left.set(
         title="Digits: few weights carry the net", xlabel="weights kept (%)", ylabel="held-out error (%)", xscale="log",
     )  # fmt: skip
-    left.grid(alpha=0.3)
     left.legend()
     x, y, grid, draws = regression_band(steps[1])
     low, middle, high = draws.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
-    right.fill_between(grid, low, high, color="tab:blue", alpha=0.25, label="90 % of the predictions")
-    right.plot(grid, middle, color="tab:blue", label="their median")
+    right.fill_between(grid, low, high, alpha=0.25, label="90 % of the predictions")
+    right.plot(grid, middle, label="their median")
     right.plot(x, y, ".", color="black", markersize=4, label="data")
     right.set(title="Regression with its interval", xlabel="x", ylabel="y", ylim=(-2.3, 3.2))
-    right.grid(alpha=0.3)
     right.legend(loc="upper right")
+    _save(figure, folder / "overview.png")
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""The pictures that the examples draw."""
+"""The pictures that the examples draw, in the style of figures.mplstyle."""
 
 from __future__ import annotations
 
@@ -10,71 +10,81 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+plt.style.use(Path(__file__).with_name("figures.mplstyle"))
 
-def training_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Loss terms per example, sparsity and held-out error against the epoch."""
+
+def training_curves(
+    history: list[dict[str, float]], warm_up: tuple[float, float], threshold: float, path: Path
+) -> None:
+    """Loss terms per example, error and sparsity against the epoch; ``warm_up`` is where the KL's weight rises."""
     epochs = [row["epoch"] for row in history]
+    pruned = f"pruned where log_alpha > {threshold:g}"
     panels = [
-        ("nats per example", ("negative ELBO", "KL"), "log"),
-        ("held-out error (%)", ("error",), "log"),
-        ("sparsity (%)", ("sparsity",), "linear"),
+        ("Loss with the full KL, and the KL in it", "nats per example", ("negative ELBO", "KL"), "log"),
+        (f"Error of the net {pruned}", "held-out error (%)", ("error",), "log"),
+        (f"Weights {pruned}", "share of the weights (%)", ("sparsity",), "linear"),
     ]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
-    for axis, (label, keys, scale) in zip(axes, panels, strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8))
+    for axis, (title, label, keys, scale) in zip(axes, panels, strict=True):
+        axis.axvspan(*warm_up, color="gray", alpha=0.15, label="warm-up: weight of the KL rises from 0 to 1")
         for key in keys:
-            axis.plot(epochs, [row[key] for row in history], label=key)
-        axis.set(xlabel="epoch", ylabel=label, yscale=scale)
-        axis.grid(alpha=0.3)
-        if len(keys) > 1:
-            axis.legend()
+            axis.plot(epochs, [row[key] for row in history], label=key if len(keys) > 1 else None)
+        axis.set(title=title, xlabel="epoch", ylabel=label, yscale=scale)
+    axes[0].legend()
     _save(figure, path)
 
 
 def error_against_threshold(rows: list[tuple[float, float, float]], chosen: float, path: Path) -> None:
-    """Held-out error and share of weights kept against the pruning threshold on log_alpha."""
+    """Held-out error, and below it the share of weights kept, against the pruning threshold on log_alpha."""
     thresholds, errors, kept = zip(*rows, strict=True)
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    lines = axis.plot(thresholds, errors, marker=".", label="held-out error")
-    axis.set(xlabel="log_alpha threshold", ylabel="held-out error (%)", yscale="log")
-    axis.grid(alpha=0.3)
-    right = axis.twinx()
-    lines += right.plot(thresholds, kept, marker=".", color="tab:orange", label="weights kept")
-    right.set(ylabel="weights kept (%)", yscale="log")
-    lines.append(axis.axvline(chosen, color="gray", linestyle="--", label=f"threshold {chosen:g}"))
-    right.legend(handles=lines, loc="center right")
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 5.5), sharex=True)
+    top.plot(thresholds, errors, marker=".")
+    top.set(title="What a threshold costs", ylabel="held-out error (%)", yscale="log")
+    bottom.plot(thresholds, kept, marker=".", color="C1")
+    bottom.set(title="What it leaves", ylabel="weights kept (%)", yscale="log")
+    bottom.set_xlabel("threshold: weights with log_alpha above it are set to 0")
+    for axis in (top, bottom):
+        axis.axvline(chosen, color="gray", linestyle="--", label=f"the threshold used, {chosen:.3g}")
+    top.legend()
     _save(figure, path)
 
 
 def log_alpha_histogram(log_alpha: dict[str, np.ndarray], threshold: float, path: Path) -> None:
-    """One histogram a layer; weights to the right of the line are pruned."""
+    """One histogram a layer; weights to the right of the threshold are pruned."""
     low, high = (f(np.concatenate([a.ravel() for a in log_alpha.values()])) for f in (np.min, np.max))
     bins = np.linspace(max(low, -12), min(high, 25), 80)
-    figure, axes = plt.subplots(1, len(log_alpha), figsize=(4 * len(log_alpha), 3.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(log_alpha), figsize=(4.2 * len(log_alpha), 3.8), sharey=True)
     for axis, (site, values) in zip(np.atleast_1d(axes), log_alpha.items(), strict=True):
-        axis.hist(np.clip(values.ravel(), bins[0], bins[-1]), bins=bins)
-        axis.axvline(threshold, color="gray", linestyle="--")
-        axis.set(title=site, xlabel=f"log_alpha (last bar: {bins[-1]:.0f} and above)", ylabel="weights", yscale="log")
+        parts = [np.clip(values[keep], bins[0], bins[-1]) for keep in (values <= threshold, values > threshold)]
+        axis.hist(parts, bins=bins, stacked=True, color=["C0", "C1"], label=["signal: kept", "noise: pruned"])
+        axis.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3g}")
+        axis.set(title=f"{site}: {parts[0].size:,} of {values.size:,} kept", yscale="log")
+        axis.set_xlabel(f"log_alpha = log(variance / mean**2)\n(last bar: {bins[-1]:.0f} and above)")
+    np.atleast_1d(axes)[0].set_ylabel("weights")
+    np.atleast_1d(axes)[0].legend()
     _save(figure, path)
 
 
-def kept_inputs(kept: np.ndarray, path: Path) -> None:
-    """How many weights of the first layer each pixel keeps; ``kept`` has shape (height, width)."""
-    figure, axis = plt.subplots(figsize=(4.5, 4), layout="constrained")
-    image = axis.imshow(kept, cmap="viridis")
-    axis.set(title="weights kept per input pixel", xticks=[], yticks=[])
-    figure.colorbar(image)
+def kept_inputs(kept: np.ndarray, units: int, path: Path) -> None:
+    """How many of its ``units`` weights into the first layer each pixel keeps; ``kept``: shape (height, width)."""
+    figure, axis = plt.subplots(figsize=(5, 4.2))
+    image = axis.imshow(kept)
+    axis.grid(False)
+    axis.set(title="Which pixels the pruned net looks at", xlabel="column of the image", ylabel="row of the image")
+    axis.set(xticks=[0, kept.shape[1] - 1], yticks=[0, kept.shape[0] - 1])
+    figure.colorbar(image, label=f"weights kept, of {units} of each pixel")
     _save(figure, path)
 
 
 def variance_against_batch_size(sizes: list[int], curves: dict[str, list[float]], path: Path) -> None:
     """Variance of the minibatch gradient against the batch size, with the line of slope -1."""
-    figure, axis = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 4.5))
     for (name, values), marker in zip(curves.items(), "osv^", strict=True):
         axis.plot(sizes, values, marker=marker, label=name, alpha=0.8)
     highest = max(values[0] for values in curves.values())
     axis.plot(sizes, [1.5 * highest / m for m in sizes], color="gray", linestyle=":", label="1 / M")
-    axis.set(xlabel="examples in the minibatch, M", ylabel="mean variance of the gradient", xscale="log", yscale="log")
-    axis.grid(alpha=0.3)
+    axis.set(title="Noise of the gradient by estimator", xscale="log", yscale="log")
+    axis.set(xlabel="examples in the minibatch, M", ylabel="mean variance of the gradient")
     axis.legend()
     _save(figure, path)
 
@@ -83,21 +93,21 @@ def error_against_width(
     widths: list[int], means: dict[str, list[float]], bars: dict[str, list[float]], path: Path
 ) -> None:
     """Test error of every family against the units of a hidden layer, one standard error up and down."""
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 4.5))
     for i, name in enumerate(means):
         shifted = [width * 1.015 ** (i - len(means) / 2) for width in widths]  # so that bars do not hide each other
         axis.errorbar(shifted, means[name], yerr=bars[name], marker="o", markersize=4, capsize=3, label=name)
-    axis.set(xlabel="units in each of 3 hidden layers", ylabel="test error (%)", xscale="log", ylim=(0, None))
+    axis.set(title="Families of dropout over widths, +- one standard error", xscale="log", ylim=(0, None))
+    axis.set(xlabel="units in each of 3 hidden layers", ylabel="test error (%)")
     axis.set_xticks(widths, labels=[str(width) for width in widths])
     axis.minorticks_off()
-    axis.grid(alpha=0.3)
     axis.legend(ncols=2)
     _save(figure, path)
 
 
 def time_against_size(curves: dict[str, dict[str, tuple[list[float], list[float]]]], path: Path) -> None:
     """A panel for each of ``{what varies: {program: (sizes, ms)}}``; floors dotted."""
-    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves) + 2.5, 4.5), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves) + 2.5, 4.5), sharey=True)
     names = list(dict.fromkeys(name for programs in curves.values() for name in programs))
     colors = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
     for axis, (varied, programs) in zip(np.atleast_1d(axes), curves.items(), strict=True):
@@ -108,8 +118,7 @@ def time_against_size(curves: dict[str, dict[str, tuple[list[float], list[float]
                 else {"marker": "o", "color": colors[name]}
             )
             axis.plot(sizes, ms, markersize=4, label=name, **style)
-        axis.set(xlabel=varied, xscale="log", yscale="log")
-        axis.grid(alpha=0.3, which="both")
+        axis.set(title=f"Time over {varied}", xlabel=varied, xscale="log", yscale="log")
     np.atleast_1d(axes)[0].set_ylabel("time of a training step (ms)")
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
@@ -118,32 +127,40 @@ def time_against_size(curves: dict[str, dict[str, tuple[list[float], list[float]
 
 def loss_of_backends(curves: dict[str, list[list[float]]], path: Path) -> None:
     """Negative ELBO per example against the epoch, one thin line a seed, one colour a backend."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for (name, losses), (color, style) in zip(curves.items(), (("tab:blue", "-"), ("tab:orange", "--")), strict=True):
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for (name, losses), (color, style) in zip(curves.items(), (("C0", "-"), ("C1", "--")), strict=True):
         for i, loss in enumerate(losses):
             axis.plot(range(1, len(loss) + 1), loss, style, color=color, linewidth=0.8, label=None if i else name)
-    axis.set(xlabel="epoch", ylabel="negative ELBO (nats per example)", yscale="log")
-    axis.grid(alpha=0.3)
+    axis.set(title="The same training on both backends, a line a seed", yscale="log")
+    axis.set(xlabel="epoch", ylabel="negative ELBO (nats per example)")
     axis.legend()
+    _save(figure, path)
+
+
+def loss_over_steps(nats: list[float], title: str, path: Path) -> None:
+    """Negative log-likelihood per example in every step."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    axis.plot(range(1, len(nats) + 1), nats)
+    axis.set(title=title, xlabel="step", ylabel="negative log-likelihood (nats per example)", yscale="log")
     _save(figure, path)
 
 
 def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], path: Path) -> None:
     """Test error against the size of the file: a thin line for each seed, their mean in bold, one colour a method."""
-    figure, axis = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    for name, color, marker in (("sparse VD", "tab:blue", "o"), ("magnitude", "tab:orange", "s")):
+    figure, axis = plt.subplots(figsize=(6, 4.5))
+    for name, color, marker in (("sparse VD", "C0", "o"), ("magnitude", "C1", "s")):
         points = np.array([run[name] for run in runs], dtype=float)  # seeds, budgets, (bytes, error)
         for one in points:
             axis.plot(one[:, 0], one[:, 1], color=color, linewidth=0.7, alpha=0.5)
         mean = points.mean(0)
         axis.plot(mean[:, 0], mean[:, 1], color=color, marker=marker, label=f"{name}, mean of {len(points)} seeds")
-    axis.set(xlabel="bytes of the file", ylabel="test error (%)", xscale="log", yscale="log")
-    axis.grid(alpha=0.3, which="both")
+    axis.set(title="Error of a pruned net against its size", xscale="log", yscale="log")
+    axis.set(xlabel="size of the file (bytes)", ylabel="test error (%)")
     axis.legend()
     _save(figure, path)
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)

@@ -5,23 +5,28 @@ BERT and GPT-2 of transformers, and a graph network of torch_geometric, where th
     python examples/any_network.py --memory
 
 Trains on scikit-learn's digits (the U-Net removes noise from them; nets of words have synthetic texts) and prints
-every warning, the share of the weights that are sampled locally, and how the loss falls. ``--memory`` prints the peak
-memory of a training step of a perceptron of ten million weights, deterministic and "local".
+every warning, the share of the weights that are sampled locally, and how the loss falls; writes its curve to --out.
+``--memory`` prints the peak memory of a training step of a perceptron of ten million weights, with noise and without.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+import _figures
 import _memory
+import _options
 import pyro
 import pyro.distributions as dist
 import torch
 from _networks import NETWORKS
 from sklearn.datasets import load_digits
 from torch import Tensor
+from tqdm import trange
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoSparseVD
@@ -56,11 +61,12 @@ def program(bnn: vd.BayesianModule, size: int, per_pixel: bool) -> Callable:
     return model
 
 
-def train(net: str, steps: int, batch: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    x, y = data(net, torch.Generator().manual_seed(seed))
-    bnn = vd.BayesianModule(NETWORKS[net](), prior=vd.ImproperLogUniform())
-    model = program(bnn, len(x), net == "unet")
+def train(args: argparse.Namespace) -> None:
+    steps, batch = args.steps, args.batch
+    torch.manual_seed(args.seed)
+    x, y = data(args.net, torch.Generator().manual_seed(args.seed))
+    bnn = vd.BayesianModule(NETWORKS[args.net](), prior=vd.ImproperLogUniform())
+    model = program(bnn, len(x), args.net == "unet")
     guide = AutoSparseVD(model)
     elbo = vd.TraceVD_ELBO(estimator="local")
     with warnings.catch_warnings(record=True) as caught:
@@ -68,7 +74,7 @@ def train(net: str, steps: int, batch: int, seed: int) -> None:
         print(vd.lrt_report(model, guide, x[:batch], y[:batch]))
         optimizer = torch.optim.Adam(elbo(model, guide).parameters(), lr=5e-3)
         nlls = []
-        for step in range(steps):
+        for step in trange(steps, unit="step", disable=args.quiet):
             elbo.kl_weight = min(1.0, step / (2 * steps))
             index = torch.randint(len(x), (batch,))
             optimizer.zero_grad()
@@ -82,6 +88,11 @@ def train(net: str, steps: int, batch: int, seed: int) -> None:
     fifth = max(1, steps // 5)
     first, last = (sum(part) / len(part) for part in (nlls[:fifth], nlls[-fifth:]))
     print(f"nats per example: {first:.3f} in the first fifth of {steps} steps, {last:.3f} in the last")
+    out = Path(args.out)
+    _figures.loss_over_steps(nlls, f"{args.net}: fit of the data, a batch of {batch} a step", out / "loss.png")
+    result = {"arguments": vars(args), "nats": nlls, "warnings": [str(warning.message) for warning in caught]}
+    (out / "result.json").write_text(json.dumps(result, indent=1))
+    print(f"loss.png and result.json are in {out}/")
 
 
 def memory(device: str) -> None:
@@ -92,14 +103,13 @@ def memory(device: str) -> None:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _options.parser(__doc__, "any_network", data=False)
     parser.add_argument("--net", choices=list(NETWORKS), default="resnet")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
     parser.add_argument("--device", default="cpu", help="for --memory")
-    return parser.parse_args(argv)
+    return _options.parse(parser, argv, steps=30)
 
 
 if __name__ == "__main__":
@@ -108,4 +118,4 @@ if __name__ == "__main__":
     if options.memory:
         memory(options.device)
     else:
-        train(options.net, options.steps, options.batch, options.seed)
+        train(options)

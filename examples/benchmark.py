@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 
 import _machine
+import _options
 import _report
 import pyro
 import torch
@@ -105,6 +106,7 @@ def main(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     pyro.enable_validation(False)
+    random.seed(args.seed)  # the order in which programs take their turns
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     name = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} threads"
     print(f"PyTorch {torch.__version__}, {args.device} ({name}), {dtype}: ", end="")
@@ -124,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _options.parser(__doc__, "benchmark", data=False, bar=False)
     parser.add_argument("--net", nargs="+", choices=NETS, default=NETS)
     parser.add_argument("--widths", nargs="*", type=int, default=[256, 512, 1024, 2048, 4096], help="of mlp")
     parser.add_argument("--depths", nargs="*", type=int, default=[2, 4, 8, 16], help="hidden layers of mlp")
@@ -139,8 +141,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="PyTorch programs under autocast")
     parser.add_argument("--fresh-cache", action="store_true", help="first steps in new processes, cache cold and warm")
     parser.add_argument("--memory-steps", type=int, help="print the memory of CompiledSVI over so many steps instead")
-    parser.add_argument("--out", default="out/benchmark")
-    args = parser.parse_args(argv)
+    quick = {"net": ["lenet-300-100"], "widths": [], "depths": [], "batches": [], "blocks": 3}
+    args = _options.parse(parser, argv, **quick)
     missing = {"lrt-cuda-graph"} if args.device == "cpu" else set()
     missing |= {"numpyro", "lrt-jax"} if args.bf16 else set()
     args.programs = args.programs or [name for name in PROGRAMS if name not in missing]

@@ -6,15 +6,18 @@
 All programs predict the same random images in turn, several rounds. Printed are the median in milliseconds, the fastest
 round, and the ratio of the medians to the loop by hand, which draws every weight, runs the net and adds up class
 probabilities. --cpu-time counts the time of the processor instead of the clock's, for a machine that is busy.
+result.json in --out has the time of every round.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import _options
 import pyro
 import pyro.distributions as dist
 import torch
@@ -84,14 +87,13 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _options.parser(__doc__, "benchmark_predict", data=False, bar=False)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 100, 1000])
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cpu-time", action="store_true")
-    args = parser.parse_args()
+    args = _options.parse(parser, None, batches=[1, 10], draws=10, rounds=2)
     torch.set_num_threads(args.threads)
     pyro.set_rng_seed(args.seed)
     problem = Problem(args.draws)
@@ -104,12 +106,18 @@ def main() -> None:
     }
     clock = time.process_time if args.cpu_time else time.perf_counter
     print(f"{'program':26}{'batch':>6}{'median ms':>11}{'fastest':>9}{'/ by hand':>11}")
+    rows = []
     for batch in args.batches:
         times = measure(programs, torch.randn(batch, 784), args.rounds, clock)
         by_hand = statistics.median(times["loop by hand"])
         for name, values in times.items():
             median = statistics.median(values)
-            print(f"{name:26}{batch:6}{median:11.1f}{min(values):9.1f}{median / by_hand:11.2f}")
+            print(f"{name:26}{batch:6}{median:11.1f}{min(values):9.1f}{median / by_hand:11.2f}", flush=True)
+            rows.append({"program": name, "batch": batch, "ms": values, "over_by_hand": median / by_hand})
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "result.json").write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=1))
+    print(f"result.json is in {out}/")
 
 
 if __name__ == "__main__":

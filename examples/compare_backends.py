@@ -133,7 +133,7 @@ def main(args: argparse.Namespace) -> dict:
     runs: dict[str, list[dict]] = {backend: [] for backend in BACKENDS}
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
         steps, step_table = alone.submit(step_times, args.programs, args.blocks).result()
-        for seed in tqdm(range(args.seeds), unit="seed", disable=args.quiet):
+        for seed in tqdm(range(args.seed, args.seed + args.seeds), unit="seed", disable=args.quiet):
             for backend in BACKENDS:
                 runs[backend].append(alone.submit(run, backend, args, seed).result())
     print(table(runs))
@@ -150,19 +150,16 @@ def main(args: argparse.Namespace) -> dict:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=("digits", "mnist", "fashion-mnist"), default="digits")
-    parser.add_argument("--data-dir", default="data")
+    import _options
+
+    parser = _options.parser(__doc__, "compare_backends", seeds=5)
     parser.add_argument("--hidden", type=int, nargs="*", default=[300, 100])
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--target", type=float, default=4.0, help="error after pruning, in percent")
     parser.add_argument("--eager", action="store_true", help="no compiled steps on Pyro")
     parser.add_argument("--programs", nargs="+", default=STEPS, help="of benchmark.py, whose steps are timed")
     parser.add_argument("--blocks", type=int, default=20, help="of such steps")
-    parser.add_argument("--out", default="out/compare_backends")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    return _options.parse(parser, argv, epochs=5, seeds=1, blocks=2, eager=True, programs=["numpyro", "lrt-jax"])
 
 
 if __name__ == "__main__":

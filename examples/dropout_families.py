@@ -17,6 +17,7 @@ from pathlib import Path
 
 import _data
 import _figures
+import _options
 import numpy as np
 import pyro
 import torch
@@ -87,7 +88,8 @@ def test_error(family: str, width: int, seed: int, data: _data.Data, epochs: int
 def main(args: argparse.Namespace) -> None:
     pyro.enable_validation(False)
     data = _data.load(args.dataset, args.data_dir)
-    runs = [(f, width, seed) for f in args.families for width in args.widths for seed in range(args.seeds)]
+    seeds = range(args.seed, args.seed + args.seeds)
+    runs = [(f, width, seed) for f in args.families for width in args.widths for seed in seeds]
     errors: dict[str, dict[int, list[float]]] = {
         family: {width: [] for width in args.widths} for family in args.families
     }
@@ -115,16 +117,11 @@ def standard_error(values: list[float]) -> float:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=_data.NAMES, default="digits")
-    parser.add_argument("--data-dir", default="data", help="folder of the IDX files of mnist and fashion-mnist")
+    parser = _options.parser(__doc__, "dropout_families", seeds=3)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--widths", nargs="+", type=int, default=[25, 50, 100, 200])
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--out", default="out/dropout_families")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    return _options.parse(parser, argv, epochs=3, seeds=1, widths=[25, 50])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 import _data
 import _figures
+import _options
 import numpy as np
 import pyro
 import torch
@@ -140,17 +141,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=_data.NAMES, default="digits")
-    parser.add_argument("--data-dir", default="data", help="folder of the IDX files of mnist and fashion-mnist")
+    parser = _options.parser(__doc__, "gradient_variance")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch", type=int, default=100, help="examples in a minibatch of the table")
     parser.add_argument("--draws", type=int, default=200, help="gradients per variance")
     parser.add_argument("--largest-batch", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="out/gradient_variance")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser.parse_args(argv)
+    return _options.parse(parser, argv, epochs=5, draws=20, largest_batch=100)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 
 import _data
+import _options
 import pyro
 import torch
 from _training import classifier, error, mlp, train
@@ -77,15 +78,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=_data.NAMES, default="digits")
-    parser.add_argument("--data-dir", default="data", help="folder of the IDX files of mnist and fashion-mnist")
+    parser = _options.parser(__doc__, "random_labels")
     parser.add_argument("--examples", type=int, default=2000, help="at most this many training examples")
     parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="out/random_labels")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser.parse_args(argv)
+    return _options.parse(parser, argv, epochs=20, examples=300)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python examples/sparse_mlp.py                                    # digits, about a minute
     python examples/sparse_mlp.py --dataset mnist --data-dir DIR     # downloads MNIST into DIR if absent
     python examples/sparse_mlp.py --threshold auto                   # chosen on a tenth of the training data
+    python examples/sparse_mlp.py --quick                            # 20 epochs in eager steps
 
 Reports held-out error before and after pruning, the sparsity of each layer and the held-out negative
 log-likelihood of posterior samples; writes four pictures and the numbers to --out. With ``--threshold auto`` the
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 import _data
 import _figures
+import _options
 import pyro
 import torch
 from _training import classifier, error, log_predictive, mlp, train
@@ -139,19 +141,18 @@ def report(args, bnn, guide, data, history, chosen) -> dict[str, float]:
     first = guide.weight_sites[0]
     kept = (guide.log_alpha(first) <= chosen).sum(0).reshape(data.side, data.side)
     log_alpha = {site: guide.log_alpha(site).detach().cpu().numpy() for site in guide.weight_sites}
-    _figures.training_curves(history, out / "training.png")
+    warm_up = RECIPES[args.recipe][args.dataset].warm_up
+    _figures.training_curves(history, tuple(len(history) * share for share in warm_up), THRESHOLD, out / "training.png")
     _figures.error_against_threshold(rows, chosen, out / "threshold.png")
     _figures.log_alpha_histogram(log_alpha, chosen, out / "log_alpha.png")
-    _figures.kept_inputs(kept.cpu().numpy(), out / "kept_inputs.png")
+    _figures.kept_inputs(kept.cpu().numpy(), len(guide.log_alpha(first)), out / "kept_inputs.png")
     (out / "result.json").write_text(json.dumps({"arguments": vars(args), **result}, indent=1))
     print(f"pictures and result.json are in {out}/")
     return result
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=_data.NAMES, default="digits")
-    parser.add_argument("--data-dir", default="data", help="folder of the IDX files of mnist and fashion-mnist")
+    parser = _options.parser(__doc__, "sparse_mlp")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--recipe", choices=RECIPES, default="fast")
     parser.add_argument("--backend", choices=("pyro", "numpyro"), default="pyro", help="what trains")
@@ -161,10 +162,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--threshold", type=lambda text: text if text == "auto" else float(text), default=THRESHOLD,
         help="of log_alpha, natural log; auto: chosen on held-out training data",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="out/sparse_mlp")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    return _options.parse(parser, argv, epochs=20, eager=True)
 
 
 if __name__ == "__main__":

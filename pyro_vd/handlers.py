@@ -55,6 +55,18 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
             does not have.
         TypeError: a guide that cannot be called; ``shared_sites`` that are no list of names.
 
+    See Also:
+        :func:`pyro_vd.lrt_report` for what became of each weight.
+
+    Example:
+        >>> import pyro
+        >>> with lrt():
+        ...     weight = pyro.sample("w", DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
+        >>> weight
+        RandomWeight(site='w', shape=(2, 3), estimator='local')
+        >>> torch.nn.functional.linear(torch.ones(5, 3), weight).shape  # five rows, each with noise of its own
+        torch.Size([5, 2])
+
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3.
     """
@@ -64,14 +76,30 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
 def per_example(
     fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False
 ):
-    """As :func:`lrt`, with one whole weight draw for every example (Kingma et al. 2015, section 2.2)."""
+    """As :func:`lrt`, with one whole weight draw for every example (Kingma et al. 2015, section 2.2).
+
+    Example:
+        >>> import pyro
+        >>> with per_example():
+        ...     weight = pyro.sample("w", DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
+        >>> torch.nn.functional.linear(torch.ones(5, 3), weight).shape
+        torch.Size([5, 2])
+    """
     return _handler("per_example", fn, shared_sites, reuse, strict)
 
 
 def flipout(
     fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse: str = "error", strict: bool = False
 ):
-    """As :func:`lrt`, with one perturbation whose signs flip per example (Wen et al. 2018, arXiv:1803.04386)."""
+    """As :func:`lrt`, with one perturbation whose signs flip per example (Wen et al. 2018, arXiv:1803.04386).
+
+    Example:
+        >>> import pyro
+        >>> with flipout():
+        ...     weight = pyro.sample("w", DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
+        >>> torch.nn.functional.linear(torch.ones(5, 3), weight).shape
+        torch.Size([5, 2])
+    """
     return _handler("flipout", fn, shared_sites, reuse, strict)
 
 
@@ -83,6 +111,13 @@ def posterior_mean(fn: Callable | None = None) -> Any:
 
     Returns:
         The wrapped guide, or the handler.
+
+    Example:
+        >>> import pyro
+        >>> def guide():
+        ...     return pyro.sample("w", DropoutNormal(torch.ones(1, 2), log_sigma2=-2.0).to_event(2))
+        >>> posterior_mean(guide)()
+        tensor([[1., 1.]])
     """
     messenger = _MeanMessenger()
     return messenger if fn is None else messenger(check_guide(fn))

@@ -25,6 +25,12 @@ class BitsReport:
 
     Attributes:
         rows: a :class:`BitsRow` for each site.
+
+    Example:
+        >>> row = bits_row("net.weight", weights=100, kept=10, largest=1.0, variance=0.01)
+        >>> report = BitsReport((row,))
+        >>> report.bits, report.compression
+        (5.0, 64.0)
     """
 
     rows: tuple[BitsRow, ...]

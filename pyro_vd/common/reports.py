@@ -147,6 +147,9 @@ class GradientVariance:
         sites: names of the sites of the guide.
         num_draws: number of gradients it is from; its relative standard error is near ``sqrt(2 / num_draws)``
             for one element, and far less for a mean over many.
+
+    Example:
+        See :func:`pyro_vd.gradient_variance`.
     """
 
     parameters: dict[str, Any]
@@ -195,7 +198,11 @@ class WeightUse:
 
 @dataclass(frozen=True)
 class LRTReport:
-    """What :func:`lrt_report` returns: ``rows``, one for each site. Prints as a table."""
+    """What :func:`lrt_report` returns: ``rows``, one for each site. Prints as a table.
+
+    Example:
+        See :func:`pyro_vd.lrt_report`.
+    """
 
     rows: tuple[WeightUse, ...]
 

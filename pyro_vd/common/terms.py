@@ -19,6 +19,11 @@ class LossTerms:
         kl: KL(q || p) of each latent site, as it is, before ``kl_weight``.
         kl_weight: the weight of the KL in ``loss``.
         zero: the sum of no terms.
+
+    Example:
+        >>> terms = LossTerms(nll={"y": 12.0}, kl={"net.weight": 3.0}, kl_weight=0.5)
+        >>> terms.loss, terms.negative_elbo
+        (13.5, 15.0)
     """
 
     nll: dict[str, Any]

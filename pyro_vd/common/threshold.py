@@ -35,6 +35,12 @@ class ThresholdCurve:
 
     Attributes:
         rows: a :class:`ThresholdRow` for each threshold, the sparsest first, the unpruned net last.
+
+    Example:
+        >>> rows = ThresholdRow(0.0, 100, 5, 9.0), ThresholdRow(3.0, 100, 20, 2.2), ThresholdRow(math.inf, 100, 90, 2.0)
+        >>> curve = ThresholdCurve(rows)
+        >>> curve.choose(tolerance=0.5).log_alpha_threshold, curve.unpruned.error
+        (3.0, 2.0)
     """
 
     rows: tuple[ThresholdRow, ...]

@@ -43,6 +43,9 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
     Raises:
         TypeError: another kind of loss.
 
+    See Also:
+        :class:`pyro_vd.CompiledSVI`, whose program has the optimizer in it.
+
     Example:
         >>> import pyro, pyro_vd as vd
         >>> from pyro_vd.guides import AutoSparseVD

@@ -93,6 +93,9 @@ class LinearOp:
         example: the axis of the input and of the output that holds the examples; None without one.
         positions: the axes of input and of output (of a convolution) that share the weight within an example.
         apply_variance: ``(x, variance) -> variance of the output``, where it is not ``apply(x**2, variance)``.
+
+    Example:
+        See :func:`pyro_vd.numpyro.register_rule`.
     """
 
     apply: Callable[[Array, Array], Array]

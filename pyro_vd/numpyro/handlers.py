@@ -46,6 +46,15 @@ def lrt(fn: Callable | None = None, *, shared_sites: SharedSites = (), reuse: Re
         ValueError: unknown ``reuse``; a name in ``shared_sites`` that the guide does not have; a site without a
             random key; a weight used twice.
 
+    Example:
+        >>> import jax, numpyro, jax.numpy as jnp
+        >>> from pyro_vd.numpyro.posteriors import DropoutNormal
+        >>> def guide():
+        ...     return numpyro.sample("w", DropoutNormal(jnp.ones((3, 2)), log_sigma2=-2.0).to_event(2))
+        >>> weight = numpyro.handlers.seed(lrt(guide), jax.random.key(0))()
+        >>> (jnp.ones((5, 3)) @ weight).shape  # five rows, each with noise of its own
+        (5, 2)
+
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3.
     """
@@ -55,14 +64,22 @@ def lrt(fn: Callable | None = None, *, shared_sites: SharedSites = (), reuse: Re
 def per_example(
     fn: Callable | None = None, *, shared_sites: SharedSites = (), reuse: Reuse = "error", strict: bool = False
 ):
-    """As :func:`lrt`, with one whole weight draw for every example (Kingma et al. 2015, section 2.2)."""
+    """As :func:`lrt`, with one whole weight draw for every example (Kingma et al. 2015, section 2.2).
+
+    Example:
+        See :func:`lrt`.
+    """
     return _handler("per_example", fn, shared_sites, reuse, strict)
 
 
 def flipout(
     fn: Callable | None = None, *, shared_sites: SharedSites = (), reuse: Reuse = "error", strict: bool = False
 ):
-    """As :func:`lrt`, with one perturbation whose signs flip per example (Wen et al. 2018, arXiv:1803.04386)."""
+    """As :func:`lrt`, with one perturbation whose signs flip per example (Wen et al. 2018, arXiv:1803.04386).
+
+    Example:
+        See :func:`lrt`.
+    """
     return _handler("flipout", fn, shared_sites, reuse, strict)
 
 
@@ -76,6 +93,14 @@ def posterior_mean(fn: Callable | None = None) -> Any:
 
     Returns:
         The wrapped guide, or the handler.
+
+    Example:
+        >>> import jax, numpyro, jax.numpy as jnp
+        >>> from pyro_vd.numpyro.posteriors import DropoutNormal
+        >>> def guide():
+        ...     return numpyro.sample("w", DropoutNormal(jnp.ones((1, 2)), log_sigma2=-2.0).to_event(2))
+        >>> numpyro.handlers.seed(posterior_mean(guide), jax.random.key(0))().tolist()
+        [[1.0, 1.0]]
     """
     return _MeanMessenger(fn)
 

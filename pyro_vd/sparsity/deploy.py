@@ -41,6 +41,9 @@ class Deployment:
         net: the fastest form, in eval mode.
         form: its name.
         rows: a :class:`DeployRow` for each form.
+
+    Example:
+        See :func:`deploy`.
     """
 
     net: nn.Module

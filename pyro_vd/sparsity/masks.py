@@ -165,6 +165,13 @@ def weight_posteriors(guide: Callable, *args: Any, **kwargs: Any) -> dict[str, W
 
     Returns:
         ``{site: posterior}`` in the order of the guide, without ``to_event``.
+
+    Example:
+        >>> import pyro, pyro_vd as vd
+        >>> def guide():
+        ...     pyro.sample("w", vd.DropoutNormal(torch.ones(1, 2), log_sigma2=-2.0).to_event(2))
+        >>> weight_posteriors(guide)["w"].log_alpha
+        tensor([[-2., -2.]])
     """
     trace = poutine.block(poutine.trace(guide).get_trace)(*args, **kwargs)
     found = {name: base_distribution(site["fn"]) for name, site in trace.iter_stochastic_nodes()}

@@ -41,6 +41,10 @@ def prune(
         ValueError: the guide has no posterior for a weight of ``bnn``, one of another shape, or a mean that is not
             finite; threshold or share as in :func:`keep_masks`.
 
+    See Also:
+        :func:`keep_masks` for the masks alone, :func:`threshold_curve` to choose a threshold, :func:`shrink` to take
+        out the units that are left without weights.
+
     Example:
         >>> from pyro_vd.posteriors import DropoutNormal
         >>> from pyro_vd.priors import ImproperLogUniform

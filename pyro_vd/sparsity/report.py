@@ -22,6 +22,9 @@ def sparsity_report(
     Raises:
         ValueError: as :func:`keep_masks`.
 
+    See Also:
+        :func:`prune` for the net itself, :func:`weight_posteriors` for a guide written by hand.
+
     Example:
         >>> import torch
         >>> from pyro_vd.posteriors import DropoutNormal

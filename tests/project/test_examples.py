@@ -90,6 +90,8 @@ def check_any_network(output: str, out: Path) -> None:
     assert "100.0% of the weights are sampled locally\n0 warnings\n" in output
     first, last = map(float, re.findall(r"(\d+\.\d+) in the", output))
     assert last < first
+    assert len(json.loads((out / "result.json").read_text())["nats"]) == 20
+    assert (out / "loss.png").read_bytes().startswith(PNG)
 
 
 def check_benchmark(output: str, out: Path) -> None:
@@ -109,6 +111,7 @@ def check_benchmark_predict(output: str, out: Path) -> None:
     assert len(rows) == 10 and {row[1] for row in rows} == {"1", "3"}
     assert all(float(median) >= float(fastest) > 0 for _, _, median, fastest, _ in rows)
     assert [row[4] for row in rows if row[0] == "loop by hand"] == ["1.00", "1.00"]
+    assert len(json.loads((out / "result.json").read_text())["rows"]) == 10
 
 
 def leaves(tree: object) -> list:
@@ -141,13 +144,13 @@ BENCHMARKED = [
 ]
 SMALL = ["--width", "8", "--depth", "1", "--batch", "32", "--threads", "1", "--blocks", "2", "--out", "{out}"]
 TABLE = {
-    "any_network.py": (["--net", "unet", "--steps", "20"], check_any_network),
+    "any_network.py": (["--net", "unet", "--steps", "20", *QUIET], check_any_network),
     "benchmark.py": (
         ["--net", "mlp", "--widths", "8", "16", "--depths", "--batches", "--programs", *BENCHMARKED, *SMALL],
         check_benchmark,
     ),
     "benchmark_predict.py": (
-        ["--batches", "1", "3", "--draws", "3", "--rounds", "1", "--threads", "1"],
+        ["--batches", "1", "3", "--draws", "3", "--rounds", "1", "--threads", "1", "--out", "{out}"],
         check_benchmark_predict,
     ),
     "compare_backends.py": (

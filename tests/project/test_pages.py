@@ -120,8 +120,9 @@ def test_pictures_are_small():
 
 def test_the_picture_is_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(DOCS)
-    importlib.import_module("draw").main(tmp_path / "overview.png", steps=(2, 2))
-    assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
+    importlib.import_module("draw").main(tmp_path, steps=(2, 2, 5))
+    for picture in ("overview.png", "local.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

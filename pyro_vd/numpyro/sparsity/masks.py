@@ -116,6 +116,13 @@ def weight_posteriors(
 
     Returns:
         ``{site: posterior}`` in the order of the guide, without ``to_event``.
+
+    Example:
+        >>> import jax, numpyro, pyro_vd.numpyro as vd
+        >>> def guide():
+        ...     numpyro.sample("w", vd.DropoutNormal(jnp.ones((1, 2)), log_sigma2=-2.0).to_event(2))
+        >>> weight_posteriors(jax.random.key(0), {}, guide)["w"].log_alpha.tolist()
+        [[-2.0, -2.0]]
     """
     owner = "weight_posteriors"
     params = check_params(owner, params)

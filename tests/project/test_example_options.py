@@ -1,0 +1,49 @@
+"""The options of the examples: alike everywhere, and what --quick stands for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+from helpers.paths import EXAMPLES
+
+if not EXAMPLES.exists():
+    pytest.skip("the tests were taken out of the repository", allow_module_level=True)
+pytest.importorskip("sklearn")
+
+# mini_vd.py is plain Pyro in one file; gpu_report.py has a time to keep.
+OTHERS = {"mini_vd.py", "gpu_report.py"}
+
+
+@pytest.fixture(scope="module")
+def options():
+    sys.path.insert(0, str(EXAMPLES))
+    yield importlib.import_module("_options")
+    sys.path.remove(str(EXAMPLES))
+
+
+def test_every_example_has_them():
+    for file in EXAMPLES.glob("[!_]*.py"):
+        source = file.read_text()
+        if "_options.parser(" in source:
+            assert f'"{file.stem}"' in source and "_options.parse(parser, " in source, file.name
+        elif file.name not in OTHERS:
+            assert all(f'{option}"' in source for option in ("--quick", "seed", "--out")), file.name
+
+
+def test_every_option_says_what_it_is(options):
+    shown = options.parser("What it does.", "folder", seeds=3).format_help()
+    for option in ("--quick", "--seed ", "--seeds ", "--out ", "--quiet", "--dataset ", "--data-dir "):
+        assert option in shown
+    assert "What it does." in shown and "out/folder" in shown
+    assert "--quiet" not in options.parser("", "folder", bar=False).format_help()
+
+
+def test_quick_changes_defaults_and_nothing_that_was_asked_for(options):
+    parser = options.parser("", "folder", seeds=3)
+    parser.add_argument("--epochs", type=int, default=100)
+    given = ([], ["--quick"], ["--quick", "--epochs", "7"])
+    parsed = [options.parse(parser, argv, epochs=2, seeds=1) for argv in given]
+    assert [(one.epochs, one.seeds) for one in parsed] == [(100, 3), (2, 1), (7, 1)]
