@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_vd.sparsity.replaced import replace_layers
+
 
 class FewerHeads(nn.MultiheadAttention):
     """The given heads of a ``MultiheadAttention``: the same function where the others give a constant.
@@ -62,7 +64,9 @@ class FewerHeads(nn.MultiheadAttention):
         if one or not self.batch_first:
             inputs = tuple(x[None] if one else x.transpose(0, 1) for x in inputs)
         packed = self.in_proj_weight is not None
-        weights = self.in_proj_weight.chunk(3) if packed else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = (
+            self.in_proj_weight.chunk(3) if packed else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        )
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         projected = (
             F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -95,7 +99,7 @@ class FewerHeads(nn.MultiheadAttention):
 
 @torch.no_grad()
 def without_dead_heads(net: nn.Module) -> tuple[nn.Module, list[str]]:
-    """A copy of a net whose ``MultiheadAttention`` layers have no dead heads, and the names of those of which one stays.
+    """A copy of a net whose ``MultiheadAttention`` layers have no dead heads, and the names of those that keep one.
 
     A head is dead where its columns of the output projection are zero, or its rows of the values'. What those give is
     their bias, whatever is attended to, and goes into the bias of the output.
@@ -120,16 +124,10 @@ def without_dead_heads(net: nn.Module) -> tuple[nn.Module, list[str]]:
         replaced[path] = fewer = FewerHeads(layer, live.nonzero()[:, 0].tolist())
         if fewer.out_proj.bias is not None:
             fewer.out_proj.bias += layer.out_proj.weight @ constant.flatten()
-    if "" in replaced:
-        return replaced[""], empty
-    originals = [(net.get_submodule(path), fewer) for path, fewer in replaced.items()]
-    for parent in list(net.modules()):
-        for name, child in list(parent._modules.items()):
-            for original, fewer in originals:
-                if child is original:  # under each of its names
-                    setattr(parent, name, fewer)
-        if originals and isinstance(parent, nn.TransformerEncoder):
-            parent.enable_nested_tensor = parent.use_nested_tensor = False
+    net = replace_layers(net, replaced)
+    for layer in net.modules():
+        if replaced and isinstance(layer, nn.TransformerEncoder):
+            layer.enable_nested_tensor = layer.use_nested_tensor = False
     return net, empty
 
 

@@ -79,6 +79,7 @@ def test_attention_without_dead_heads_is_the_same_under_every_mask(options):
         smaller(query, key, value, is_causal=True)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("first", [True, False])
 def test_heads_of_a_transformer(first):
     """Encoder and decoder layers, with and without gradients, and the mask of padded positions."""
@@ -118,7 +119,9 @@ def test_attention_whose_weights_are_read_or_tied_or_of_another_kind_stays_whole
     both = Net(lambda s, x: s.attention(x, x, x), attention=attention(batch_first=True))
     mixed = Net(lambda s, x: s.attention(x, x, x)[1].mean() * s.attention(x, x, x, need_weights=False)[0],
                 attention=attention(batch_first=True))  # fmt: skip
-    tied = Net(lambda s, x: s.b(*3 * [s.a(x, x, x)[0]])[0], a=attention(batch_first=True), b=attention(batch_first=True))
+    tied = Net(
+        lambda s, x: s.b(*3 * [s.a(x, x, x)[0]])[0], a=attention(batch_first=True), b=attention(batch_first=True)
+    )
     tied.b.in_proj_weight = tied.a.in_proj_weight
     extra = Net(lambda s, x: s.attention(x, x, x)[0], attention=attention(batch_first=True, add_bias_kv=True))
     for net in (both, mixed, tied, extra):
