@@ -1,4 +1,4 @@
-"""What ``deploy.py`` compares: sparse variational dropout and magnitude pruning, and the forms of a pruned net."""
+"""What ``deploy.py`` compares: nets pruned by sparse variational dropout and by magnitude."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import math
 
 import torch
 from _data import Data
+from _handwritten import lenet_5
 from _training import classifier, fit, mlp, train
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoSparseVD
-from pyro_vd.sparsity import remove_masks
 from pyro_vd.training import linear_warm_up
 
+LENET, MNIST = "lenet-300-100", (40, 5, 2e-3, 5.0, (0.0, 0.3), True, 0.01)
 RECIPES = {  # epochs of training and of fine-tuning, lr, lr_ratio, warm-up of the KL, standardize, std of the start
-    "digits": (120, 40, 3e-3, 3.0, (0.2, 0.6), False, None),
-    "mnist": (40, 5, 2e-3, 5.0, (0.0, 0.3), True, 0.01),
-    "fashion-mnist": (40, 5, 2e-3, 5.0, (0.0, 0.3), True, 0.01),
+    (LENET, "digits"): (120, 40, 3e-3, 3.0, (0.2, 0.6), False, None),
+    (LENET, "mnist"): MNIST,
+    (LENET, "fashion-mnist"): MNIST,
+    ("lenet-5", "mnist"): (*MNIST[:-1], None),
+    ("lenet-5", "fashion-mnist"): (*MNIST[:-1], None),
 }
-
+NETS = tuple(dict.fromkeys(net for net, _ in RECIPES))
 
 PRUNED_FROM, PRUNED_TO = 0.2, 0.7  # shares of its training in which magnitude pruning prunes
 
@@ -29,13 +32,19 @@ PRUNED_FROM, PRUNED_TO = 0.2, 0.7  # shares of its training in which magnitude p
 class Pruners:
     """Nets pruned to a share of their weights, masked: one posterior serves all shares, magnitude trains for each."""
 
-    def __init__(self, dataset: str, data: Data, epochs: int | None, compiled: bool):
-        own, _, lr, lr_ratio, ramp, _, std = RECIPES[dataset]
+    def __init__(self, net: str, dataset: str, data: Data, epochs: int | None, compiled: bool):
+        own, _, lr, lr_ratio, ramp, _, std = RECIPES[net, dataset]
         epochs = epochs or own
         self._data, self._epochs, self._lr = data, epochs, lr
         sizes = [data.x_train.shape[1], 300, 100, 10]
-        self._start = mlp(sizes, std=std)
-        self.bnn = vd.BayesianModule(mlp(sizes, std=std), prior=vd.ImproperLogUniform())
+
+        def make() -> nn.Sequential:
+            if net == "lenet-5":
+                return nn.Sequential(nn.Unflatten(1, (1, 28, 28)), *lenet_5())
+            return mlp(sizes, std=std)
+
+        self._start = make()
+        self.bnn = vd.BayesianModule(make(), prior=vd.ImproperLogUniform())
         model = classifier(self.bnn, len(data.x_train))
         self.guide = AutoSparseVD(model)
         train(model, self.guide, data, epochs=epochs, lr=lr, lr_ratio=lr_ratio, compiled=compiled,
@@ -48,7 +57,7 @@ class Pruners:
     def magnitude(self, share: float) -> nn.Module:
         """Trained while the smallest weights of all layers together go, by the cubic schedule of Zhu and Gupta 2017."""
         net = copy.deepcopy(self._start)
-        weights = [(layer, "weight") for layer in net if isinstance(layer, nn.Linear)]
+        weights = [(layer, "weight") for layer in net if isinstance(layer, (nn.Linear, nn.Conv2d))]
         total = sum(layer.weight.numel() for layer, _ in weights)
 
         def prune(done: float) -> None:
@@ -64,11 +73,3 @@ class Pruners:
 
         fit(net, self._data, epochs=self._epochs, lr=self._lr, progress=prune)
         return net
-
-
-def forms(dense: nn.Module, zeros: nn.Module, data: Data, compiled: bool) -> dict[str, nn.Module]:
-    """The nets that are compared: the unpruned one, and the pruned one in its forms."""
-    example = data.x_train[:2]
-    shrunk = vd.shrink(zeros, example)
-    named = {"dense": dense, "zeros": remove_masks(zeros), "shrunk": shrunk, "CSR": vd.to_csr(shrunk, 0.5)}
-    return named | ({"compiled": torch.compile(shrunk)} if compiled else {})  # type: ignore[dict-item]

@@ -37,6 +37,7 @@ from pyro_vd.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
 from pyro_vd.sparsity import Deployment as Deployment
 from pyro_vd.sparsity import deploy as deploy
+from pyro_vd.sparsity import index_inputs as index_inputs
 from pyro_vd.sparsity import keep_masks as keep_masks
 from pyro_vd.sparsity import load_sparse as load_sparse
 from pyro_vd.sparsity import prune as prune

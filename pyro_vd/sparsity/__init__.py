@@ -10,6 +10,8 @@ from pyro_vd.sparsity.deploy import Deployment as Deployment
 from pyro_vd.sparsity.deploy import deploy as deploy
 from pyro_vd.sparsity.files import load_sparse as load_sparse
 from pyro_vd.sparsity.files import save_sparse as save_sparse
+from pyro_vd.sparsity.inputs import IndexedLinear as IndexedLinear
+from pyro_vd.sparsity.inputs import index_inputs as index_inputs
 from pyro_vd.sparsity.masks import keep_mask as keep_mask
 from pyro_vd.sparsity.masks import keep_masks as keep_masks
 from pyro_vd.sparsity.masks import weight_posteriors as weight_posteriors

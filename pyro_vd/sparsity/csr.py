@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vd.sparsity.masks import check_share
 from pyro_vd.sparsity.prune import remove_masks
+from pyro_vd.sparsity.replaced import replace_layers
 
 DTYPES = (torch.float32, torch.float64)  # for which PyTorch multiplies compressed rows on every device
 
@@ -100,9 +101,6 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
     for path, layer in net.named_modules():
         if type(layer) is nn.Linear and layer.weight.dtype in DTYPES:
             shares[path] = 1 - layer.weight.count_nonzero().item() / layer.weight.numel()
-    if "" in shares and shares[""] >= share:
-        assert isinstance(net, nn.Linear)
-        return CSRLinear(net).train(net.training)
     replaced = {path: CSRLinear(net.get_submodule(path)) for path, found in shares.items() if found >= share}  # type: ignore
     if not replaced:
         warnings.warn(
@@ -110,10 +108,4 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
             f"{ {path: round(found, 3) for path, found in shares.items()} }; nothing is replaced",
             stacklevel=2,
         )
-    originals = {path: net.get_submodule(path) for path in replaced}
-    for parent in list(net.modules()):
-        for name, child in list(parent._modules.items()):
-            for path, original in originals.items():
-                if child is not None and child is original:  # under each of its names
-                    setattr(parent, name, replaced[path].train(child.training))
-    return net
+    return replace_layers(net, replaced)

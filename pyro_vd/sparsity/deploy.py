@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from pyro_vd.sparsity.csr import CSRLinear, to_csr
+from pyro_vd.sparsity.inputs import IndexedLinear, index_inputs
 from pyro_vd.sparsity.prune import remove_masks
 from pyro_vd.sparsity.shrink import Examples, as_call, call_net, difference, shrink
 
-FORMS = ("dense", "shrunk", "csr", "compiled")
+FORMS = ("dense", "shrunk", "indexed", "csr", "compiled")
 MIN_RUN_TIME = 0.2  # seconds of calls that are timed for each form
 COMPILED_TOLERANCE = 1e-4  # compiled sums are taken in another order
 
@@ -74,8 +75,8 @@ def deploy(
         net: any torch module, masked or not.
         example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments, of the batch size that is to
             be fast.
-        forms: of "dense" (the net as it is), "shrunk" (:func:`shrink`), "csr" (:func:`to_csr` of the shrunk net) and
-            "compiled" (``torch.compile`` of the shrunk net, which takes up to a minute).
+        forms: of "dense" (the net as it is), "shrunk" (:func:`shrink`), "indexed" and "csr" (:func:`index_inputs` and
+            :func:`to_csr` of the shrunk net) and "compiled" (``torch.compile`` of the shrunk net, up to a minute).
         min_sparsity: see :func:`to_csr`.
         timer: from a function without arguments to the seconds of a call. None: the median of many calls.
 
@@ -128,6 +129,13 @@ def _form(form: str, dense: nn.Module, made: dict[str, nn.Module], example_input
     if form == "dense":
         return dense
     shrunk = made["shrunk"] if "shrunk" in made else shrink(dense, example_inputs)
+    if form == "indexed":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "index_inputs: expected a Linear layer")
+            net = index_inputs(shrunk, 0.0)
+        if not any(isinstance(layer, IndexedLinear) for layer in net.modules()):
+            raise ValueError("no Linear layer of the shrunk net has an unused input")
+        return net
     if form == "csr":
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "to_csr: expected a Linear layer")

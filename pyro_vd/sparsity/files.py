@@ -1,4 +1,4 @@
-"""Files of pruned nets: safetensors with indices and values in the place of zeros."""
+"""Files of pruned nets: safetensors with gaps and values in the place of zeros."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from torch import Tensor, nn
 
 from pyro_vd.sparsity.prune import remove_masks
 
-# Of a tensor "name" that is stored sparse: flat indices, values, sizes.
-PARTS = (".sparse_indices", ".sparse_values", ".sparse_shape")
+# Of a tensor "name" that is stored sparse: gaps between the nonzero elements, their values, sizes.
+PARTS = (".sparse_gaps", ".sparse_values", ".sparse_shape")
+INDICES = ".sparse_indices"  # in the place of gaps in files of version 0.1.0
+GAPS = (torch.uint8, torch.uint16)
 
 
 def save_sparse(net: nn.Module, path: str | Path) -> int:
     """Write the parameters and buffers of a net to a safetensors file, each as its nonzero elements where that is less.
 
-    A plain script reads it, without this library::
+    The place of a nonzero element is the number of zeros before it, since the last one, in one or two bytes. The
+    largest number, 255 say, stands for as many zeros and no element. A plain script reads the file, without this
+    library::
 
         held = safetensors.torch.load_file(path)
-        for name in [n.removesuffix(".sparse_indices") for n in held if n.endswith(".sparse_indices")]:
-            indices, values, shape = (held.pop(f"{name}.sparse_{part}") for part in ("indices", "values", "shape"))
-            held[name] = torch.zeros(shape.tolist(), dtype=values.dtype).flatten().index_copy(
-                0, indices.long(), values).reshape(shape.tolist())
+        for name in [n.removesuffix(".sparse_gaps") for n in held if n.endswith(".sparse_gaps")]:
+            gaps, values, shape = (held.pop(f"{name}.sparse_{part}") for part in ("gaps", "values", "shape"))
+            zeros, most = gaps.long(), torch.iinfo(gaps.dtype).max
+            places = (zeros + (zeros < most)).cumsum(0)[zeros < most] - 1
+            flat = torch.zeros(shape.prod(), dtype=values.dtype).index_copy(0, places, values)
+            held[name] = flat.reshape(shape.tolist())
         net.load_state_dict(held)
 
     Args:
@@ -51,21 +57,36 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
     files = _safetensors()
     held: dict[str, Tensor] = {}
     for name, tensor in remove_masks(net).state_dict().items():
-        if name.endswith(PARTS):
-            raise ValueError(f"save_sparse: expected names that do not end in one of {PARTS}, got {name!r}; rename it")
+        if name.endswith((*PARTS, INDICES)):
+            raise ValueError(
+                f"save_sparse: expected names that do not end in one of {(*PARTS, INDICES)}, got {name!r}; rename it"
+            )
         tensor = tensor.detach().cpu().contiguous()
         flat = tensor.flatten()
-        indices = flat.nonzero()[:, 0].to(torch.int16 if flat.numel() < 2**15 else torch.int32)
-        if (
-            flat.numel() >= 2**31
-            or indices.nbytes + len(indices) * flat.element_size() + 8 * tensor.dim() >= flat.nbytes
-        ):
+        places = flat.nonzero()[:, 0]
+        gaps = min((_gaps(places, dtype) for dtype in GAPS), key=lambda found: found.nbytes)
+        if gaps.nbytes + len(places) * flat.element_size() + 8 * tensor.dim() >= flat.nbytes:
             held[name] = tensor.clone()
         else:
             shape = torch.tensor(tensor.shape, dtype=torch.int64)
-            held |= dict(zip([name + part for part in PARTS], (indices, flat[indices.long()], shape), strict=True))
+            held |= dict(zip([name + part for part in PARTS], (gaps, flat[places], shape), strict=True))
     files.save_file(held, path)
     return Path(path).stat().st_size
+
+
+def _gaps(places: Tensor, dtype: torch.dtype) -> Tensor:
+    """The zeros before each place, since the last one; more than ``dtype`` can say are told by its largest number."""
+    most = torch.iinfo(dtype).max
+    zeros = places.diff(prepend=places.new_full((1,), -1)) - 1
+    told = torch.full((len(places) + int((zeros // most).sum()),), most)
+    told[torch.arange(len(places)) + (zeros // most).cumsum(0)] = zeros % most
+    return told.to(dtype)
+
+
+def _places(gaps: Tensor) -> Tensor:
+    """The places of the nonzero elements."""
+    zeros, most = gaps.long(), torch.iinfo(gaps.dtype).max
+    return (zeros + (zeros < most)).cumsum(0)[zeros < most] - 1
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
@@ -85,12 +106,14 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         See :func:`save_sparse`.
     """
     held = _safetensors().load_file(path)
-    for name in [found.removesuffix(PARTS[0]) for found in held if found.endswith(PARTS[0])]:
-        missing = [name + part for part in PARTS if name + part not in held]
+    for key in [found for found in held if found.endswith((PARTS[0], INDICES))]:
+        name = key.removesuffix(PARTS[0]).removesuffix(INDICES)
+        missing = [name + part for part in PARTS[1:] if name + part not in held]
         if missing:
             raise ValueError(f"load_sparse: expected {name!r} in parts {PARTS}, got none of {missing}; write it again")
-        indices, values, shape = (held.pop(name + part) for part in PARTS)
+        told, values, shape = (held.pop(part) for part in (key, name + PARTS[1], name + PARTS[2]))
         dense = torch.zeros(torch.Size(shape.tolist()), dtype=values.dtype).flatten()
+        indices = _places(told) if key.endswith(PARTS[0]) else told.long()
         if len(indices) != len(values) or (
             len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(dense)
         ):
@@ -98,7 +121,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
                 f"load_sparse: {name!r}: expected as many indices below {len(dense)} as values, got {len(indices)} and "
                 f"{len(values)}; write it again"
             )
-        held[name] = dense.index_copy(0, indices.long(), values).reshape(shape.tolist())
+        held[name] = dense.index_copy(0, indices, values).reshape(shape.tolist())
     return held
 
 

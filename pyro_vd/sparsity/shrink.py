@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vd.sparsity.channels import Channels
+from pyro_vd.sparsity.heads import without_dead_heads
 from pyro_vd.sparsity.labels import Product
 from pyro_vd.sparsity.prune import remove_masks
 
@@ -33,6 +34,10 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     concatenations, in any forward method: it is run once on the examples. Units that meet a function without a rule
     (LayerNorm, softmax, attention, a recurrent layer, a grouped convolution that is not depthwise), and inputs and
     outputs of the net, stay. Layers keep their types and names.
+
+    A head of a MultiheadAttention is dead where the output does not read it, or its values have no weights; such a
+    layer becomes one of a subclass, which does not return the weights of attention. At padded positions the outputs of
+    a TransformerEncoder are then those of its training mode, where PyTorch's fast path has zeros.
 
     Args:
         net: any torch module; masks of ``torch.nn.utils.prune`` are made permanent in the copy.
@@ -66,10 +71,11 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     plain.eval()
     reference = call_net("shrink", plain, args, kwargs)
     problem = ""
+    start, empty_heads = _without_heads(plain, args, kwargs, reference)
     # Where a size is written in the forward method, or a weight is read beside its layer, less can go.
     for sizes_are_free, add_biases in ((True, True), (False, True), (True, False), (False, False)):
-        smaller = copy.deepcopy(plain)
-        empty = _take_out(smaller, _look(smaller, args, kwargs, sizes_are_free, add_biases))
+        smaller = copy.deepcopy(start)
+        empty = empty_heads + _take_out(smaller, _look(smaller, args, kwargs, sizes_are_free, add_biases))
         try:
             with torch.no_grad():
                 output = smaller(*args, **kwargs)
@@ -114,6 +120,16 @@ def call_net(caller: str, net: nn.Module, args: tuple, kwargs: dict[str, Any]) -
             f"{caller}: expected example_inputs that the net takes, got {shapes}: {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}; pass a tensor, a tuple of arguments or a mapping of keyword arguments"
         ) from error
+
+
+@torch.no_grad()
+def _without_heads(net: nn.Module, args: tuple, kwargs: dict[str, Any], reference: Any) -> tuple[nn.Module, list[str]]:
+    """The net without dead heads, and the names of attentions that keep one; as it is where their weights are read."""
+    fewer, empty = without_dead_heads(net)
+    try:
+        return (net, []) if difference(fewer(*args, **kwargs), reference) else (fewer, empty)
+    except Exception:  # of whatever the net does with a weight of attention that is None
+        return net, []
 
 
 @torch.no_grad()
@@ -215,6 +231,8 @@ def difference(output: Any, reference: Any, tolerance: float = TOLERANCE) -> str
     for one, other in zip(ours, theirs, strict=True):
         if not isinstance(other, Tensor):
             continue
+        if not isinstance(one, Tensor):
+            return f"an output of type {type(one).__name__} for a tensor"
         if one.shape != other.shape or one.dtype != other.dtype:
             return f"an output of shape {tuple(one.shape)} for {tuple(other.shape)}"
         close = max(tolerance, 100 * torch.finfo(other.dtype).eps) if other.is_floating_point() else 0.0

@@ -72,7 +72,7 @@ def check_deploy(output: str, out: Path) -> None:
     (run,) = json.loads((out / "result.json").read_text())["runs"]
     assert set(run["rows"]) == {"sparse VD", "magnitude"}
     for name, rows in run["rows"].items():
-        assert list(rows) == ["dense", "zeros", "shrunk", "CSR"]
+        assert list(rows) == ["dense", "zeros", "shrunk", "CSR", "indexed"]
         assert (
             rows["zeros"]["error"] == pytest.approx(rows["shrunk"]["error"], abs=1)
             and rows["dense"]["weights"] > 50_000

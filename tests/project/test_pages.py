@@ -19,6 +19,7 @@ from pyro_vd.operations import TABLE
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the tests were taken out of the repository")
 
 IDS = [page.stem for page in PAGES]
+NEEDS = {"deploy": ("onnxruntime", "onnxscript", "torchao")}  # packages of extras, of the programs of a page
 
 
 @pytest.fixture
@@ -33,13 +34,16 @@ def table():
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow if page.stem in ("compiled", "numpyro") else ())
+        pytest.param(page, marks=pytest.mark.slow if page.stem in ("compiled", "numpyro", "deploy") else ())
         for page in PAGES
         if page != README and programs(page)
     ],
     ids=lambda page: page.stem,
 )
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec:FutureWarning")  # of PyTorch's exporter
 def test_the_programs_of_a_page_run_one_after_another(page, table):
+    for needed in NEEDS.get(page.stem, ()):
+        pytest.importorskip(needed)
     names: dict = {"__name__": page.stem}
     for i, source in enumerate(programs(page)):
         # Fewer steps: what is tested is that the program runs as printed, not how well it trains.

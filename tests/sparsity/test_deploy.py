@@ -162,6 +162,6 @@ def test_masked_nets_are_deployed_with_plain_weights():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what the compiler imports
 def test_the_compiled_form():
     net, x = sparse_net(), torch.randn(5, 40)
-    done = vd.deploy(net, x, timer=times(2.0, 2.0, 2.0, 1.0))
+    done = vd.deploy(net, x, timer=times(2.0, 2.0, 2.0, 2.0, 1.0))
     assert done.form == "compiled", [row.problem for row in done.rows]
     torch.testing.assert_close(done.net(x), net(x))

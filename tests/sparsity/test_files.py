@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import pyro_vd as vd
+from pyro_vd.sparsity import files
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.03, 0.5, 20.0])
@@ -61,16 +63,20 @@ def sparse_net():
     return net
 
 
-READER = """
+HOST = """
 import sys, torch, safetensors.torch
-held = safetensors.torch.load_file(sys.argv[1])
-for name in [n.removesuffix(".sparse_indices") for n in held if n.endswith(".sparse_indices")]:
-    indices, values, shape = (held.pop(f"{name}.sparse_{part}") for part in ("indices", "values", "shape"))
-    held[name] = torch.zeros(shape.tolist(), dtype=values.dtype).flatten().index_copy(
-        0, indices.long(), values).reshape(shape.tolist())
+path = sys.argv[1]
+%s
 torch.save(held, sys.argv[2])
 assert not [name for name in sys.modules if name.startswith(("pyro", "jax"))]
 """
+
+
+def reader():
+    """The plain script that the documentation of ``save_sparse`` prints, up to the net."""
+    lines = textwrap.dedent(vd.save_sparse.__doc__.split("library::")[1].split("    Args:")[0]).strip().splitlines()
+    assert lines.pop() == "net.load_state_dict(held)"
+    return HOST % "\n".join(lines)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -83,14 +89,13 @@ def test_a_file_without_zeros(masked, tmp_path):
     state = sparse_net().state_dict()
     loaded = vd.load_sparse(tmp_path / "net.safetensors")
     subprocess.run(
-        [sys.executable, "-c", READER, str(tmp_path / "net.safetensors"), str(tmp_path / "net.pt")], check=True
+        [sys.executable, "-c", reader(), str(tmp_path / "net.safetensors"), str(tmp_path / "net.pt")], check=True
     )
     for held in (loaded, torch.load(tmp_path / "net.pt")):
         assert set(held) == set(state)
         assert all(torch.equal(held[name], state[name]) and held[name].dtype == state[name].dtype for name in state)
     held = load_file(tmp_path / "net.safetensors")
-    assert "5.weight" in held and held["4.weight.sparse_indices"].dtype == torch.int32, "dense where that is less"
-    assert held["0.weight.sparse_indices"].dtype == torch.int16
+    assert "5.weight" in held and held["4.weight.sparse_gaps"].dtype == torch.uint8, "dense where that is less"
 
 
 def test_other_tensors_and_bad_files(tmp_path):
@@ -109,10 +114,10 @@ def test_other_tensors_and_bad_files(tmp_path):
     held = load_file(path)
     for change, text in (
         (
-            {"a.sparse_indices": held["a.sparse_indices"][1:]},
+            {"a.sparse_gaps": held["a.sparse_gaps"][1:]},
             "'a': expected as many indices below 2500 as values, got 49 and 50",
         ),
-        ({"a.sparse_indices": held["a.sparse_indices"] + 1}, "'a': expected as many indices below 2500 as values"),
+        ({"a.sparse_gaps": held["a.sparse_gaps"] + 1}, "'a': expected as many indices below 2500 as values"),
         ({"a.sparse_values": None}, r"expected 'a' in parts .*, got none of \['a.sparse_values'\]"),
     ):
         save_file({n: t for n, t in (held | change).items() if t is not None}, path)
@@ -122,6 +127,42 @@ def test_other_tensors_and_bad_files(tmp_path):
     bad.sparse_values = nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match=r"save_sparse: expected names that do not end in .*, got 'x.sparse_values'"):
         vd.save_sparse(nn.ModuleDict({"x": bad}), path)
+
+
+@pytest.mark.parametrize("most", [255, 65535])
+def test_gaps_that_one_number_cannot_say(most):
+    """Around the largest number, its multiples, and none at all, between elements, before them and behind."""
+    dtype = {255: torch.uint8, 65535: torch.uint16}[most]
+    for zeros in ([0], [most - 1], [most], [most + 1, 0, 2 * most, 2 * most - 1], [3 * most], [0, 1, most], []):
+        places = (torch.tensor(zeros, dtype=torch.long) + 1).cumsum(0) - 1
+        gaps = files._gaps(places, dtype)
+        assert gaps.dtype == dtype and len(gaps) == sum(zero // most + 1 for zero in zeros)
+        assert torch.equal(files._places(gaps), places)
+
+
+def test_sparser_layers_have_two_bytes_a_gap_and_files_of_indices_are_read(tmp_path):
+    net = nn.Linear(1000, 200)
+    with torch.no_grad():
+        net.weight.copy_(torch.where(torch.arange(200_000) % 777 == 5, 1.5, 0.0).reshape(200, 1000))
+    path = tmp_path / "net.safetensors"
+    vd.save_sparse(net, path)
+    held = load_file(path)
+    gaps = held.pop("weight.sparse_gaps")
+    assert gaps.dtype == torch.uint16 and len(gaps) == net.weight.count_nonzero()
+    assert torch.equal(vd.load_sparse(path)["weight"], net.weight)
+    save_file(held | {"weight.sparse_indices": net.weight.flatten().nonzero()[:, 0].int()}, path)
+    assert torch.equal(vd.load_sparse(path)["weight"], net.weight), "as version 0.1.0 wrote it"
+
+
+def test_a_file_is_close_to_the_entropy_of_its_places(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Linear(784, 300, bias=False)
+    with torch.no_grad():
+        net.weight[torch.rand(net.weight.shape) < 0.985] = 0
+    share = net.weight.count_nonzero().item() / net.weight.numel()
+    entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    bound = net.weight.numel() * (entropy + 32 * share) / 8
+    assert bound < vd.save_sparse(net, tmp_path / "net.safetensors") < 1.1 * bound
 
 
 @pytest.mark.slow

@@ -1,0 +1,117 @@
+"""The forms of a pruned net that ``deploy.py`` compares, their files and their times."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from _data import Data
+from torch import Tensor, nn
+from torch.utils import benchmark
+
+import pyro_vd as vd
+from pyro_vd.sparsity import remove_masks
+
+ROUNDS = 3  # of timing, the forms in turn
+
+
+@dataclass
+class Form:
+    """A net as it is called, the module whose weights are counted, and the bytes of its file."""
+
+    call: Callable[[Tensor], Tensor]
+    net: nn.Module
+    bytes: int
+
+
+def forms(dense: nn.Module, zeros: nn.Module, data: Data, all_of_them: bool) -> dict[str, Form]:
+    """The unpruned net, and the pruned one in its forms; ONNX and INT8 where their packages are installed."""
+    x = data.x_train[:2]
+    zeros, shrunk = remove_masks(zeros).eval(), vd.shrink(zeros, x).eval()
+    found = {"dense": dense, "zeros": zeros, "shrunk": shrunk, "CSR": vd.to_csr(shrunk, 0.5)}
+    found["indexed"] = vd.index_inputs(shrunk, 0.0)
+    made = {name: Form(net, net, sparse_file(net)) for name, net in found.items()}
+    if all_of_them:
+        made["compiled"] = Form(torch.compile(shrunk), shrunk, made["shrunk"].bytes)
+        if find_spec("onnxruntime") and find_spec("onnxscript"):
+            made["ONNX"] = onnx_form(shrunk, x)
+        if find_spec("torchao"):
+            made["INT8"] = int8_form(shrunk)
+    return made
+
+
+def sparse_file(net: nn.Module) -> int:
+    with TemporaryDirectory() as folder:
+        return vd.save_sparse(net, Path(folder) / "net.safetensors")
+
+
+def onnx_form(net: nn.Module, x: Tensor) -> Form:
+    import onnxruntime
+
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own exporter
+        path = Path(folder) / "net.onnx"
+        torch.onnx.export(
+            net, (x,), path, dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        size = path.stat().st_size
+    (name,) = (one.name for one in session.get_inputs())
+    return Form(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), net, size)
+
+
+def int8_form(net: nn.Module) -> Form:
+    """Weights of Linear layers in 8 bits, a scale for each row."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    smaller = copy.deepcopy(net)
+    quantize_(smaller, Int8WeightOnlyConfig())
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "net.pt"
+        torch.save(smaller.state_dict(), path)
+        return Form(smaller, net, path.stat().st_size)
+
+
+def entropy_bytes(net: nn.Module) -> float:
+    """Bytes of the nonzero elements and of the entropy of their places, as if these lay at random; without a header."""
+    total = 0.0
+    for tensor in net.state_dict().values():
+        share = tensor.count_nonzero().item() / max(tensor.numel(), 1)
+        entropy = -sum(p * math.log2(p) for p in (share, 1 - share) if p)
+        total += min(tensor.nbytes, tensor.numel() * entropy / 8 + share * tensor.nbytes)
+    return total
+
+
+@torch.no_grad()
+def row(form: Form, data: Data) -> dict[str, float]:
+    """Error in percent, NLL in nats per example, nonzero weights, bytes of the file, and what they could be."""
+    logits = form.call(data.x_test)
+    matrices = [t for name, t in form.net.state_dict().items() if t.dim() > 1 or name.endswith("values")]
+    return {
+        "error": 100 * (logits.argmax(-1) != data.y_test).float().mean().item(),
+        "NLL": nn.functional.cross_entropy(logits, data.y_test).item(),
+        "weights": sum(int(t.count_nonzero()) for t in matrices),
+        "bytes": form.bytes,
+        "entropy": entropy_bytes(form.net),
+    }
+
+
+@torch.no_grad()
+def times(made: dict[str, Form], data: Data, batch: int) -> dict[str, float]:
+    """The fastest ms of a call of each form."""
+    x = data.x_train.repeat(1 + batch // len(data.x_train), 1)[:batch]
+    best = dict.fromkeys(made, math.inf)
+    for _ in range(ROUNDS):
+        for name, form in made.items():
+            timer = benchmark.Timer("call(x)", globals={"call": form.call, "x": x}, num_threads=torch.get_num_threads())
+            best[name] = min(best[name], 1e3 * min(timer.blocked_autorange(min_run_time=0.1).times))
+    return best

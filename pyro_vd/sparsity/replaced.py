@@ -1,0 +1,20 @@
+"""Layers of a net replaced by others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+
+def replace_layers(net: nn.Module, made: Mapping[str, nn.Module]) -> nn.Module:
+    """``net`` with the layers at these paths replaced, under each of their names and in their modes."""
+    if "" in made:
+        return made[""].train(net.training)
+    originals = [(net.get_submodule(path), layer) for path, layer in made.items()]
+    for parent in list(net.modules()):
+        for name, child in list(parent._modules.items()):
+            for original, layer in originals:
+                if child is original:
+                    setattr(parent, name, layer.train(original.training))
+    return net
