@@ -33,6 +33,7 @@ from pyro_vd.posteriors import LowRankNormal as LowRankNormal
 from pyro_vd.predict import Predictive as Predictive
 from pyro_vd.predict import posterior_predictive as posterior_predictive
 from pyro_vd.predict import predictive_distribution as predictive_distribution
+from pyro_vd.predict import to_arviz as to_arviz
 from pyro_vd.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.priors import TruncatedLogUniform as TruncatedLogUniform
 from pyro_vd.sparsity import Deployment as Deployment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from itertools import pairwise
+from typing import Any
 
 from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
 from pyro_vd.common.options import check_choice, check_count, check_names
@@ -28,6 +29,14 @@ def check_prediction(modes: Collection[str], mode: str, num_samples: int, batch_
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+
+
+def check_shape(site: str, value: Any, shape: Iterable[int], sampled: bool = True) -> None:
+    """Raise ValueError unless a value of a site has its shape, with or without samples before it."""
+    shape, got = tuple(shape), tuple(value.shape)
+    if got[len(got) - len(shape) :] != shape or (not sampled and got != shape):
+        before = ", any sample shape before it" if sampled else ""
+        raise ValueError(f"site {site!r}: expected a value of shape {shape}{before}, got {got}")
 
 
 def pieces_of(args: tuple, kwargs: dict, batch_size: int | None) -> tuple[list[tuple[tuple, dict]], list[int]]:

@@ -32,6 +32,7 @@ from pyro_vd.numpyro.posteriors import LowRankNormal as LowRankNormal
 from pyro_vd.numpyro.predict import Predictive as Predictive
 from pyro_vd.numpyro.predict import posterior_predictive as posterior_predictive
 from pyro_vd.numpyro.predict import predictive_distribution as predictive_distribution
+from pyro_vd.numpyro.predict import to_arviz as to_arviz
 from pyro_vd.numpyro.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.numpyro.priors import TruncatedLogUniform as TruncatedLogUniform
 from pyro_vd.numpyro.sparsity import keep_masks as keep_masks

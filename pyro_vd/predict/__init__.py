@@ -2,4 +2,5 @@
 
 from pyro_vd.predict.distribution import Predictive as Predictive
 from pyro_vd.predict.draws import posterior_predictive as posterior_predictive
+from pyro_vd.predict.inference_data import to_arviz as to_arviz
 from pyro_vd.predict.likelihoods import predictive_distribution as predictive_distribution

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, LowRankMultivariateNormal, MultivariateNormal
 
 from pyro_vd.checks import describe
-from pyro_vd.common.predictions import SAMPLES
+from pyro_vd.common.predictions import SAMPLES, check_shape
 from pyro_vd.predict.outcomes import entropies_of_density, in_support, outcomes
-from pyro_vd.predict.quantiles import has_cdf, mixture_quantile, sample_quantile
+from pyro_vd.predict.quantiles import has_cdf, mixture_cdf, mixture_quantile, sample_quantile
 from pyro_vd.predict.stacking import take_apart
 
 _CLASSES = (Categorical, torch.distributions.OneHotCategorical, torch.distributions.Bernoulli)
@@ -85,17 +85,14 @@ class Predictive:
         Args:
             value: shape ``(*samples, *batch, *event)``.
         """
-        shape = self.batch_shape + self.event_shape
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"site {self.site!r}: expected a tensor, got {type(value).__name__}; write torch.tensor(...)"
-            )
-        if value.shape[value.dim() - len(shape) :] != shape:
-            raise ValueError(
-                f"site {self.site!r}: expected a value of shape {tuple(shape)}, any sample shape before it, got "
-                f"{tuple(value.shape)}"
-            )
-        value = value.unsqueeze(value.dim() - len(shape))
+        log_probs = self.log_likelihood(value)
+        return log_probs.logsumexp(-len(self.batch_shape) - 1) - math.log(self.num_samples)
+
+    @torch.no_grad()
+    def log_likelihood(self, value: Tensor) -> Tensor:
+        """Log of the likelihood of every draw, nats, shape ``(*samples, draws, *batch)``; -inf outside its support."""
+        value = self._checked(value)
+        value = value.unsqueeze(value.dim() - len(self.batch_shape + self.event_shape))
         allowed = in_support(self.draws, value)
         outside = int((~allowed.any(-len(self.batch_shape) - 1)).sum())
         if outside:
@@ -104,8 +101,7 @@ class Predictive:
                 f"{value.numel() // max(1, self.event_shape.numel())} outside it in every draw, or NaN"
             )
         with pyro.validation_enabled(False):  # a value may lie in the support of some draws alone
-            log_probs = torch.where(allowed, self.draws.log_prob(value), -math.inf)
-        return log_probs.logsumexp(-len(self.batch_shape) - 1) - math.log(self.num_samples)
+            return torch.where(allowed, self.draws.log_prob(value), -math.inf)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -169,6 +165,17 @@ class Predictive:
         return (self.entropy() - self.expected_entropy()).clamp_min(0.0)
 
     @torch.no_grad()
+    def cdf(self, value: Tensor) -> Tensor:
+        """Probability of at most ``value``, of each element, shape ``(*batch, *event)``; found as quantiles are."""
+        if isinstance(self._elements, Categorical):
+            raise self._without("an order of its values", "probs")
+        if self._checked(value, sampled=False).isnan().any():
+            raise ValueError(f"site {self.site!r}: expected numbers, got NaN; take them out, or mask the likelihood")
+        if self.quantile_method == "bisection":
+            return mixture_cdf(self._elements, value)
+        return (self._samples <= value).to(torch.get_default_dtype()).mean(0)
+
+    @torch.no_grad()
     def quantile(self, probability: float) -> Tensor:
         """The value below which ``probability`` of the predictive distribution lies, shape ``(*batch, *event)``.
 
@@ -219,6 +226,14 @@ class Predictive:
             return dist.Normal(draws.mean, draws.variance.sqrt(), validate_args=False)
         return draws
 
+    def _checked(self, value: Any, sampled: bool = True) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"site {self.site!r}: expected a tensor, got {type(value).__name__}; write torch.tensor(...)"
+            )
+        check_shape(self.site, value, self.batch_shape + self.event_shape, sampled)
+        return value
+
     def _number(self, name: str) -> Tensor:
         if isinstance(self._elements, Categorical):
             raise self._without(f"a {name}", "probs")
@@ -268,7 +283,7 @@ class Predictive:
         if isinstance(self._elements, _CLASSES):
             names.append("probs")
         if not isinstance(self._elements, Categorical):
-            names += [_NUMBERS, "quantile, interval"] if self._has_moments else ["quantile, interval"]
+            names += [_NUMBERS, "cdf, quantile, interval"] if self._has_moments else ["cdf, quantile, interval"]
         if outcomes(self._unmasked) is not None or entropies_of_density(self._unmasked) is not None:
             names.append("entropy, expected_entropy, mutual_information")
         return ValueError(

@@ -39,9 +39,7 @@ def mixture_quantile(parts: Any, probability: float) -> Tensor:
     parts = structure.build(tensors)
 
     def cdf(value: Tensor) -> Tensor:
-        of_each = parts.cdf(value.expand(inside.shape))
-        of_each = torch.where(of_each.isnan(), (value > inside).to(of_each.dtype), of_each)  # outside the support
-        return of_each.clamp(0.0, 1.0).mean(0)
+        return _mean_cdf(parts, inside, value)
 
     low, high = _bracket(parts, inside, probability, cdf)
     for _ in range(MOST_STEPS):
@@ -51,6 +49,20 @@ def mixture_quantile(parts: Any, probability: float) -> Tensor:
         below = cdf(middle) < probability
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return low + (high - low) / 2
+
+
+@pyro.validation_enabled(False)
+def mixture_cdf(parts: Any, value: Tensor) -> Tensor:
+    """The cdf of the equal mixture of the first batch axis at ``value``, which has the other axes."""
+    inside = parts.sample()
+    structure, tensors = take_apart(parts)
+    return _mean_cdf(structure.build(tensors), inside, value)
+
+
+def _mean_cdf(parts: Any, inside: Tensor, value: Tensor) -> Tensor:
+    of_each = parts.cdf(value.expand(inside.shape))
+    of_each = torch.where(of_each.isnan(), (value > inside).to(of_each.dtype), of_each)  # outside the support
+    return of_each.clamp(0.0, 1.0).mean(0)
 
 
 def _bracket(parts: Any, inside: Tensor, probability: float, cdf: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -18,13 +18,14 @@ from jax import Array
 from jax.scipy.special import logsumexp, xlogy
 
 from pyro_vd.common.examples import is_array
-from pyro_vd.common.predictions import SAMPLES
+from pyro_vd.common.predictions import SAMPLES, check_shape
 from pyro_vd.numpyro.arguments import require_key
 from pyro_vd.numpyro.checks import describe
 from pyro_vd.numpyro.predict.mixtures import (
     entropies_of_density,
     has_cdf,
     in_support,
+    mixture_cdf,
     mixture_quantile,
     outcomes,
 )
@@ -93,25 +94,22 @@ class Predictive:
         Args:
             value: shape ``(*samples, *batch, *event)``.
         """
-        shape = self.batch_shape + self.event_shape
-        if not is_array(value):
-            raise TypeError(f"site {self.site!r}: expected an array, got {type(value).__name__}; write jnp.array(...)")
-        if value.shape[value.ndim - len(shape) :] != shape:
-            raise ValueError(
-                f"site {self.site!r}: expected a value of shape {shape}, any sample shape before it, got {value.shape}"
-            )
-        value = jnp.expand_dims(value, value.ndim - len(shape))
-        axis = -len(self.batch_shape) - 1
+        return logsumexp(self.log_likelihood(value), -len(self.batch_shape) - 1) - math.log(self.num_samples)
+
+    def log_likelihood(self, value: Array) -> Array:
+        """Log of the likelihood of every draw, nats, shape ``(*samples, draws, *batch)``; -inf outside its support."""
+        value = self._checked(value)
+        value = jnp.expand_dims(value, value.ndim - len(self.batch_shape + self.event_shape))
         with numpyro.validation_enabled(False):  # a value may lie in the support of some draws alone
             log_probs = self.draws.log_prob(value)
         allowed = jnp.broadcast_to(in_support(self.draws, value), log_probs.shape)
-        outside = int((~allowed.any(axis)).sum())
+        outside = int((~allowed.any(-len(self.batch_shape) - 1)).sum())
         if outside:
             raise ValueError(
                 f"site {self.site!r}: expected values in the support of {describe(self.draws)}, got {outside} of "
                 f"{value.size // max(1, math.prod(self.event_shape))} outside it in every draw, or NaN"
             )
-        return logsumexp(jnp.where(allowed, log_probs, -jnp.inf), axis) - math.log(self.num_samples)
+        return jnp.where(allowed, log_probs, -jnp.inf)
 
     def sample(self, rng_key: Array, sample_shape: Any = ()) -> Array:
         """Values, shape ``(*sample_shape, *batch, *event)``; each takes one draw for all examples: one function."""
@@ -175,6 +173,16 @@ class Predictive:
         """Between the value and the weights, nats, per example: ``entropy - expected_entropy``, the epistemic part."""
         return jnp.maximum(self.entropy() - self.expected_entropy(), 0.0)
 
+    def cdf(self, value: Array) -> Array:
+        """Probability of at most ``value``, of each element, shape ``(*batch, *event)``; found as quantiles are."""
+        if isinstance(self._elements, _CATEGORICAL):
+            raise self._without("an order of its values", "probs")
+        if jnp.isnan(self._checked(value, sampled=False)).any():
+            raise ValueError(f"site {self.site!r}: expected numbers, got NaN; take them out, or mask the likelihood")
+        if self.quantile_method == "bisection":
+            return mixture_cdf(self._elements, value)
+        return (self._samples <= value).mean(0)
+
     def quantile(self, probability: float) -> Array:
         """The value below which ``probability`` of the predictive distribution lies, shape ``(*batch, *event)``.
 
@@ -226,6 +234,12 @@ class Predictive:
             return dist.Normal(draws.mean, jnp.sqrt(variance))
         return draws
 
+    def _checked(self, value: Any, sampled: bool = True) -> Array:
+        if not is_array(value):
+            raise TypeError(f"site {self.site!r}: expected an array, got {type(value).__name__}; write jnp.array(...)")
+        check_shape(self.site, value, self.batch_shape + self.event_shape, sampled)
+        return value
+
     def _number(self, name: str) -> Array:
         if isinstance(self._elements, _CATEGORICAL):
             raise self._without(f"a {name}", "probs")
@@ -274,7 +288,7 @@ class Predictive:
         if isinstance(self._elements, _CLASSES):
             names.append("probs")
         if not isinstance(self._elements, _CATEGORICAL):
-            names += [_NUMBERS, "quantile, interval"] if self._has_moments else ["quantile, interval"]
+            names += [_NUMBERS, "cdf, quantile, interval"] if self._has_moments else ["cdf, quantile, interval"]
         if outcomes(self._unmasked) is not None or entropies_of_density(self._unmasked) is not None:
             names.append("entropy, expected_entropy, mutual_information")
         return ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import logsumexp, ndtr
@@ -42,9 +43,7 @@ def mixture_quantile(parts: Any, probability: float) -> Array:
     inside = parts.sample(jax.random.key(0))
 
     def cdf(value: Array) -> Array:
-        of_each = parts.cdf(jnp.broadcast_to(value, inside.shape))
-        of_each = jnp.where(jnp.isnan(of_each), (value > inside).astype(of_each.dtype), of_each)  # outside the support
-        return of_each.clip(0.0, 1.0).mean(0)
+        return _mean_cdf(parts, inside, value)
 
     low, high = _bracket(parts, inside, probability, cdf)
 
@@ -56,6 +55,18 @@ def mixture_quantile(parts: Any, probability: float) -> Array:
 
     low, high = jax.lax.fori_loop(0, MOST_STEPS, halve, (low, high))
     return low + (high - low) / 2
+
+
+def mixture_cdf(parts: Any, value: Array) -> Array:
+    """The cdf of the equal mixture of the first batch axis at ``value``, which has the other axes."""
+    return _mean_cdf(parts, parts.sample(jax.random.key(0)), value)
+
+
+def _mean_cdf(parts: Any, inside: Array, value: Array) -> Array:
+    with numpyro.validation_enabled(False):
+        of_each = parts.cdf(jnp.broadcast_to(value, inside.shape))
+    of_each = jnp.where(jnp.isnan(of_each), (value > inside).astype(of_each.dtype), of_each)  # outside the support
+    return of_each.clip(0.0, 1.0).mean(0)
 
 
 def _bracket(parts: Any, inside: Array, probability: float, cdf: Callable[[Array], Array]) -> tuple[Array, Array]:
