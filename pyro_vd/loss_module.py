@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vd.checks import check_gradient, holds_non_finite
+from pyro_vd.common.terms import LossTerms
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules as referenced_modules
 
@@ -88,17 +89,21 @@ class LossModule(TrainedModule):
         return self.model, self.guide
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.terms(*args, **kwargs).loss
+
+    def terms(self, *args: Any, **kwargs: Any) -> LossTerms:
+        """The terms of the loss, differentiable; ``loss(*args)`` is ``loss.terms(*args).loss``."""
         if self.seen:
-            loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
-            self._check_gradient(loss, args, kwargs)
-            return loss
+            terms = self.elbo.checked_terms(*self.callables, *args, **kwargs)
+            self._check_gradient(terms.loss, args, kwargs)
+            return terms
         capture: Any
         with poutine.trace(param_only=True) as capture:
-            loss = self.elbo.checked_terms(*self.callables, *args, **kwargs).loss
+            terms = self.elbo.checked_terms(*self.callables, *args, **kwargs)
         self._check_listed({name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()})
-        self._check_gradient(loss, args, kwargs)
+        self._check_gradient(terms.loss, args, kwargs)
         self.seen = True
-        return loss
+        return terms
 
     def _check_gradient(self, loss: Tensor, args: tuple, kwargs: dict) -> None:
         if loss.requires_grad and holds_non_finite(args, kwargs):
@@ -120,7 +125,7 @@ class LossModule(TrainedModule):
                 f"expected every parameter in .parameters() of this loss, got others in model or guide: {others}; an "
                 "optimizer over .parameters() does not train them. Write model and guide as pyro.nn.PyroModule, or "
                 "train with pyro.infer.SVI",
-                stacklevel=3,
+                stacklevel=4,
             )
         listed = self._listed
         late = [] if listed is None else [n for n, p in met.items() if p in own and p not in listed | _replaced(self)]
@@ -129,7 +134,7 @@ class LossModule(TrainedModule):
                 f"expected every parameter of this loss before its parameters were listed, for an optimizer say, got "
                 f"new ones in the first call: {late}; that optimizer does not train them. Call the loss, or the guide, "
                 "once before making the optimizer",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

@@ -112,6 +112,11 @@ class Predictive:
         drawn = structure.build([tensor[which] for tensor in tensors]).sample()
         return drawn.reshape(sample_shape + self.batch_shape + self.event_shape)
 
+    def to(self, device: Any) -> Predictive:
+        """The same distribution on another device."""
+        structure, tensors = take_apart(self.draws)
+        return Predictive(structure.build([tensor.to(device) for tensor in tensors]), self.site)
+
     @cached_property
     def probs(self) -> Tensor:
         """Probability of each class, shape ``(*batch, classes)``; of a Bernoulli that of 1, ``(*batch, *event)``."""

@@ -85,6 +85,18 @@ def check_deploy(output: str, out: Path) -> None:
     assert (out / "deploy.png").read_bytes().startswith(PNG)
 
 
+def check_distributed(output: str, out: Path, processes: int = 1) -> None:
+    assert output.startswith(f"{processes} processes, 44,710 trained numbers in each\nsite ")
+    assert 0 <= float(re.search(r"^held-out error after pruning: (\S+) %$", output, re.MULTILINE)[1]) < 50
+
+
+def check_lightning_digits(output: str, out: Path) -> None:
+    assert re.search(
+        r"^sparsity after epoch 3, log_alpha > 3 pruned\nsite .*\nnet\.0\.weight +300x64 ", output, re.MULTILINE
+    )
+    assert 0 <= float(re.search(r"^held-out error: (\S+) %$", output, re.MULTILINE)[1]) < 50
+
+
 def check_any_network(output: str, out: Path) -> None:
     assert re.search(r"^net.up.weight +16x8x2x2 +512 +local +conv_transpose2d$", output, re.MULTILINE)
     assert "100.0% of the weights are sampled locally\n0 warnings\n" in output
@@ -172,12 +184,14 @@ TABLE = {
         check_compare_backends,
     ),
     "deploy.py": (["--quick", "--epochs", "2", *QUIET], check_deploy),
+    "distributed.py": (["--epochs", "3"], check_distributed),
     "dropout_families.py": (["--epochs", "1", "--seeds", "1", "--widths", "8", *QUIET], check_dropout_families),
     "gpu_report.py": ([], check_gpu_report),
     "gradient_variance.py": (
         ["--epochs", "1", "--batch", "10", "--draws", "4", "--largest-batch", "20", *QUIET],
         check_gradient_variance,
     ),
+    "lightning_digits.py": (["--epochs", "3"], check_lightning_digits),
     "mini_vd.py": (["--steps", "20"], check_mini_vd),
     "random_labels.py": (["--epochs", "2", "--examples", "100", *QUIET], check_random_labels),
     "sparse_mlp.py": (["--epochs", "2", "--eager", "--device", "cpu", *QUIET], check_sparse_mlp),
@@ -209,6 +223,18 @@ def test_example(name, tmp_path):
     assert "nan" not in done.stdout.lower()
     check(done.stdout, out)
     assert not list(folder.iterdir()), "an example writes to --out only"
+
+
+@pytest.mark.slow
+def test_distributed_on_two_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(EXAMPLES / "distributed.py"), "--epochs", "3"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_distributed(done.stdout, tmp_path, processes=2)
 
 
 @pytest.mark.slow

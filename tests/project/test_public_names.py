@@ -113,7 +113,8 @@ def test_importing_the_package_does_not_import_jax_and_does_no_work():
         "import sys, torch, pyro; torch.manual_seed(0); before = torch.get_rng_state(); "
         "import pyro_vd, pyro_vd.guides; "
         "assert torch.equal(before, torch.get_rng_state()); assert not list(pyro.get_param_store().keys()); "
-        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('jax', 'jaxlib', 'numpyro', 'quax', 'flax')))"
+        "extras = ('jax', 'jaxlib', 'numpyro', 'quax', 'flax', 'lightning'); "
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in extras))"
     )
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
