@@ -31,6 +31,7 @@ class WeightState:
 
     Attributes:
         site: the name of the sample site.
+        noise: of the whole weight; a view has a noise of its own.
         estimator: "local", "per_example" or "flipout".
         reuse: "error", "independent" to let a second use draw noise of its own, or "shared" to have the weight drawn
             once where a run turns out to use it twice.
