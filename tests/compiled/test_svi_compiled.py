@@ -52,6 +52,7 @@ def eager():
     return trained(pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), elbo).step, elbo)
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_the_eager_ones(eager):
     model, guide, elbo = make()
     svi = vd.CompiledSVI(model, guide, functools.partial(torch.optim.Adam, lr=1e-2), elbo, strict=True)
@@ -63,6 +64,7 @@ def test_compiled_steps_are_the_eager_ones(eager):
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 def test_the_compiled_loss_trains_as_the_eager_one(eager):
     model, guide, elbo = make()
     loss = vd.compile_loss(elbo(model, guide), strict=True)

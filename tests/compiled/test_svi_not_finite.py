@@ -23,7 +23,9 @@ def bad_batch(task, kind):
     return (torch.full_like(x, NAN) if kind == "batch" else x.index_fill(0, torch.tensor([2]), 0.0)), y
 
 
-@pytest.mark.parametrize("good_steps", [0, 1, 5])
+@pytest.mark.parametrize(
+    "good_steps", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_a_step_that_is_not_finite_changes_nothing(good_steps):
     after = []
     for is_bad in (True, False):
@@ -94,6 +96,7 @@ def test_steps_after_an_unseen_bad_one_change_nothing_until_it_is_raised(monkeyp
     assert_same(after[0], after[1], 1e-9)
 
 
+@pytest.mark.slow
 def test_sums_of_gradients_survive_a_bad_step():
     after = []
     for is_bad in (True, False):

@@ -122,6 +122,7 @@ def ridge_problem(rate: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, y, ridge, plain
 
 
+@pytest.mark.slow
 def test_training_with_dropout_meets_the_ridge_solution():
     """SGD on a quadratic is unbiased around its minimum: the means of blocks of iterates are samples of it.
 

@@ -102,7 +102,9 @@ def weights_of(library, net):
 
 @pytest.mark.parametrize("optimizer", [optax.adamw(0.01), optax.sgd(0.1, momentum=0.9)], ids=["adamw", "momentum"])
 @pytest.mark.parametrize(
-    ("library", "kind"), [(library, kind) for library in LIBRARIES for kind in ("perceptron", "lenet5")]
+    ("library", "kind"),
+    [(library, "perceptron") for library in LIBRARIES]
+    + [pytest.param(library, "lenet5", marks=pytest.mark.slow) for library in LIBRARIES],
 )
 def test_fine_tuning_keeps_zeros(library, kind, optimizer):
     data = (X, jnp.zeros(5, int)) if kind == "perceptron" else images(3, 16)

@@ -194,6 +194,7 @@ def test_zero_variance_gives_the_mean_and_a_finite_gradient():
     assert jnp.array_equal((x @ weight_of(vd.DropoutNormal(loc, log_sigma2=log_sigma2).noise()))[0], jnp.zeros(2))
 
 
+@pytest.mark.slow
 def test_attention_of_flax_and_of_equinox_runs_under_strict():
     def sited(site, kernel):
         return weight_of(WeightNoise(kernel, jnp.ones_like(kernel)), site=site)

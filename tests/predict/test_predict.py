@@ -66,6 +66,7 @@ def test_a_draw_is_the_model_at_a_draw_of_the_guide(program):
     torch.testing.assert_close(samples, dict(Predictive(function, stacked, return_sites=("f",))(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["weights", "local"])
 def test_moments_of_a_linear_model(mode):
     """y ~ N(x @ loc, x**2 @ variance + 0.3**2); two inputs covary by x1 * variance * x2 in mode "weights" alone.
@@ -91,6 +92,7 @@ def test_moments_of_a_linear_model(mode):
     assert_mean_close((y - x @ loc).prod(-1), covariance)
 
 
+@pytest.mark.slow
 def test_two_nearly_equal_inputs(program):
     """In mode "weights" one function goes through both; in mode "local" their noise is unrelated."""
     _, function, guide, _, x = program

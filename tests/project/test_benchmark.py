@@ -78,6 +78,7 @@ def test_the_handwritten_step_in_jax_is_that_in_torch(benchmark, net, monkeypatc
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_every_program_has_parameters_of_its_own(benchmark):
     """Steps of one leave those of another, of the same guide class and site names, alone."""
     one = problem(benchmark, "mlp")

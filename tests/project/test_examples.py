@@ -246,6 +246,7 @@ def test_sparse_mlp_trains_on_numpyro(tmp_path):
     assert json.loads((out / "result.json").read_text())["error_mean_network"] < 80  # of ten classes: it learned
 
 
+@pytest.mark.slow
 def test_sparse_mlp_chooses_its_threshold_on_validation_data(tmp_path):
     out = tmp_path / "out"
     arguments = ["--epochs", "2", "--threshold", "auto", "--eager", "--device", "cpu", "--quiet", "--out", str(out)]

@@ -14,6 +14,7 @@ if EXAMPLES.exists():
     import _memory  # noqa: E402
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_local_step_takes_at_most_2_6_times_the_memory_and_makes_no_tensor_of_rows_times_inputs_times_outputs(device):
     weights = sum(inputs * outputs for inputs, outputs in zip(_memory.SIZES[:-1], _memory.SIZES[1:], strict=True))

@@ -157,6 +157,7 @@ def test_it_is_short_and_plain():
     assert len(SOURCE.read_text().splitlines()) <= 120
 
 
+@pytest.mark.slow
 def test_it_finds_the_relevant_inputs(capsys):
     mini.main(steps=800)
     out = capsys.readouterr().out

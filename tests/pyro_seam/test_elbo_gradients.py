@@ -52,6 +52,7 @@ def test_gradients_average_to_finite_differences_of_the_expected_loss(estimator)
     assert_mean_close(draws, torch.stack(differences))
 
 
+@pytest.mark.slow
 def test_local_has_a_lower_gradient_variance_than_shared(capsys):
     program = Program(two_layer_net(), log_sigma2=-1.0)
     samples = {estimator: gradients(program, TraceVD_ELBO(estimator), 600) for estimator in ("local", "shared")}

@@ -77,6 +77,7 @@ def test_minibatches_without_noise_have_the_variance_of_the_data():
     assert_variance(measured("local", X, Y, batch_size=5, noise=False), expected, kurtosis=3 + kurtosis)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [2, 15])
 @pytest.mark.parametrize("estimator", ["local", "shared"])
 def test_minibatches_add_their_variance_to_that_of_the_noise(estimator, batch_size):

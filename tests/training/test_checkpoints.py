@@ -37,8 +37,14 @@ def steps(run, first, last):
     return run.values()
 
 
-@pytest.mark.parametrize("after", [0, 1, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "after"),
+    [
+        pytest.param(kind, after, marks=[pytest.mark.slow] if kind.startswith("compiled") and after != 1 else [])
+        for kind in KINDS
+        for after in (0, 1, 3)
+    ],
+)
 def test_a_new_program_goes_on_bit_for_bit(kind, after, tmp_path):
     run = Run(kind)
     run.prepare()
