@@ -85,6 +85,7 @@ def test_moments_equal_explicit_loops_and_one_noise_is_drawn(case, kind, monkeyp
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow  # of what the exact test above says
 @pytest.mark.parametrize(("case", "kind"), DRAWN)
 def test_local_draws_are_gaussian_and_independent_over_all_output_elements(case, kind):
     drawn, mean, variance = outputs(case, kind, "local", 400)

@@ -87,8 +87,12 @@ FAMILIES = {
 WITHOUT_FLIPOUT = (
     "AutoVariationalDropout, B", "AutoBernoulliDropout", "AutoConcreteDropout", "AutoGroupSparse", "AutoLowRank"
 )  # fmt: skip
+# Every layer with one family and every family with two layers; all the rest among the slow tests.
 COMBINATIONS = [
-    (layer, family, estimator)
+    pytest.param(
+        *(layer, family, estimator),
+        marks=[] if family == "AutoSparseVD" or layer in ("perceptron", "attention") else [pytest.mark.slow],
+    )
     for layer in LAYERS
     for family in FAMILIES
     for estimator in ("local", "shared", "per_example", "flipout")
