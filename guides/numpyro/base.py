@@ -14,8 +14,10 @@ import optax
 from jax import Array
 from numpyro.infer.autoguide import AutoGuide
 
+from pyro_vd.common.choice import unmatched
 from pyro_vd.guides.base import Where, site_matcher
 from pyro_vd.guides.numpyro.coverage import (
+    check_matched,
     check_weights,
     covered_sites,
     is_weight,
@@ -67,7 +69,7 @@ class WeightGuide(AutoGuide):
         create_plates: Callable | None = None,
         prefix: str = "auto",
     ):
-        self._where = None if where is None else site_matcher(where)
+        self._named, self._where = where, None if where is None else site_matcher(where)
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
         self._weights: dict[str, Any] = {}  # messages of the weight sites
         self._others: dict[str, OtherSite] = {}
@@ -183,8 +185,9 @@ class WeightGuide(AutoGuide):
         quantities = self._parameters.quantities
         if quantity not in quantities:
             raise ValueError(f"set_learnable: expected one of {sorted(quantities)}, got {quantity!r}")
-        if not sites:
-            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {where!r}")
+        if not sites or unmatched(where, self.weight_sites):
+            lost = unmatched(where, self.weight_sites) or where
+            raise ValueError(f"set_learnable: expected where= to match some of {list(self.weight_sites)}, got {lost!r}")
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
         self._parameters.set_learnable(quantity, sites, learnable, params)
@@ -222,6 +225,7 @@ class WeightGuide(AutoGuide):
         check_data(type(self).__name__, args, kwargs)
         program = started(self.model, key, self.init_loc_fn)
         trace = seen(program, args, kwargs)
+        check_matched(type(self).__name__, self._named, trace)
         latent = covered_sites(program, trace, self._where, args, kwargs)
         covered = self._where or (lambda name: is_weight(latent[name]))
         self._cover({name: message for name, message in latent.items() if covered(name)}, list(latent), key)
