@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -133,3 +135,32 @@ def test_what_cannot_be_split_is_counted_whole():
         pyro.set_rng_seed(0)
         losses.append(elbo.differentiable_loss(model, guide, TOKENS, LABELS))
     torch.testing.assert_close(*losses)
+
+
+ONCE = {
+    "MultivariateNormal": lambda loc: dist.MultivariateNormal(loc, torch.eye(2)).to_event(1),
+    "Laplace": lambda loc: dist.Laplace(loc, 1.0).to_event(2),
+    "Normal": lambda loc: dist.Normal(loc, 1.0).to_event(2),
+}
+
+
+@pytest.mark.parametrize("estimator", ["local", "flipout", "shared"])
+@pytest.mark.parametrize("name", ONCE)
+def test_a_weight_of_a_model_by_hand_that_is_drawn_once_is_named_once(name, estimator):
+    def model(x):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+        with vd.data_plate(4, len(x)):
+            pyro.sample("y", dist.Normal(x @ weight, 1.0).to_event(1), obs=torch.zeros(4, 2))
+
+    def guide(x):
+        pyro.sample("weight", ONCE[name](torch.zeros(3, 2)))
+
+    for shared_sites in ((), ["weight"]):
+        elbo = vd.TraceVD_ELBO(estimator, analytic_only=False, shared_sites=shared_sites)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                elbo.loss(model, guide, torch.ones(4, 3))
+        expected = name != "Normal" and estimator != "shared" and not shared_sites
+        said = [str(one.message) for one in caught if "drawn once a step" in str(one.message)]
+        assert len(said) == expected and all("'weight'" in one and name in one for one in said)
