@@ -169,9 +169,8 @@ class WeightGuide(SiteGuide):
         sites = [site for site in self.weight_sites if where is None or site_matcher(where)(site)]
         if quantity not in parameters.quantities(self):
             raise ValueError(f"set_learnable: expected one of {sorted(parameters.quantities(self))}, got {quantity!r}")
-        if not sites or unmatched(where, self.weight_sites):
-            lost = unmatched(where, self.weight_sites) or where
-            raise ValueError(f"set_learnable: expected where= to match some of {list(self.weight_sites)}, got {lost!r}")
+        if lost := unmatched(where, self.weight_sites) or ([] if sites else where):
+            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {lost!r}")
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
         for site in sites:

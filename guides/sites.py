@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vd.arguments import check_finite_state
+from pyro_vd.common.choice import check_matched
 from pyro_vd.common.choice import matcher as site_matcher
-from pyro_vd.common.choice import unmatched
 from pyro_vd.guides import parameters
 from pyro_vd.guides.coverage import Look, Prototype, kind_of_call, known_weights, look
 from pyro_vd.guides.other_site import NormalSite, start_of
@@ -124,11 +124,7 @@ class SiteGuide(AutoGuide):
 
     def _new(self, seen: Look) -> dict[str, bool]:
         """The sites that this guide covers from now on, and whether they are weights."""
-        if lost := unmatched(self._named, [*seen.latent, *self._prototypes]):
-            raise ValueError(
-                f"{type(self).__name__}: expected where= with names or patterns of the latent sites "
-                f"{list(seen.latent)}, got {lost}, which match none; correct or remove them"
-            )
+        check_matched(type(self).__name__, self._named, dict.fromkeys([*seen.latent, *self._prototypes]))
         new, undecided = {}, False
         for site, one in seen.latent.items():
             if site in self._prototypes or not (self._where is None or self._where(site)):

@@ -14,7 +14,6 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.ops.provenance import eval_provenance
 
-from pyro_vd.common.choice import unmatched
 from pyro_vd.numpyro.arguments import check_precision
 from pyro_vd.numpyro.checks import latent_sites
 from pyro_vd.numpyro.handlers import base_distribution
@@ -71,16 +70,6 @@ def unit_dim(site: str, message: Any, dim: int) -> int:
             "a new one; call svi.init(rng_key, *args) with the arguments of the model first"
         )
     return dims[dim] if dim in (0, 1) else dim
-
-
-def check_matched(guide: str, where: Any, trace: dict[str, Any]) -> None:
-    """Raise for a name or pattern of ``where`` that matches no latent site."""
-    latent = [name for name, _ in latent_sites(trace)]
-    if lost := unmatched(where, latent):
-        raise ValueError(
-            f"{guide}: expected where= with names or patterns of the latent sites {latent}, got {lost}, which match "
-            "none; correct or remove them"
-        )
 
 
 def check_weights(guide: str, unit_dim: int | None, weights: Any, latent: list[str], by_itself: bool) -> None:

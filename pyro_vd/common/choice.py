@@ -32,6 +32,15 @@ def unmatched(where: Any, names: Collection[str]) -> list[str]:
     return [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
 
 
+def check_matched(owner: str, where: Any, sites: Collection[str]) -> None:
+    """ValueError for a name or pattern of ``where`` that matches none of the latent sites of a model."""
+    if lost := unmatched(where, sites):
+        raise ValueError(
+            f"{owner}: expected a latent site that matches where, got the sites {list(sites)}; name the weights with "
+            f"where=, of which {lost} match none"
+        )
+
+
 def matching(
     where: Any,
     parameters: Sequence[str],
