@@ -50,8 +50,8 @@ class TraceVD_ELBO(ELBO):
     """Negative ELBO for guides of random weights.
 
     Works in ``pyro.infer.SVI``, and as ``TraceVD_ELBO()(model, guide)``, a module that returns the loss, with any
-    ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO``
-    does: plates, subsampling, masks, auxiliary sites.
+    ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO`` does: plates, masks,
+    auxiliary sites; and counts the ``log_density`` of a Delta, the Jacobian of an ``AutoNormal``, which it leaves out.
 
     Args:
         estimator: how layers use a random weight: "local" (noise per output element, the local
