@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import kl_divergence
 
 from pyro_vd._pyro import check_mean_field_requirement
 from pyro_vd.arguments import check_programs, data_explained
@@ -41,7 +41,7 @@ from pyro_vd.common.terms import LossTerms
 from pyro_vd.fixed import Fixed
 from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
 from pyro_vd.loss_module import LossModule
-from pyro_vd.posteriors.fixed import kl_of_free_elements
+from pyro_vd.posteriors.fixed import is_by_element, kl_of_free_elements
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
 
@@ -249,11 +249,11 @@ class TraceVD_ELBO(ELBO):
         q, p = guide_site["fn"], model_site["fn"]
         check_scales(name, model_site["scale"], guide_site["scale"])
         fixed = model_site.get("fixed")
-        if isinstance(base_distribution(q), Delta):
-            # Pyro's rule leaves out log_density, the Jacobian of AutoNormal: pyro/distributions/kl.py, _kl_delta.
-            return _log_prob_sum(guide_site, constants()) - _log_prob_sum(model_site, constants())
         try:
-            kl = kl_divergence(q, p) if fixed is None else kl_of_free_elements(q, p, fixed())
+            if isinstance(base_distribution(q), Delta):  # whose rule in pyro/distributions/kl.py is without log_density
+                kl = _log_prob(guide_site, constants()) - _log_prob(model_site, constants())
+            else:
+                kl = kl_divergence(q, p) if fixed is None else kl_of_free_elements(q, p, fixed())
         except NotImplementedError:
             if self.analytic_only:
                 names = " and ".join(describe(fn) for fn in (q, p))
@@ -284,17 +284,16 @@ def _constants(name: str, model_trace: Any, guide_trace: Any) -> Fixed | None:
         noise = guide_trace.nodes.get(f"{name}_unconstrained")
         is_joint = noise is None and any(s["infer"].get("is_auxiliary") for _, s in guide_trace.iter_stochastic_nodes())
         parts[1:] = [parts[1] if is_joint else noise["fn"]] if is_joint or noise else []
-    return site["fixed"]() if all(_is_by_element(fn) for fn in parts) else None
+    return site["fixed"]() if all(is_by_element(fn) for fn in parts) else None
 
 
-def _is_by_element(fn: Any) -> bool:
-    return isinstance(fn, Independent) and not fn.base_dist.event_shape and not fn.batch_shape
+def _log_prob(site: Any, fixed: Fixed | None) -> Tensor:
+    value, fn = site["value"], site["fn"]
+    value = value.scored_draw() if isinstance(value, RandomWeight) else value
+    if fixed is not None and is_by_element(fn):
+        return fixed.zero_in(fn.base_dist.log_prob(value)).sum()
+    return fn.log_prob(value, *site["args"], **site["kwargs"])
 
 
 def _log_prob_sum(site: Any, fixed: Fixed | None = None) -> Tensor:
-    value, fn = site["value"], site["fn"]
-    value = value.scored_draw() if isinstance(value, RandomWeight) else value
-    if fixed is not None and _is_by_element(fn):
-        return scale_and_mask(fixed.zero_in(fn.base_dist.log_prob(value)), site["scale"], site["mask"]).sum()
-    log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, scale=site["scale"], mask=site["mask"]).sum()
+    return scale_and_mask(_log_prob(site, fixed), scale=site["scale"], mask=site["mask"]).sum()
