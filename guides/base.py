@@ -14,6 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vd.common.choice import unmatched
 from pyro_vd.guides import parameters
 from pyro_vd.guides.sites import SiteGuide, Where, site_matcher
 from pyro_vd.handlers import base_distribution
@@ -168,8 +169,8 @@ class WeightGuide(SiteGuide):
         sites = [site for site in self.weight_sites if where is None or site_matcher(where)(site)]
         if quantity not in parameters.quantities(self):
             raise ValueError(f"set_learnable: expected one of {sorted(parameters.quantities(self))}, got {quantity!r}")
-        if not sites:
-            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {where!r}")
+        if lost := unmatched(where, self.weight_sites) or ([] if sites else where):
+            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {lost!r}")
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
         for site in sites:
@@ -184,4 +185,6 @@ class WeightGuide(SiteGuide):
         parameters.store(self, quantity, site, value, learnable)
 
     def _read(self, quantity: str, site: str) -> Tensor:
+        if site not in self._prototypes:
+            self._known(site)  # raises
         return parameters.read(self, quantity, site)

@@ -190,17 +190,18 @@ def _dependence(trace: Any, recorder: _Recorder) -> Look:
     return Look(visible, tuple(observed), trace)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Those in a distribution, its transforms, and containers."""
+def _tensors(value: Any, within: tuple[Any, ...] = ()) -> Iterator[Tensor]:
+    """Those in a distribution, its transforms, and containers; ``within`` are what holds it."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (Distribution, Transform)):
-        yield from _tensors(list(vars(value).values()))
+        if not any(value is one for one in within):  # a transform and its inverse hold each other
+            yield from _tensors(list(vars(value).values()), (*within, value))
     elif isinstance(value, nn.Module):
         yield from value.parameters()
     elif isinstance(value, (list, tuple, Mapping)):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)
+            yield from _tensors(part, within)
 
 
 def _reached(tensors: list[Tensor]) -> set[Tensor]:

@@ -11,6 +11,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vd.arguments import check_finite_state
 from pyro_vd.common.guide_options import check_parts
 from pyro_vd.guides.base import WeightGuide, init_to_net_value
 from pyro_vd.posteriors import WeightPosterior
@@ -51,6 +52,7 @@ class MixedGuide(AutoGuideList):
 
     def __init__(self, model: Callable):
         super().__init__(model)
+        self.register_load_state_dict_pre_hook(check_finite_state)
         self._pyro_name = "AutoGuideList"  # the names of parameters in Pyro's store are those of a plain list
 
     def append(self, part: Any) -> None:

@@ -12,13 +12,26 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to, constraints, register_kl
 
 from pyro_vd._pyro import adopt_stored_value
 from pyro_vd.guides.coverage import Prototype
 
 _START_SCALE = 0.1  # of AutoNormal
 _POSITIVE = dist.constraints.softplus_positive
+
+
+class MappedDelta(dist.Delta):
+    """A Delta whose KL has its ``log_density``, the Jacobian of a map, under Pyro's own ELBOs too.
+
+    The KL rule of ``pyro.distributions.Delta`` leaves it out:
+    https://github.com/pyro-ppl/pyro/blob/dev/pyro/distributions/kl.py
+    """
+
+
+@register_kl(MappedDelta, dist.Distribution)
+def _kl_of_mapped(q: MappedDelta, p: Any) -> Tensor:
+    return q.log_density - p.log_prob(q.v)
 
 
 class NormalSite(PyroModule):
@@ -53,7 +66,7 @@ class NormalSite(PyroModule):
         value = transform(latent)
         density = transform.inv.log_abs_det_jacobian(value, latent)
         log_density: Any = sum_rightmost(density, density.dim() - value.dim() + like.event_dim)
-        return pyro.sample(self.site, dist.Delta(value, log_density=log_density, event_dim=like.event_dim))
+        return pyro.sample(self.site, MappedDelta(value, log_density=log_density, event_dim=like.event_dim))
 
     @torch.no_grad()
     def median(self, like: Prototype) -> Tensor:

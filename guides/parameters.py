@@ -42,6 +42,8 @@ def read(guide: Any, quantity: str, site: str) -> Tensor:
     full_name = f"{guide._pyro_name}.{quantity}.{site}"
     if parameter is not None and (guide._pyro_context.active or full_name in pyro.get_param_store()):
         adopt_stored_value(full_name, parameter)
+    if parameter is not None and not parameter.requires_grad:
+        return parameter  # frozen by the user: not one that a step meets, whose momentum would go on moving it
     return getattr(owner, name)
 
 

@@ -17,6 +17,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vd.arguments import check_finite_state
+from pyro_vd.common.choice import check_matched
 from pyro_vd.common.choice import matcher as site_matcher
 from pyro_vd.guides import parameters
 from pyro_vd.guides.coverage import Look, Prototype, kind_of_call, known_weights, look
@@ -45,7 +47,8 @@ class SiteGuide(AutoGuide):
         self, model: Callable, where: Where, init_loc_fn: Callable[[Any], Tensor], create_plates: Callable | None
     ):
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
-        self._where = None if where is None else site_matcher(where)
+        self.register_load_state_dict_pre_hook(check_finite_state)
+        self._named, self._where = where, None if where is None else site_matcher(where)
         self._others: dict[str, str] = {}  # site that is no weight -> name of its NormalSite
         self._prototypes: dict[str, Prototype] = {}  # of every site that is covered, in the order of the model
         self._starts: dict[str, Any] = {}  # site of a net -> what it started from, until the model has run
@@ -121,6 +124,7 @@ class SiteGuide(AutoGuide):
 
     def _new(self, seen: Look) -> dict[str, bool]:
         """The sites that this guide covers from now on, and whether they are weights."""
+        check_matched(type(self).__name__, self._named, dict.fromkeys([*seen.latent, *self._prototypes]))
         new, undecided = {}, False
         for site, one in seen.latent.items():
             if site in self._prototypes or not (self._where is None or self._where(site)):

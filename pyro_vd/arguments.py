@@ -65,15 +65,24 @@ def data_explained(owner: str, args: tuple, kwargs: Mapping[str, Any], parameter
 
 
 def check_finite_state(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    """A hook before ``load_state_dict``: ValueError for a checkpoint with NaN or infinity; nothing is loaded then."""
+    """A hook before ``load_state_dict``: ValueError for a checkpoint with NaN or infinity; nothing is loaded then.
+
+    An element of a buffer that is not finite as it is, in the mask of an attention say, may be so in the checkpoint.
+    """
+    buffers = dict(module.named_buffers())
     for name, value in state.items():
         if name.startswith(prefix) and isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta:
-            check_finite_tensor(f"load_state_dict: {name!r}", value, "load a checkpoint from before training failed")
+            own, where = buffers.get(name.removeprefix(prefix)), f"load_state_dict: {name!r}"
+            check_finite_tensor(where, value, "load a checkpoint from before training failed", own)
 
 
-def check_finite_tensor(where: str, value: Tensor, instead: str) -> None:
-    """ValueError for a tensor with NaN or infinity."""
-    bad = int((~torch.isfinite(value)).sum())
+@torch.no_grad()
+def check_finite_tensor(where: str, value: Tensor, instead: str, own: Tensor | None = None) -> None:
+    """ValueError for a tensor with NaN or infinity where its ``own`` value, if there is one, has none."""
+    finite = torch.isfinite(value)
+    if own is not None and own.shape == value.shape and not own.is_meta:
+        finite = finite | ~torch.isfinite(own).to(finite.device)
+    bad = int((~finite).sum())
     if bad:
         raise ValueError(f"{where}: expected finite values, got {bad} NaN or infinite of {value.numel()}; {instead}")
 

@@ -30,7 +30,8 @@ class GuideCovers(Messenger):
     To be inside of ``poutine.replay``, which takes away what the model says of a site.
 
     Attributes:
-        weights: the parameter of the net at each weight of a BayesianModule that the model has sampled.
+        weights: the sites that are weights, as far as the model has come: those of a BayesianModule, each with the
+            parameter of its net, and with None those of two dimensions or more on the real line, outside of plates.
     """
 
     def __init__(self, guide_trace: Any):
@@ -47,7 +48,7 @@ class GuideCovers(Messenger):
                 f"site {name!r}: expected every BayesianModule of a model to have a name of its own, got two of one "
                 "name; write BayesianModule(..., name=...) for one of them"
             )
-        if parameter is not None:
+        if parameter is not None or _is_matrix(msg):
             self.weights[name] = parameter
         if msg["is_observed"] or name in self.guide_trace.nodes:
             return
@@ -62,6 +63,18 @@ class GuideCovers(Messenger):
                 f"site {name!r}: expected a guide that samples every latent site of the model, got one that "
                 f"samples {_latent_names(self.guide_trace)}; {advice}"
             )
+
+
+def _is_matrix(msg: Any) -> bool:
+    fn = msg["fn"]
+    is_one = not msg["is_observed"] and fn.event_dim >= 2 and not fn.batch_shape and not msg["cond_indep_stack"]
+    return is_one and msg["type"] == "sample" and _is_real(fn.support)
+
+
+def _is_real(support: Any) -> bool:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is torch.distributions.constraints.real
 
 
 def check_sites(model_trace: Any, guide_trace: Any) -> None:

@@ -5,6 +5,7 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled
@@ -36,9 +38,10 @@ from pyro_vd.checks import (
 )
 from pyro_vd.common.options import check_count, check_flag, check_number
 from pyro_vd.common.terms import LossTerms
-from pyro_vd.handlers import EstimatorMessenger, run_coherently
+from pyro_vd.fixed import Fixed
+from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
 from pyro_vd.loss_module import LossModule
-from pyro_vd.posteriors.fixed import kl_of_free_elements
+from pyro_vd.posteriors.fixed import is_by_element, kl_of_free_elements
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
 
@@ -47,8 +50,8 @@ class TraceVD_ELBO(ELBO):
     """Negative ELBO for guides of random weights.
 
     Works in ``pyro.infer.SVI``, and as ``TraceVD_ELBO()(model, guide)``, a module that returns the loss, with any
-    ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO``
-    does: plates, subsampling, masks, auxiliary sites.
+    ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO`` does: plates, masks,
+    auxiliary sites; and counts the ``log_density`` of a Delta, the Jacobian of an ``AutoNormal``, which it leaves out.
 
     Args:
         estimator: how layers use a random weight: "local" (noise per output element, the local
@@ -234,18 +237,23 @@ class TraceVD_ELBO(ELBO):
         """KL of each latent site of the model, then the auxiliary sites of the guide, whose term is log q."""
         kl = {}
         for name, site in model_trace.iter_stochastic_nodes():
-            kl[name] = self._site_kl(name, site, guide_trace.nodes[name])
+            constants = functools.partial(_constants, name, model_trace, guide_trace)
+            kl[name] = self._site_kl(name, site, guide_trace.nodes[name], constants)
         for name, site in guide_trace.iter_stochastic_nodes():
             if name not in model_trace.nodes:
-                kl[name] = _log_prob_sum(site)
+                of = name.removesuffix("_unconstrained")
+                kl[name] = _log_prob_sum(site, _constants(of, model_trace, guide_trace) if of != name else None)
         return kl
 
-    def _site_kl(self, name: str, model_site: Any, guide_site: Any) -> Tensor:
+    def _site_kl(self, name: str, model_site: Any, guide_site: Any, constants: Callable[[], Any]) -> Tensor:
         q, p = guide_site["fn"], model_site["fn"]
         check_scales(name, model_site["scale"], guide_site["scale"])
         fixed = model_site.get("fixed")
         try:
-            kl = kl_divergence(q, p) if fixed is None else kl_of_free_elements(q, p, fixed())
+            if isinstance(base_distribution(q), Delta):  # whose rule in pyro/distributions/kl.py is without log_density
+                kl = _log_prob(guide_site, constants()) - _log_prob(model_site, constants())
+            else:
+                kl = kl_divergence(q, p) if fixed is None else kl_of_free_elements(q, p, fixed())
         except NotImplementedError:
             if self.analytic_only:
                 names = " and ".join(describe(fn) for fn in (q, p))
@@ -254,7 +262,7 @@ class TraceVD_ELBO(ELBO):
                     "register one with torch.distributions.register_kl, or write TraceVD_ELBO(analytic_only=False) "
                     "for a Monte Carlo estimate"
                 ) from None
-            return _log_prob_sum(guide_site) - _log_prob_sum(model_site)
+            return _log_prob_sum(guide_site, constants()) - _log_prob_sum(model_site, constants())
         except ValueError as error:
             raise ValueError(f"site {name!r}: {error}") from error
         kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
@@ -266,8 +274,26 @@ def _nll(model_trace: Any) -> dict[str, Tensor]:
     return {name: -model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes}
 
 
-def _log_prob_sum(site: Any) -> Tensor:
-    value = site["value"]
+def _constants(name: str, model_trace: Any, guide_trace: Any) -> Fixed | None:
+    """What layers keep fixed of a weight, where its own terms can be told from those of the other elements."""
+    site = model_trace.nodes.get(name, {})
+    if "fixed" not in site:
+        return None
+    parts = [site["fn"], guide_trace.nodes[name]["fn"]]
+    if isinstance(base_distribution(parts[1]), Delta):  # of AutoNormal, with the noise in a site of its own
+        noise = guide_trace.nodes.get(f"{name}_unconstrained")
+        is_joint = noise is None and any(s["infer"].get("is_auxiliary") for _, s in guide_trace.iter_stochastic_nodes())
+        parts[1:] = [parts[1] if is_joint else noise["fn"]] if is_joint or noise else []
+    return site["fixed"]() if all(is_by_element(fn) for fn in parts) else None
+
+
+def _log_prob(site: Any, fixed: Fixed | None) -> Tensor:
+    value, fn = site["value"], site["fn"]
     value = value.scored_draw() if isinstance(value, RandomWeight) else value
-    log_prob = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, scale=site["scale"], mask=site["mask"]).sum()
+    if fixed is not None and is_by_element(fn):
+        return fixed.zero_in(fn.base_dist.log_prob(value)).sum()
+    return fn.log_prob(value, *site["args"], **site["kwargs"])
+
+
+def _log_prob_sum(site: Any, fixed: Fixed | None = None) -> Tensor:
+    return scale_and_mask(_log_prob(site, fixed), scale=site["scale"], mask=site["mask"]).sum()

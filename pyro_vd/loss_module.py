@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vd.arguments import check_finite_state
 from pyro_vd.checks import check_gradient, holds_non_finite
 from pyro_vd.common.terms import LossTerms
 from pyro_vd.module import BayesianModule
@@ -24,6 +25,10 @@ class TrainedModule(nn.Module):
     A guide has parameters of its own for these, and nothing that the loss computes depends on the values in the net:
     no gradient ever comes to them, which ``DistributedDataParallel`` takes for an error.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(check_finite_state)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

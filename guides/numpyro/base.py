@@ -14,21 +14,17 @@ import optax
 from jax import Array
 from numpyro.infer.autoguide import AutoGuide
 
+from pyro_vd.common.choice import check_matched, unmatched
 from pyro_vd.guides.base import Where, site_matcher
-from pyro_vd.guides.numpyro.coverage import (
-    check_weights,
-    covered_sites,
-    is_weight,
-    plate_sizes,
-    unit_dim,
-)
+from pyro_vd.guides.numpyro.coverage import check_weights, covered_sites, is_weight, plate_sizes, unit_dim
 from pyro_vd.guides.numpyro.nets import forget_start, known_weights, nets_of
 from pyro_vd.guides.numpyro.other_site import OtherSite, other_site
 from pyro_vd.guides.numpyro.parameters import Parameters, Params
 from pyro_vd.guides.numpyro.starts import init_to_net_value, seen, started
 from pyro_vd.numpyro._jax import is_traced
 from pyro_vd.numpyro._numpyro import current_key, handlers_are_active, note_plates
-from pyro_vd.numpyro.arguments import check_data, check_params, require_key
+from pyro_vd.numpyro.arguments import check_data, check_finite, check_params, require_key
+from pyro_vd.numpyro.checks import latent_sites
 from pyro_vd.numpyro.posteriors import WeightPosterior
 
 
@@ -67,7 +63,7 @@ class WeightGuide(AutoGuide):
         create_plates: Callable | None = None,
         prefix: str = "auto",
     ):
-        self._where = None if where is None else site_matcher(where)
+        self._named, self._where = where, None if where is None else site_matcher(where)
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
         self._weights: dict[str, Any] = {}  # messages of the weight sites
         self._others: dict[str, OtherSite] = {}
@@ -183,8 +179,8 @@ class WeightGuide(AutoGuide):
         quantities = self._parameters.quantities
         if quantity not in quantities:
             raise ValueError(f"set_learnable: expected one of {sorted(quantities)}, got {quantity!r}")
-        if not sites:
-            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {where!r}")
+        if lost := unmatched(where, self.weight_sites) or ([] if sites else where):
+            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {lost!r}")
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
         self._parameters.set_learnable(quantity, sites, learnable, params)
@@ -222,6 +218,7 @@ class WeightGuide(AutoGuide):
         check_data(type(self).__name__, args, kwargs)
         program = started(self.model, key, self.init_loc_fn)
         trace = seen(program, args, kwargs)
+        check_matched(type(self).__name__, self._named, dict(latent_sites(trace)))
         latent = covered_sites(program, trace, self._where, args, kwargs)
         covered = self._where or (lambda name: is_weight(latent[name]))
         self._cover({name: message for name, message in latent.items() if covered(name)}, list(latent), key)
@@ -285,7 +282,7 @@ class WeightGuide(AutoGuide):
 
     def _check_given(self, params: Params) -> None:
         """Raise for parameters of another family, and for those of weights that have not been seen yet."""
-        check_params(type(self).__name__, params)
+        check_finite(type(self).__name__, check_params(type(self).__name__, params))
         self._know_weights()
         self._parameters.check_family(params, self._weights)
         if self.prototype_trace is None:

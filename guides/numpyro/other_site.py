@@ -58,6 +58,7 @@ class OtherSite:
                 event_dim=self.event_dim,
             ),
         }
+        self._check_shapes(parameters)
         return numpyro.sample(self.name, self._distribution(parameters), infer={"estimate_kl": True})
 
     def median(self, params: Any) -> Array:
@@ -77,6 +78,15 @@ class OtherSite:
 
     def _check(self, params: Any) -> None:
         check_names(f"site {self.name!r}", params, (self._loc, self._scale), params)
+        self._check_shapes(params)
+
+    def _check_shapes(self, params: Any) -> None:
+        for name in (self._loc, self._scale):
+            if params[name] is not None and jnp.shape(params[name]) != jnp.shape(self.start):
+                raise ValueError(
+                    f"parameter {name!r}: expected a value of shape {jnp.shape(self.start)}, as this guide starts it, "
+                    f"got {jnp.shape(params[name])}; give the parameters that were trained with this model and guide"
+                )
 
     @property
     def _loc(self) -> str:

@@ -26,6 +26,21 @@ def matcher(where: Any) -> Callable[[str], bool]:
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def unmatched(where: Any, names: Collection[str]) -> list[str]:
+    """The names and patterns of ``where`` that match none of the ``names``; a function, or None, has none."""
+    patterns = [] if where is None or callable(where) else [where] if isinstance(where, str) else list(where)
+    return [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+
+
+def check_matched(owner: str, where: Any, sites: Collection[str]) -> None:
+    """ValueError for a name or pattern of ``where`` that matches none of the latent sites of a model."""
+    if lost := unmatched(where, sites):
+        raise ValueError(
+            f"{owner}: expected a latent site that matches where, got the sites {list(sites)}; name the weights with "
+            f"where=, of which {lost} match none"
+        )
+
+
 def matching(
     where: Any,
     parameters: Sequence[str],
@@ -53,10 +68,8 @@ def matching(
         return {name: "where=, a function" for name in parameters if several[0](name, owners[name])}
     if not several or not any(all(isinstance(one, sort) for one in several) for sort in (str, type)):
         raise TypeError(f"where: expected {kind} types, parameter names or one callable, got {where!r}")
-    patterns = [one for one in several if isinstance(one, str)]
-    unmatched = [pattern for pattern in patterns if not fnmatch.filter(parameters, pattern)]
-    if unmatched:
-        raise ValueError(f"where: expected parameter names or patterns of {list(parameters)}, got {unmatched}")
+    if lost := unmatched([one for one in several if isinstance(one, str)], parameters):
+        raise ValueError(f"where: expected parameter names or patterns of {list(parameters)}, got {lost}")
     weights = {one: set(of_types((one,))) for one in several if isinstance(one, type)}
     chosen = {}
     for name in parameters:

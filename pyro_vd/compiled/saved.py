@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
+from torch import Tensor
+
+from pyro_vd.arguments import check_finite_tensor
 from pyro_vd.compiled.optimizers import StepOptimizer
 from pyro_vd.compiled.surroundings import Surroundings
 from pyro_vd.compiled.trained import TrainedParameters
@@ -56,6 +60,8 @@ def load_state(
             f"state: expected one of accumulate={accumulate}, got accumulate={state['accumulate']}; make the "
             "CompiledSVI with the latter"
         )
+    _check_finite("optimizer", state["optimizer"])
+    _check_finite("gradients", state["gradients"])
     saved = state["optimizer"]
     if state["parameters"]:
         _check_parameters(state, optimizer, parameters, surroundings)
@@ -76,6 +82,17 @@ def load_state(
         if accumulate > 1:
             parameter.grad = None if gradient is None else gradient.clone().to(parameter)
     return bool(state["started"])
+
+
+def _check_finite(where: str, part: Any) -> None:
+    """ValueError for NaN or infinity in a tensor of a state, or for a number that is NaN."""
+    if isinstance(part, Tensor) and part.is_floating_point():
+        check_finite_tensor(f"state: {where}", part, "load a state from before training failed")
+    elif isinstance(part, float) and math.isnan(part):
+        raise ValueError(f"state: {where}: expected a number, got nan; load a state from before training failed")
+    elif isinstance(part, (dict, list, tuple)):
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            _check_finite(f"{where}[{key!r}]", value)
 
 
 def _check_parameters(

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from pyro_vd.common.options import kind_of as kind_of
+from pyro_vd.numpyro._jax import is_traced
 
 
 def require_key(owner: str, rng_key: Any) -> Array:
@@ -91,6 +92,22 @@ def check_params(owner: str, params: Any) -> Mapping[str, Any]:
             )
         for leaf in jax.tree.leaves(value):
             check_array(f"parameter {name!r}", "its value", leaf, "write svi.get_params(svi_state)")
+    return params
+
+
+def check_finite(owner: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters, or ValueError for NaN or infinity in one; values that are not known yet are passed over."""
+    for name, value in params.items():
+        for leaf in jax.tree.leaves(value):
+            if is_traced(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+                continue
+            with jax.ensure_compile_time_eval():
+                bad = int((~jnp.isfinite(leaf)).sum())
+            if bad:
+                raise ValueError(
+                    f"{owner}: expected parameter {name!r} to be finite, got {bad} NaN or infinite of "
+                    f"{jnp.size(leaf)}; take parameters from before training failed"
+                )
     return params
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from pyro_vd.numpyro._jax import is_traced
 from pyro_vd.numpyro.arguments import check_names
 from pyro_vd.numpyro.handlers import base_distribution
+from pyro_vd.numpyro.posteriors import WeightPosterior
 
 
 class GuideCovers(Messenger):
@@ -54,6 +57,32 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
             raise ValueError(
                 f"site {name!r}: expected a guide with the sites of the model, {_latent_names(model_trace)}, got one "
                 'more; remove it, or mark it infer={"is_auxiliary": True}'
+            )
+
+
+def warn_of_single_draws(model_trace: Any, guide_trace: Any, estimator: str, shared_sites: Any, warned: set) -> None:
+    """Say once for each weight that it is drawn once a step, where the estimator asks for more.
+
+    A weight is a site on the real line of two dimensions or more, outside of plates.
+    """
+    if estimator == "shared":
+        return
+    for name, site in latent_sites(model_trace):
+        drawn = guide_trace.get(name)
+        if drawn is None or name in shared_sites or isinstance(base_distribution(drawn["fn"]), WeightPosterior):
+            continue
+        fn, support = site["fn"], site["fn"].support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        is_weight = fn.event_dim >= 2 and not fn.batch_shape and not site["cond_indep_stack"]
+        if is_weight and support is constraints.real and (name, "drawn once") not in warned:
+            warned.add((name, "drawn once"))
+            warnings.warn(
+                f"site {name!r}: expected a distribution that estimator={estimator!r} has a form for, got "
+                f"{describe(drawn['fn'])}: the weight is drawn once a step, as by 'shared'. Write "
+                "pyro_vd.numpyro.DropoutNormal(loc, log_sigma2=...) in the guide or a guide of "
+                f"pyro_vd.guides.numpyro, or shared_sites=[{name!r}]",
+                stacklevel=2,
             )
 
 

@@ -33,6 +33,7 @@ from pyro_vd.numpyro.checks import (
     describe,
     latent_sites,
     non_finite_input,
+    warn_of_single_draws,
 )
 from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites
 from pyro_vd.numpyro.weights import RandomWeight, run_counted
@@ -199,6 +200,7 @@ class TraceVD_ELBO(ELBO):
         check_sites(model_trace, guide_trace)
         check_parameter_sites("TraceVD_ELBO", params, guide_trace, model_trace)
         check_labels(model_trace)
+        warn_of_single_draws(model_trace, guide_trace, *self._options[:2], self._warned)
         check_model_guide_match(model_trace, guide_trace)
         check_mean_field_requirement(model_trace, guide_trace)
         return model_trace, guide_trace

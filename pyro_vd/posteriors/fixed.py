@@ -89,6 +89,11 @@ def with_fixed(q: Any, fixed: Fixed | None) -> Any:
     return base.to_event(q.reinterpreted_batch_ndims) if isinstance(q, Independent) else base
 
 
+def is_by_element(fn: Any) -> bool:
+    """Whether a distribution of a whole weight has its elements independent, so that some can be left out."""
+    return isinstance(fn, Independent) and not fn.base_dist.event_shape and not fn.batch_shape
+
+
 def kl_of_free_elements(q: Any, p: Any, fixed: Fixed) -> Tensor:
     """KL(q || p) without the elements that are fixed, for a distribution q of any kind over the weight."""
     q = with_fixed(q, fixed)

@@ -93,7 +93,10 @@ def hold_zeros(net: nn.Module, parameter: nn.Parameter, mask: Tensor) -> None:
     for layer in list(net.modules()):
         for key, value in list(layer.named_parameters(recurse=False, remove_duplicate=False)):
             if value is parameter:
-                torch_prune.custom_from_mask(layer, key.removesuffix("_orig"), mask)
+                is_masked = key.endswith("_orig") and f"{key.removesuffix('_orig')}_mask" in layer._buffers
+                torch_prune.custom_from_mask(layer, key.removesuffix("_orig") if is_masked else key, mask)
+                # Before the hooks of weight_norm and spectral_norm, which compute with the masked weight.
+                layer._forward_pre_hooks.move_to_end(next(reversed(layer._forward_pre_hooks)), last=False)
 
 
 def masked_weights(net: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:

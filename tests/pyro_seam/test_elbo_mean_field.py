@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch.distributions import constraints
 
@@ -231,7 +231,9 @@ OPTIONS = [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles":
 def test_same_loss_and_gradients_as_pyro(program, options):
     if program is one_auxiliary_site and options.get("vectorize_particles"):
         options = {**options, "max_plate_nesting": 1}
-    theirs, their_gradients = loss_and_gradients(TraceMeanField_ELBO(**options), *program())
+    # Pyro's analytic KL of a Delta leaves out its log_density: its Monte Carlo estimate does not.
+    stock = Trace_ELBO if program in (auxiliary_sites, one_auxiliary_site) else TraceMeanField_ELBO
+    theirs, their_gradients = loss_and_gradients(stock(**options), *program())
     mine, my_gradients = loss_and_gradients(ours(**options), *program())
     assert mine == pytest.approx(theirs, rel=1e-6) and mine != 0
     assert my_gradients.keys() == their_gradients.keys() and my_gradients

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoLowRankMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
@@ -101,7 +101,9 @@ def losses_and_parameters(model, make_guide, elbo):
 @pytest.mark.parametrize("model", MODELS)
 def test_steps_are_those_of_pyro(model, guide):
     ours = vd.TraceVD_ELBO(analytic_only=False)
-    expected = losses_and_parameters(model, GUIDES[guide], TraceMeanField_ELBO())
+    # Pyro's analytic KL leaves out the Jacobian of a positive scale: its Monte Carlo estimate does not.
+    stock = Trace_ELBO() if model in (flat, local, subsampled) else TraceMeanField_ELBO()
+    expected = losses_and_parameters(model, GUIDES[guide], stock)
     got = losses_and_parameters(model, GUIDES[guide], ours)
     torch.testing.assert_close(torch.tensor(got[0]), torch.tensor(expected[0]))
     torch.testing.assert_close(got[1], expected[1])

@@ -14,7 +14,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from pyro_vd.common.examples import batch_bounds, is_array, number_of_examples, take_examples
 from pyro_vd.common.options import check_choice, check_count
 from pyro_vd.numpyro._numpyro import Prediction
-from pyro_vd.numpyro.arguments import check_call
+from pyro_vd.numpyro.arguments import check_call, check_finite
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import Reuse, SharedSites, lrt, posterior_mean, shared_and_reuse
 from pyro_vd.numpyro.predict.sites import chosen_sites, names_of
@@ -78,7 +78,7 @@ def posterior_predictive(
         (3, 5)
     """
     owner = "posterior_predictive"
-    params = dict(check_call(owner, rng_key, params, model, guide, args, kwargs))
+    params = dict(check_finite(owner, check_call(owner, rng_key, params, model, guide, args, kwargs)))
     check_choice("mode", mode, MODES)
     wanted = names_of(return_sites)
     if check_count("num_samples", num_samples) < 1:

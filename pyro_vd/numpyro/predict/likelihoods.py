@@ -16,7 +16,7 @@ from pyro_vd.common.examples import number_of_examples
 from pyro_vd.common.predictions import MODES, check_cut, check_prediction, pieces_of, wanted_sites
 from pyro_vd.common.structure import Structure
 from pyro_vd.numpyro._numpyro import Prediction
-from pyro_vd.numpyro.arguments import check_call
+from pyro_vd.numpyro.arguments import check_call, check_finite
 from pyro_vd.numpyro.checks import check_parameter_sites, describe, latent_sites
 from pyro_vd.numpyro.handlers import Reuse, SharedSites, lrt, posterior_mean, shared_and_reuse
 from pyro_vd.numpyro.predict.distribution import Predictive
@@ -87,7 +87,7 @@ def predictive_distribution(
         >>> low, high = y.interval(0.9)
     """
     owner = "predictive_distribution"
-    params = dict(check_call(owner, rng_key, params, model, guide, args, kwargs))
+    params = dict(check_finite(owner, check_call(owner, rng_key, params, model, guide, args, kwargs)))
     check_prediction(MODES, mode, num_samples, batch_size)
     shared_and_reuse(shared_sites, reuse)  # looks at them
     if mode == "local":
