@@ -25,7 +25,7 @@ from pyro_vd.predict.placeholders import BatchedNoise, Given, LargestResult, Val
 from pyro_vd.predict.posteriors import WeightDraws, are_equal, fixed_posteriors
 from pyro_vd.predict.stacking import Structure, is_along, stacked, take_apart, taken_apart
 
-# What the draws of one block may take together, in weights and activations. More does not make them faster.
+# Of the draws of one block together, in weights and activations. More does not make them faster.
 BLOCK_BYTES = 2**25
 # An operation holds its input, its output, and something beside.
 _TENSORS_AT_A_TIME = 3
@@ -61,6 +61,7 @@ class Blocks(ABC):
         self.coherent, self.constant, self.caller = coherent, constant, caller
         self.weights: dict[str, WeightDraws] | None = None  # of all sites of the guide, where no draw changes them
         self.values: dict[str, Any] | None = None  # the guide's, where they are the same in every draw
+        self.guided: set[str] = set()  # names of all sites of the guide
         self.along: dict[str, bool] = {}  # whether the examples of a site lie along its first axis
 
     @abstractmethod
@@ -102,6 +103,7 @@ class Blocks(ABC):
         args, kwargs = call
         trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
         nodes: Any = list(trace.iter_stochastic_nodes())
+        self.guided = set(trace.nodes)
         latent = {name: site for name, site in nodes if not site_is_subsample(site)}
         in_plates = [name for name, site in latent.items() if site["cond_indep_stack"]]
         if self.coherent:
@@ -202,8 +204,7 @@ class DrawsOfLikelihoods(Blocks):
     """The likelihoods of a model at draws of its guide.
 
     Args:
-        others: those of :class:`Blocks`.
-        sites: names to keep; all if empty.
+        sites: names to keep; all if empty. Others are those of :class:`Blocks`.
     """
 
     def __init__(self, *others: Any, sites: Collection[str]):

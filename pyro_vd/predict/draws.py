@@ -111,7 +111,7 @@ class DrawsOfValues(Blocks):
             sampled = [name for name, site in nodes.items() if site["type"] == "sample"]
             check_known("return_sites", self.sites, [*sampled, RETURN])
             found = {RETURN: _returned(nodes[RETURN]["value"])} if RETURN in self.sites else {}
-            wanted = self.sites or set(sampled) - set(given)
+            wanted = self.sites or set(sampled) - self.guided
             return found | {name: nodes[name]["value"] for name in sampled if name in wanted}
 
         return run_coherently(run)
