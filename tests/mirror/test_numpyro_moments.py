@@ -196,14 +196,25 @@ def test_an_unmodified_net():
     assert (jnp.abs(y.mean - by_draws.mean) < 0.2 * by_draws.stddev).all()
 
 
+def softmax(x):
+    weights = jnp.exp(x - x.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def test_refusals():
     weights, biases = layers(4, 5, 2)
     x = jax.random.normal(KEY, (3, 4))
-    odd = program(weights, biases, jax.nn.softmax)
-    with pytest.raises(ValueError, match=r'input, got \w+ on shapes \[\(3, 5\).*; write on_unknown="sample"'):
+    odd = program(weights, biases, jnp.sort)
+    with pytest.raises(ValueError, match=r'input, got sort on shapes \[\(3, 5\)\]; write on_unknown="sample"'):
         moments(*odd, x)
+    for options in ({}, {"on_unknown": "sample"}):
+        with pytest.raises(ValueError, match=r"got div of two Gaussians of shapes \(3, 5\) and \(3, 1\)"):
+            moments(*program(weights, biases, softmax), x, **options)
+    odd = program(weights, biases, jax.jit(softmax))
     y = moments(*odd, x, num_samples=300, on_unknown="sample")
     assert y.num_samples == 300 and len(jnp.unique(y.draws.base_dist.loc, axis=0)) == 300
+    by_draws = vd.predictive_distribution(KEY, {}, *odd, x, num_samples=3000)["y"]
+    np.testing.assert_allclose(y.stddev, by_draws.stddev, rtol=0.2)
     model, guide = program(weights, biases)
     with pytest.raises(ValueError, match="site 'y': expected a model that returns what it predicts"):
         moments(lambda x: model(x) + 1, guide, x)

@@ -58,7 +58,8 @@ class OnePass:
         def one(key: Array, number: int) -> dict[str, list[Array]]:
             pass_key, *keys = jax.random.split(key, 2)
             of = Pass(pass_key, self.on_unknown)
-            parameters = quax.quaxify(self._run)(self._values(of), args, kwargs, pass_key, length)
+            run: Any = quax.quaxify(lambda values: self._run(values, args, kwargs, pass_key, length))
+            parameters = run(self._values(of))
             self.sampled = bool(of.sampled)
             flat, structure = jax.tree.flatten(parameters, is_leaf=lambda leaf: isinstance(leaf, GaussianArray))
             keys = jax.random.split(keys[0], max(1, len(flat)))

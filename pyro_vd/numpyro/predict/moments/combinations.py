@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -10,9 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.special import ndtr
+from jax.tree_util import Partial
 
 from pyro_vd.numpyro.predict.moments.elementwise import through, together
-from pyro_vd.numpyro.predict.moments.gaussian import GaussianArray, first_of, moments_of, rule
+from pyro_vd.numpyro.predict.moments.gaussian import GaussianArray, UnknownOperation, first_of, moments_of, rule
 from pyro_vd.numpyro.weights.views import SHAPE_VIEWS
 
 
@@ -20,9 +22,14 @@ def _shifted(operands: Sequence[Any], primitive: Any, mean: Array, variance: Any
     """A sum or product of a Gaussian and a constant, in the shape of the former drawn by it."""
     place = next(i for i, one in enumerate(operands) if isinstance(one, GaussianArray))
     x, other = operands[place], operands[1 - place]
-    if x.view is None or mean.shape != x.shape:
-        return x.like(mean, variance, x.weight and primitive is not lax.add_p)
-    return x.function(mean, variance, lambda d: primitive.bind(*((d, other) if place == 0 else (other, d))))
+    if x.weight or mean.shape != x.shape:
+        return x.like(mean, variance, x.weight)
+    function = Partial(functools.partial(_with_constant, primitive, place), other)
+    return x.function(mean, variance, function, affine=True)
+
+
+def _with_constant(primitive: Any, place: int, other: Any, value: Array) -> Array:
+    return primitive.bind(*((value, other) if place == 0 else (other, value)))
 
 
 def _enter_sum(primitive: Any) -> None:
@@ -64,7 +71,13 @@ def divide(operands: Sequence[Any], params: dict[str, Any]) -> Any:
         return known
     x, divisor = operands
     if isinstance(divisor, GaussianArray):
-        return NotImplemented
+        if not isinstance(x, GaussianArray):
+            return NotImplemented
+        raise UnknownOperation(  # also under on_unknown="sample": draws of the two would not belong together
+            f'mode="moments": expected operations with a rule for a Gaussian input, got div of two Gaussians of shapes '
+            f"{x.shape} and {divisor.shape} (as in a softmax or LayerNorm); put the function that divides them under "
+            'jax.jit and write on_unknown="sample" to draw its input once a pass, or mode="weights"'
+        )
     return _shifted(operands, lax.div_p, x.mean_value / divisor, x.variance / jnp.square(divisor))
 
 
@@ -72,9 +85,9 @@ def divide(operands: Sequence[Any], params: dict[str, Any]) -> Any:
 def negative(operands: Sequence[Any], params: dict[str, Any]) -> Any:
     """``-x``."""
     (x,) = operands
-    if x.view is not None:
-        return x.function(-x.mean_value, x.variance, jnp.negative)
-    return x.viewed(jnp.negative, lambda variance: variance)
+    if x.weight:
+        return x.like(-x.mean_value, x.variance, True)
+    return x.function(-x.mean_value, x.variance, jnp.negative, affine=True)
 
 
 def _enter_product(primitive: Any) -> None:
@@ -184,9 +197,7 @@ def maximum(operands: Sequence[Any], params: dict[str, Any]) -> Any:
         return operands[0].like(*maximum_of_two(m, v, n, w))
     place = int(not isinstance(operands[0], GaussianArray))
     x, other = operands[place], operands[1 - place]
-    return through(
-        x, lambda d: jnp.maximum(d, other), lambda m, v: maximum_of_two(m, v, other + 0 * m, jnp.zeros_like(v))
-    )
+    return through(x, Partial(jnp.maximum, other), lambda m, v: maximum_of_two(m, v, other + 0 * m, jnp.zeros_like(v)))
 
 
 @rule(lax.min_p)

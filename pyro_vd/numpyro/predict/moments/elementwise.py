@@ -59,7 +59,7 @@ def through(
         function: of each element.
         closed: mean and variance of a Gaussian -> those of the function.
     """
-    if x.view is not None and x.elementwise:
+    if x.elementwise and not x.gaussian:
         return x.function(*quadrature(x.then(function), *x.source), function)
     moments = functools.partial(quadrature, function) if closed is None else closed
     return x.function(*moments(x.mean_value, x.variance), function)
@@ -74,7 +74,9 @@ def together(primitive: Any, operands: Sequence[Any]) -> GaussianArray | None:
         return None
     left, right = (one.view or Partial(_as_it_is) for one in operands)
     source = GaussianArray(*first.source, first.of)
-    return through(source, Partial(_of_both, primitive, left, right))
+    function = Partial(functools.partial(_of_both, primitive), left, right)
+    affine = primitive in (lax.add_p, lax.sub_p) and first.gaussian and second.gaussian
+    return source.function(*quadrature(function, *source.source), function, affine=affine)
 
 
 def _as_it_is(value: Array) -> Array:
@@ -135,4 +137,8 @@ def clamp(operands: Sequence[Any], params: dict[str, Any]) -> Any:
     low, x, high = operands
     if not isinstance(x, GaussianArray) or isinstance(low, GaussianArray) or isinstance(high, GaussianArray):
         return NotImplemented
-    return through(x, lambda value: lax.clamp(low, value, high))
+    return through(x, Partial(_between, low, high))
+
+
+def _between(low: Array, high: Array, value: Array) -> Array:
+    return lax.clamp(low, value, high)

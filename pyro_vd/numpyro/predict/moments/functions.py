@@ -6,6 +6,7 @@ Under ``jax.jit`` it is one function, whose body says that it is of each element
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import quax
@@ -15,7 +16,7 @@ from jax.typing import ArrayLike
 
 from pyro_vd.numpyro._jax import jit_p, remat_p, stop_gradient_p
 from pyro_vd.numpyro.predict.moments.elementwise import SMOOTH, through
-from pyro_vd.numpyro.predict.moments.gaussian import GaussianArray
+from pyro_vd.numpyro.predict.moments.gaussian import GaussianArray, UnknownOperation
 
 # Primitives that give each element of their result from the elements at its place.
 _ELEMENTWISE = {
@@ -39,7 +40,22 @@ def _(*args: ArrayLike | GaussianArray, **params: Any):
             return jaxpr_as_fun(body)(*args[:place], value, *args[place + 1 :])[0]
 
         return [through(args[place], function)]
-    return quax.quaxify(jaxpr_as_fun(body))(*args)
+    return _step_by_step(body, args, params["name"], random)
+
+
+def _step_by_step(body: Any, args: Sequence[Any], name: str, random: list[int]) -> Any:
+    """The body of a function; at one draw of its only Gaussian argument where it has an operation without a rule."""
+    of, steps = args[random[0]].of, jaxpr_as_fun(body)
+    if of.on_unknown == "sample" and len(random) == 1:
+        of.on_unknown = "error"  # what is unknown is the function as a whole: its parts belong together
+        try:
+            return quax.quaxify(steps)(*args)
+        except UnknownOperation:
+            draw = args[random[0]].draws(1, of.next_key(name))[0]
+            return steps(*(draw if i in random else one for i, one in enumerate(args)))
+        finally:
+            of.on_unknown = "sample"
+    return quax.quaxify(steps)(*args)
 
 
 @quax.register(remat_p, precedence=2)

@@ -48,6 +48,10 @@ class Pass:
         return jax.random.fold_in(self.key, len(self.sampled))
 
 
+class UnknownOperation(ValueError):
+    """Raised by an operation without a rule."""
+
+
 class GaussianArray(quax.ArrayValue):
     """An array of independent Gaussian elements, usable inside ``quax.quaxify`` in what one pass of moments knows.
 
@@ -58,6 +62,7 @@ class GaussianArray(quax.ArrayValue):
         origin, view: mean and variance of the Gaussian that it is a function of, and that function; None where it is
             taken for a Gaussian itself. At a likelihood the origin is drawn.
         elementwise: whether the view is a function of each element by itself.
+        gaussian: whether the view, if any, is affine: the array is a Gaussian itself.
 
     Raises:
         ValueError: by an operation without a rule.
@@ -76,6 +81,7 @@ class GaussianArray(quax.ArrayValue):
     origin: tuple[Array, Array] | None = None
     view: Partial | None = None
     elementwise: bool = eqx.field(static=True, default=True)
+    gaussian: bool = eqx.field(static=True, default=True)
 
     def aval(self) -> Any:
         return ShapedArray(self.mean_value.shape, self.mean_value.dtype)
@@ -105,20 +111,26 @@ class GaussianArray(quax.ArrayValue):
 
     def then(self, function: Callable[[Array], Array]) -> Partial:
         """``function`` of this array, as a function of its source."""
-        return Partial(function) if self.view is None else compose(function, self.view)
+        function = function if isinstance(function, Partial) else Partial(function)
+        return function if self.view is None else compose(function, self.view)
 
     def function(
-        self, mean: Array, variance: Array, function: Callable[[Array], Array], elementwise: bool = True
+        self,
+        mean: Array,
+        variance: Array,
+        function: Callable[[Array], Array],
+        elementwise: bool = True,
+        affine: bool = False,
     ) -> GaussianArray:
         """What ``function`` makes of this array, drawn by drawing this one."""
-        elementwise = elementwise and self.elementwise
+        elementwise, gaussian = elementwise and self.elementwise, affine and self.gaussian
         variance = jnp.broadcast_to(variance, mean.shape)
-        return GaussianArray(mean, variance, self.of, False, self.source, self.then(function), elementwise)
+        return GaussianArray(mean, variance, self.of, False, self.source, self.then(function), elementwise, gaussian)
 
     def viewed(self, view: Callable[[Array], Array], of_variance: Callable[[Array], Array] | None = None) -> Any:
         """A view: each element of one element; of a weight again a weight."""
         mean, variance = view(self.mean_value), (of_variance or view)(self.variance)
-        if self.view is None:
+        if self.gaussian:
             return self.like(mean, variance, self.weight)
         return self.function(mean, variance, view, elementwise=False)
 
@@ -168,7 +180,7 @@ def without_rule(primitive: Any, values: Sequence[Any], params: dict[str, Any]) 
     random = [value for value in values if isinstance(value, GaussianArray)]
     of, name = random[0].of, primitive.name
     if of.on_unknown == "error":
-        raise ValueError(
+        raise UnknownOperation(
             f'mode="moments": expected operations with a rule for a Gaussian input, got {name} on shapes '
             f'{[one.shape for one in random]}; write on_unknown="sample" to draw its input once a pass, or '
             'mode="weights"'
