@@ -160,6 +160,24 @@ def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], path: Pa
     _save(figure, path)
 
 
+def cumulative_regret(regrets: dict[str, list[list[float]]], path: Path) -> None:
+    """Cumulative regret against the round: the mean over seeds, and a band of one standard error."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    styles = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"))  # colours of Okabe and Ito
+    for (policy, runs), (color, style) in zip(regrets.items(), styles, strict=True):
+        sums = np.cumsum(np.array(runs), 1)
+        mean, error = sums.mean(0), sums.std(0, ddof=1) / np.sqrt(len(sums))
+        rounds = np.arange(1, len(mean) + 1)
+        axis.plot(rounds, mean, style, color=color, label=policy)
+        axis.fill_between(rounds, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+    seeds = len(next(iter(regrets.values())))
+    title = f"Regret of one arm for a group of contexts\nmean and standard error of {seeds} seeds"
+    axis.set(title=title, xlabel="round", ylabel="cumulative regret (reward)", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

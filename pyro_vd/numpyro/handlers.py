@@ -108,10 +108,10 @@ def posterior_mean(fn: Callable | None = None) -> Any:
 class _MeanMessenger(Messenger):
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "sample" and msg["value"] is None and not msg["is_observed"]:
-            msg["value"] = _center(msg["fn"])
+            msg["value"] = center(msg["fn"])
 
 
-def _center(fn: Any) -> Any:
+def center(fn: Any) -> Any:
     """The mean; of a distribution mapped from the real line, which has none in closed form, what the mean there is."""
     try:
         return fn.mean
@@ -119,7 +119,7 @@ def _center(fn: Any) -> Any:
         base = base_distribution(fn)
         if not isinstance(base, TransformedDistribution):
             raise
-        value = _center(base.base_dist)
+        value = center(base.base_dist)
         for transform in base.transforms:
             value = transform(value)
         return value

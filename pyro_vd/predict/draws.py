@@ -1,9 +1,8 @@
-"""Posterior predictive, one weight draw in memory at a time."""
+"""Draws from the posterior predictive distribution."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from itertools import pairwise
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +12,13 @@ from torch import Tensor
 
 from pyro_vd._pyro import Prediction
 from pyro_vd.arguments import check_programs, data_explained
-from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
-from pyro_vd.common.options import check_choice, check_count, check_known, check_names, shown
+from pyro_vd.common.options import check_known, check_names, shown
+from pyro_vd.common.predictions import MODES, check_prediction, pieces_of
 from pyro_vd.handlers import EstimatorMessenger, posterior_mean, run_coherently
+from pyro_vd.predict.blocks import Blocks, Parts
+from pyro_vd.predict.placeholders import Given
 from pyro_vd.rollback import undone
 
-MODES = ("weights", "local", "mean")
 RETURN = "_RETURN"  # Pyro's name for what a model returns
 
 
@@ -54,12 +54,14 @@ def posterior_predictive(
         shared_sites, reuse: for mode "local", see :func:`pyro_vd.lrt`.
 
     Returns:
-        ``{site: values}``, shape ``(num_samples, *shape of the site)``. Memory grows with the outputs
-        alone: one draw of the weights is held at a time.
+        ``{site: values}``, shape ``(num_samples, *shape of the site)``. Draws run side by side where ``torch.vmap``
+        can run the model, as many as fit 32 MiB of weights and activations; one by one where not (a model that looks
+        at values, or changes a tensor in place). Beyond that memory grows with the outputs alone.
 
     Raises:
         ValueError: unknown mode; num_samples or batch_size < 1; batch_size with nothing to cut, or with
-            a guide that has sites inside a plate; a name in return_sites that the model does not have.
+            a guide that has sites inside a plate; a name in return_sites that the model does not have; a site that has
+            another shape in another draw, or is not in every one.
         TypeError: a model that is asked for what it returns, and returns no tensor.
 
     Example:
@@ -72,62 +74,59 @@ def posterior_predictive(
         torch.Size([3, 5])
     """
     check_programs(model, guide)
-    check_choice("mode", mode, MODES)
     sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
-    if check_count("num_samples", num_samples) < 1:
-        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    if batch_size is not None and check_count("batch_size", batch_size) < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    local = EstimatorMessenger("local", shared_sites, reuse) if mode == "local" else None
-    guide = posterior_mean(guide) if mode == "mean" else guide
-    draws: dict[str, list[Tensor]] = {}
+    check_prediction(MODES, mode, num_samples, batch_size)
+    if mode == "mean":
+        guide = posterior_mean(guide)
+    elif mode == "local":
+        guide = EstimatorMessenger("local", shared_sites, reuse)(guide)
+    pieces, lengths = pieces_of(args, kwargs, batch_size)
+    run = DrawsOfValues(
+        model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", sites=set(sites)
+    )
     with Prediction():
-        for _ in range(num_samples):
-            for site, value in _one_draw(model, guide, args, kwargs, local, batch_size, set(sites)).items():
-                draws.setdefault(site, []).append(value)
-    return {site: torch.stack(values) for site, values in draws.items()}
+        return {site: values for site, (_, (values,)) in run.draws(num_samples).items()}
 
 
-def _one_draw(
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
-    local: EstimatorMessenger | None,
-    batch_size: int | None,
-    sites: set[str],
-) -> dict[str, Tensor]:
-    chunks, lengths = [(args, kwargs)], [0]
-    if batch_size is not None:
-        bounds = batch_bounds(number_of_examples(args, kwargs), batch_size)
-        chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(bounds)]
-        lengths = [number_of_examples(*chunk) for chunk in chunks]
-    shared = None if local else poutine.trace(guide).get_trace(*args, **kwargs)
-    if shared is not None and len(chunks) > 1:
-        inside = [name for name, site in shared.iter_stochastic_nodes() if site["cond_indep_stack"]]
-        if inside:
-            raise ValueError(
-                f"batch_size: expected a guide without sites inside a plate, got {inside}, which cannot be cut; call "
-                "posterior_predictive once for each piece of the data instead"
-            )
-    pieces: dict[str, list[Tensor]] = {}
-    site: Any
-    for chunk_args, chunk_kwargs in chunks:
+class DrawsOfValues(Blocks):
+    """The values at the sites of a model at draws of its guide.
 
-        def traces(args: tuple = chunk_args, kwargs: dict = chunk_kwargs) -> tuple[Any, Any]:
-            trace = poutine.trace(local(guide)).get_trace(*args, **kwargs) if local else shared
+    Args:
+        sites: names to keep; all but the guide's if empty.
+        others: those of :class:`Blocks`.
+    """
+
+    def __init__(self, *others: Any, sites: set[str]):
+        super().__init__(*others, caller="posterior_predictive")
+        self.sites = sites
+
+    def _run(self, values: dict[str, Any] | None, piece: tuple[tuple, dict]) -> dict[str, Tensor]:
+        args, kwargs = piece
+
+        def run() -> dict[str, Tensor]:
+            given = self._guide_values(piece) if values is None else values
             with data_explained("posterior_predictive", args, kwargs):
-                return trace, poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
+                trace = poutine.trace(Given(given)(self.model)).get_trace(*args, **kwargs)
+            nodes: Any = prune_subsample_sites(trace).nodes
+            sampled = [name for name, site in nodes.items() if site["type"] == "sample"]
+            check_known("return_sites", self.sites, [*sampled, RETURN])
+            found = {RETURN: _returned(nodes[RETURN]["value"])} if RETURN in self.sites else {}
+            wanted = self.sites or set(sampled) - self.guided
+            return found | {name: nodes[name]["value"] for name in sampled if name in wanted}
 
-        trace, run = run_coherently(traces)
-        nodes = prune_subsample_sites(run).nodes
-        check_known("return_sites", sites, [n for n, s in nodes.items() if s["type"] == "sample" or n == RETURN])
-        if RETURN in sites:
-            pieces.setdefault(RETURN, []).append(_returned(nodes[RETURN]["value"]))
-        for name, site in nodes.items():
-            if site["type"] == "sample" and (name in sites if sites else name not in trace.nodes):
-                pieces.setdefault(name, []).append(site["value"])
-    return {name: _join(values, lengths) for name, values in pieces.items()}
+        return run_coherently(run)
+
+    def _parts(self, run: dict[str, Tensor]) -> Parts:
+        return {name: (None, [value]) for name, value in run.items()}
+
+    def _parts_of_first(self, run: dict[str, Tensor], length: int) -> Parts:
+        for name, value in run.items():
+            along = value.dim() > 0 and value.shape[0] == length
+            self.along[name] = along and self.along.get(name, True)
+        return self._parts(run)
+
+    def _together(self, tensors: Sequence[Tensor], dim: int) -> Tensor:
+        return torch.cat(list(tensors), dim)
 
 
 def _returned(value: Any) -> Tensor:
@@ -137,9 +136,3 @@ def _returned(value: Any) -> Tensor:
             "sites, or return one tensor"
         )
     return value
-
-
-def _join(values: list[Tensor], lengths: list[int]) -> Tensor:
-    """Put the pieces of one site together along the axis of examples; a site without it is in every piece."""
-    along = [v.dim() > 0 and v.shape[0] == n for v, n in zip(values, lengths, strict=True)]
-    return torch.cat(values) if len(values) > 1 and all(along) else values[0]

@@ -100,7 +100,9 @@ def predictive_distribution(
             f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"
         )
     pieces, lengths = pieces_of(args, kwargs, batch_size)
-    run = DrawsOfLikelihoods(model, guide, (args, kwargs), pieces, lengths, sites, coherent=mode != "local")
+    run = DrawsOfLikelihoods(
+        model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", sites=sites
+    )
     with Prediction(), data_explained("predictive_distribution", args, kwargs):
         kept = run.of_moments(num_samples) if mode == "moments" else run.draws(num_samples, mode == "mean")
     return {site: Predictive(_built(site, *parts), site) for site, parts in kept.items()}

@@ -52,15 +52,32 @@ class NotSampled(Tensor):
         raise ValueIsUsed
 
 
-class BatchedNormal(TorchFunctionMode):
-    """``torch.normal`` of two tensors, by which Pyro samples Gaussians, as a product with ``randn``, known to vmap."""
+class BatchedNoise(TorchFunctionMode):
+    """What distributions sample by, as operations that ``torch.vmap`` knows.
+
+    ``torch.normal`` of two tensors is a product with ``randn``. ``torch.empty``, which distributions fill with noise in
+    place, has a row for every draw: any numbers may be in it.
+
+    Args:
+        index: the number of the draw, under vmap.
+    """
+
+    def __init__(self, index: Tensor):
+        super().__init__()
+        self.index = index
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is torch.normal and not kwargs and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
             mean, std = args
             shape = torch.broadcast_shapes(mean.shape, std.shape)
             return mean + std * torch.randn(shape, dtype=mean.dtype, device=mean.device)
-        return func(*args, **(kwargs or {}))
+        if func is torch.empty and args and kwargs.keys() <= {"dtype", "device"}:
+            shape = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            device = kwargs.get("device") or torch.get_default_device()
+            return self.index.new_empty(shape, dtype=dtype, device=device)
+        return func(*args, **kwargs)
 
 
 class LargestResult(TorchFunctionMode):

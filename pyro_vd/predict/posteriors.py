@@ -38,37 +38,58 @@ def fixed_posteriors(guide: Callable, call: tuple[tuple, dict]) -> dict[str, Wei
             return None
         runs.append(posteriors)
     first, second = runs
-    same = first.keys() == second.keys() and all(
-        torch.equal(first[site].loc, second[site].loc) and torch.equal(first[site].variance, second[site].variance)
-        for site in first
-    )
+    same = first.keys() == second.keys() and all(_are_equal(first[site], second[site]) for site in first)
     return first if same else None
 
 
-def draws_of_weight(posterior: WeightPosterior, number: int) -> Tensor:
-    """``number`` draws of a weight, the draws first.
+def _are_equal(first: WeightPosterior, second: WeightPosterior) -> bool:
+    """Whether two posteriors are of one family, and made of the same."""
+    ours, theirs = first.given(), second.given()
+    return (
+        type(first) is type(second)
+        and all(getattr(first, option) == getattr(second, option) for option in first.options)
+        and ours.keys() == theirs.keys()
+        and all(are_equal(ours[name], theirs[name]) for name in ours)
+    )
+
+
+def are_equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are known to hold the same; of those on ``meta`` only one and the same is."""
+    return first is second or not (first.is_meta or second.is_meta) and torch.equal(first, second)
+
+
+class WeightDraws:
+    """Many draws of a weight at once.
 
     Random numbers are most of the time of a prediction on few examples, and PyTorch makes them on one thread: here each
     draw of a Gaussian weight has a generator of its own, and as many are filled at a time as PyTorch has threads.
+
+    Args:
+        posterior: of the weight.
     """
-    loc = posterior.loc
-    if not isinstance(posterior, DropoutNormal) or posterior.scale.dtype != loc.dtype or loc.device.type != "cpu":
-        return torch.stack([posterior.rsample() for _ in range(number)])
-    scale = posterior.scale
-    draws = torch.empty((number, *loc.shape), dtype=loc.dtype)
 
-    def fill(index: int, seed: int) -> None:
-        # Each draw is finished while the processor's cache holds it.
-        with torch.no_grad():  # which a thread does not inherit
-            noise = draws[index].normal_(generator=torch.Generator().manual_seed(seed))
-            noise.mul_(scale).add_(loc)
+    def __init__(self, posterior: WeightPosterior):
+        self.posterior = posterior
+        self.scale = posterior.scale if isinstance(posterior, DropoutNormal) else None
 
-    seeds = torch.randint(2**62, (number,)).tolist()
-    threads = min(torch.get_num_threads(), number) if loc.numel() > _WORTH_A_THREAD else 1
-    if threads == 1:
-        for index, seed in enumerate(seeds):
-            fill(index, seed)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill, range(number), seeds))
-    return draws
+    def draw(self, number: int) -> Tensor:
+        """``number`` draws, first."""
+        loc, scale = self.posterior.loc, self.scale
+        if scale is None or scale.dtype != loc.dtype or loc.device.type != "cpu":
+            return torch.stack([self.posterior.rsample() for _ in range(number)])
+        draws = torch.empty((number, *loc.shape), dtype=loc.dtype, device="cpu")
+
+        def fill(draw: Tensor, seed: int) -> None:
+            # Each draw is finished while the processor's cache holds it.
+            with torch.no_grad():  # which a thread does not inherit
+                draw.normal_(generator=torch.Generator("cpu").manual_seed(seed)).mul_(scale).add_(loc)
+
+        seeds = torch.randint(2**62, (number,), device="cpu").tolist()
+        threads = min(torch.get_num_threads(), number) if loc.numel() > _WORTH_A_THREAD else 1
+        if threads == 1:
+            for draw, seed in zip(draws, seeds, strict=True):
+                fill(draw, seed)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, draws, seeds))
+        return draws

@@ -24,6 +24,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from pyro_vd.checks import describe
 from pyro_vd.common.structure import ALTERNATIVES, Slot, Structure
 
 
@@ -85,6 +86,50 @@ def take_apart(distribution: Any, batch_shape: torch.Size | None = None) -> tupl
             value = nested(value)
         arguments.append((name, value))
     return Structure(type(distribution), tuple(arguments)), tensors
+
+
+def is_along(name: str, likelihood: Any, length: int) -> bool:
+    """Whether the examples lie along the first axis; an error where they lie inside one event that has no parts."""
+    shape = likelihood.batch_shape + likelihood.event_shape
+    if not length or not shape or shape[0] != length:
+        return False
+    while isinstance(likelihood, Independent):
+        likelihood = likelihood.base_dist
+    if likelihood.batch_shape[:1] != shape[:1]:
+        raise ValueError(
+            f"batch_size: expected a likelihood at site {name!r} whose examples are its batch, got "
+            f"{describe(likelihood)}, one distribution of all of them; leave batch_size out"
+        )
+    return True
+
+
+def taken_apart(name: str, likelihood: Any) -> tuple[Structure, list[Tensor]]:
+    """The likelihood taken apart, having tried that it can be put together again, the draws first."""
+    try:
+        structure, tensors = take_apart(likelihood)
+        again = structure.build([tensor.unsqueeze(0) for tensor in tensors])
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise TypeError(
+            f"site {name!r}: expected a likelihood whose draws can be stacked into one distribution, got "
+            f"{describe(likelihood)}: {error}; take a family of pyro.distributions, or posterior_predictive, which "
+            "returns values"
+        ) from error
+    same = again.batch_shape == (1, *likelihood.batch_shape) and again.event_shape == likelihood.event_shape
+    if same:
+        with torch.random.fork_rng(devices=[]):  # a value to compare the densities at
+            value = likelihood.sample()
+        try:
+            expected, got = likelihood.log_prob(value), again.log_prob(value)[0]
+            same = torch.allclose(expected, got, rtol=1e-3, atol=1e-3, equal_nan=True)
+        except NotImplementedError:
+            pass
+    if not same:
+        raise TypeError(
+            f"site {name!r}: expected a likelihood that its constructor makes again from its attributes "
+            f"{[argument for argument, _ in structure.arguments]}, got {describe(likelihood)}, which comes out "
+            "another; keep every argument of its constructor as an attribute of that name"
+        )
+    return structure, tensors
 
 
 def stacked(parts: Sequence[Tensor], join: Callable[..., Tensor], dim: int = 0) -> Tensor:

@@ -1,9 +1,8 @@
-"""posterior_predictive: the sites of pyro.infer.Predictive, coherent draws, pieces of data, one draw in memory."""
+"""posterior_predictive: the sites of pyro.infer.Predictive, coherent draws, pieces of data, blocks."""
 
 from __future__ import annotations
 
 import math
-import weakref
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +14,7 @@ from torch import nn
 import pyro_vd as vd
 from helpers.oracles import assert_mean_close, assert_variance_close, standard_errors
 from pyro_vd.guides import AutoMeanField, AutoSparseVD
+from pyro_vd.predict import blocks, posteriors
 
 
 @pytest.fixture
@@ -56,14 +56,16 @@ def test_sites_and_shapes_are_those_of_predictive(program, mode):
 def test_a_draw_is_the_model_at_a_draw_of_the_guide(program):
     """Exactly: by hand, and by Predictive given the same weights."""
     _, function, guide, net, x = program
-    samples = predict(3, function, guide, x, num_samples=4)
-    pyro.set_rng_seed(3)
-    weights = [{site: value.detach() for site, value in guide(x).items()} for _ in range(4)]
-    for drawn, values in zip(samples["f"], weights, strict=True):
-        parameters = {site.removeprefix("net."): value for site, value in values.items()}
-        torch.testing.assert_close(drawn, torch.func.functional_call(net, parameters, (x,)), rtol=1e-12, atol=1e-12)
-    stacked = {site: torch.stack([values[site] for values in weights]) for site in weights[0]}
-    torch.testing.assert_close(samples, dict(Predictive(function, stacked, return_sites=("f",))(x)))
+    samples = predict(3, function, guide, x, num_samples=4, return_sites=["f", *guide.posteriors()])
+    stacked = {site: samples[site] for site in guide.posteriors()}
+    assert all(len(values.unique(dim=0)) == 4 for values in stacked.values())
+    for draw in range(4):
+        parameters = {site.removeprefix("net."): values[draw] for site, values in stacked.items()}
+        by_hand = torch.func.functional_call(net, parameters, (x,))
+        torch.testing.assert_close(samples["f"][draw], by_hand, rtol=1e-12, atol=1e-12)
+    of_pyro = Predictive(function, stacked, return_sites=("f",))(x)["f"]
+    torch.testing.assert_close(samples["f"], of_pyro)
+    assert torch.equal(samples["f"], predict(3, function, guide, x, num_samples=4)["f"]), "the seed gives the draws"
 
 
 @pytest.mark.slow
@@ -169,24 +171,25 @@ def test_draws_are_not_one_draw(program):
         assert (f[1:] != 0).all()
 
 
-@pytest.mark.parametrize("batch_size", [None, 3])
-def test_one_draw_of_the_weights_is_alive_at_a_time(program, batch_size, monkeypatch):
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_draws_of_the_weights_fit_a_bound(program, batch_size, monkeypatch):
+    """As many at a time as the bound allows; each weight drawn once a draw, whatever the number of pieces."""
     _, function, guide, _, x = program
-    alive, most = [], []
-    original = vd.DropoutNormal.rsample
+    drawn: list[tuple[int, int]] = []
+    original = posteriors.WeightDraws.draw
 
-    def spy(self, *sample_shape):
-        draw = original(self, *sample_shape)
-        assert draw.shape == self.loc.shape, "weights are drawn one by one"
-        alive.append(weakref.ref(draw))
-        most.append(sum(reference() is not None for reference in alive))
-        return draw
+    def spy(self, number):
+        drawn.append((number, self.posterior.loc.numel()))
+        return original(self, number)
 
-    monkeypatch.setattr(vd.DropoutNormal, "rsample", spy)
-    vd.posterior_predictive(function, guide, x, num_samples=12, batch_size=batch_size)
-    assert len(most) == 12 * 2, "one draw of each of two weights a sample, whatever the number of pieces"
-    assert max(most) <= 2
-    assert all(reference() is None for reference in alive)
+    monkeypatch.setattr(posteriors.WeightDraws, "draw", spy)
+    one = 8 * (4 * 5 + 5 * 2) + 3 * 8 * 5 * (batch_size or 10)
+    for budget, expected in ((4 * one, [4, 4, 3]), (one, []), (100 * one, [11])):
+        drawn.clear()
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", budget)
+        f = vd.posterior_predictive(function, guide, x, num_samples=12, batch_size=batch_size)["f"]
+        assert f.shape == (12, 10, 2) and len(f.unique(dim=0)) == 12
+        assert drawn == [(number, size) for number in expected for size in (20, 10)]
 
 
 def test_eval_keeps_the_uncertainty(program):

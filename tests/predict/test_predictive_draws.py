@@ -76,7 +76,7 @@ def test_every_automatic_guide_is_known(family):
     guide(x)
     found = posteriors.fixed_posteriors(guide, ((x,), {}))
     assert found is not None and set(found) == {"net.0.weight", "net.1.weight"}
-    assert posteriors.draws_of_weight(found["net.0.weight"], 3).shape == (3, 4, 3)
+    assert posteriors.WeightDraws(found["net.0.weight"]).draw(3).shape == (3, 4, 3)
 
 
 @pytest.mark.parametrize("size", [2, 120])
@@ -85,7 +85,7 @@ def test_draws_have_the_moments_of_the_posterior(size, monkeypatch):
     loc = torch.linspace(-1, 1, size * size, dtype=torch.float64).reshape(size, size)
     posterior = vd.DropoutNormal(loc, log_sigma2=-1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    draws = posteriors.draws_of_weight(posterior, 4000 if size == 2 else 200)
+    draws = posteriors.WeightDraws(posterior).draw(4000 if size == 2 else 200)
     assert draws.dtype == torch.float64
     assert_mean_close(draws, loc)
     assert_variance_close(draws[:, :2, :2], torch.full((2, 2), math.exp(-1), dtype=torch.float64))
@@ -99,6 +99,6 @@ def test_a_seed_gives_the_same_draws_on_any_number_of_threads(monkeypatch):
     for threads in (1, 2, 4):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         pyro.set_rng_seed(5)
-        found.append(posteriors.draws_of_weight(posterior, 6))
+        found.append(posteriors.WeightDraws(posterior).draw(6))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     assert len(found[0].flatten(1).unique(dim=0)) == 6

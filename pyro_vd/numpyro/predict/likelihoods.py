@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import Independent, Unit
+from numpyro.distributions import Unit
 from numpyro.handlers import replay, seed, substitute, trace
 
 from pyro_vd.common.examples import number_of_examples
@@ -21,7 +21,8 @@ from pyro_vd.numpyro.checks import check_parameter_sites, describe, latent_sites
 from pyro_vd.numpyro.handlers import Reuse, SharedSites, lrt, posterior_mean, shared_and_reuse
 from pyro_vd.numpyro.predict.distribution import Predictive
 from pyro_vd.numpyro.predict.draws import _compiled
-from pyro_vd.numpyro.predict.stacking import take_apart
+from pyro_vd.numpyro.predict.one_pass import OnePass
+from pyro_vd.numpyro.predict.stacking import is_along, take_apart
 from pyro_vd.numpyro.weights import run_counted
 
 # What the draws of one block may take together, in weights and activations.
@@ -42,6 +43,7 @@ def predictive_distribution(
     sites: Collection[str] = (),
     shared_sites: SharedSites = (),
     reuse: Reuse = "error",
+    on_unknown: str = "error",
     **kwargs: Any,
 ) -> dict[str, Predictive]:
     """The posterior predictive distribution of every observation site of a model: not draws of it, the thing itself.
@@ -60,17 +62,27 @@ def predictive_distribution(
         num_samples: number of draws.
         mode: "weights": each draw is one function. "local": noise of its own for every output element, as in training.
             "mean": the posterior mean of every guide site, the mean network; one draw, unless the model draws
-            something too.
+            something too. "moments": one pass of the net, without draws of the weights, that carries the mean and the
+            variance of every activation; ``num_samples`` draws of the likelihood's parameters at its end, whose mean
+            and variance are exact.
         batch_size: run this many examples at a time, as in :func:`pyro_vd.numpyro.posterior_predictive`.
         sites: names of the sites to keep; if empty, all.
         shared_sites, reuse: of mode "local", see :func:`pyro_vd.numpyro.lrt`.
+        on_unknown: of mode "moments", where an operation has no rule: "error", or "sample" to draw its input, once in
+            each of ``num_samples`` passes.
 
     Returns:
         ``{site: Predictive}``. Draws run side by side (``jax.vmap``), as many as fit 32 MiB of weights and activations.
 
+    Mode "moments" takes activations for independent Gaussians, as :func:`pyro_vd.predictive_distribution` does, which
+    says what is dropped. It knows products, convolutions, lookups, sums, functions of each element, averages and
+    maxima. Divisions by what is random are errors that name the operation: a softmax inside the net (attention) and
+    normalisation by statistics of the example (LayerNorm).
+
     Raises:
         ValueError: unknown mode or site; no observation site; num_samples or batch_size < 1; batch_size with a guide
             that has sites inside a plate, or with a likelihood that cannot be cut; no random key.
+            In mode "moments" also an operation without a rule, and weights whose elements share noise.
         TypeError: a likelihood whose parameters cannot be stacked.
 
     Example:
@@ -88,7 +100,11 @@ def predictive_distribution(
     """
     owner = "predictive_distribution"
     params = dict(check_finite(owner, check_call(owner, rng_key, params, model, guide, args, kwargs)))
-    check_prediction(MODES, mode, num_samples, batch_size)
+    check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
+    if mode != "moments" and on_unknown != "error":
+        raise ValueError(
+            f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"
+        )
     shared_and_reuse(shared_sites, reuse)  # looks at them
     if mode == "local":
         guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
@@ -122,7 +138,7 @@ def predictive_distribution(
         kept = {}
         for name in wanted_sites(sites, predicted, values):
             structure, kept[name] = _taken_apart(name, predicted[name])
-            along = _is_along(name, predicted[name], length) and structures.get(name, (None, True))[1]
+            along = is_along(name, predicted[name], length) and structures.get(name, (None, True))[1]
             structures[name] = structure, along
         return kept
 
@@ -132,6 +148,9 @@ def predictive_distribution(
         latent = dict(latent_sites(first))
         if mode != "local":
             check_cut([name for name, site in latent.items() if site["cond_indep_stack"]], len(pieces), owner)
+        if mode == "moments":
+            one_pass = OnePass(params, model, first, latent, sites, on_unknown)
+            return _of_moments(one_pass, rng_key, num_samples, pieces, batch_size)
         values = [] if mode == "local" else [jnp.asarray(site["value"]) for site in latent.values()]
         weights = sum(value.size * value.dtype.itemsize for value in values)
         one = jax.make_jaxpr(lambda key: run(key, draw(key, args, kwargs), *pieces[0]))(rng_key)
@@ -160,6 +179,18 @@ def predictive_distribution(
     return {name: Predictive(structures[name][0].build(own), name) for name, own in arrays.items()}
 
 
+def _of_moments(
+    one_pass: OnePass, key: Array, number: int, pieces: list[tuple[tuple, dict]], batch_size: int | None
+) -> dict[str, Predictive]:
+    """The mixture of the likelihoods at draws of what one pass, of every piece, makes of their parameters."""
+    lengths = [0 if batch_size is None else number_of_examples(*piece) for piece in pieces]
+    keys = jax.random.split(key, len(pieces))
+    found = [one_pass.draws(*one, number, *piece) for *one, piece in zip(keys, lengths, pieces, strict=True)]
+    kept = one_pass.likelihoods
+    joined = {name: _joined([piece[name] for piece in found], kept[name][1]) for name in found[0]}
+    return {name: Predictive(kept[name][0].build(own), name) for name, own in joined.items()}
+
+
 def _largest(jaxpr: Any) -> int:
     """Bytes of the largest result among the operations of a program."""
     sizes = [0]
@@ -168,21 +199,6 @@ def _largest(jaxpr: Any) -> int:
         inner = [getattr(parameter, "jaxpr", parameter) for parameter in equation.params.values()]
         sizes += [_largest(one) for one in inner if hasattr(one, "eqns")]
     return max(sizes)
-
-
-def _is_along(name: str, likelihood: Any, length: int) -> bool:
-    """Whether the examples lie along the first axis; an error where they lie inside one event that has no parts."""
-    shape = (*likelihood.batch_shape, *likelihood.event_shape)
-    if not length or not shape or shape[0] != length:
-        return False
-    while isinstance(likelihood, Independent):
-        likelihood = likelihood.base_dist
-    if tuple(likelihood.batch_shape[:1]) != shape[:1]:
-        raise ValueError(
-            f"batch_size: expected a likelihood at site {name!r} whose examples are its batch, got "
-            f"{describe(likelihood)}, one distribution of all of them; leave batch_size out"
-        )
-    return True
 
 
 def _taken_apart(name: str, likelihood: Any) -> tuple[Structure, list[Array]]:

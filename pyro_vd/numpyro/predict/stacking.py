@@ -19,6 +19,7 @@ from numpyro.distributions.transforms import AffineTransform, ComposeTransform, 
 
 from pyro_vd.common.examples import is_array
 from pyro_vd.common.structure import ALTERNATIVES, Slot, Structure
+from pyro_vd.numpyro.checks import describe
 
 
 def take_apart(distribution: Any, batch_shape: tuple[int, ...] | None = None) -> tuple[Structure, list[Array]]:
@@ -81,6 +82,21 @@ def take_apart(distribution: Any, batch_shape: tuple[int, ...] | None = None) ->
             raise TypeError(f"expected a distribution of arrays, got {type(distribution).__name__}, a list of others")
         found.append((name, value))
     return Structure(type(distribution), tuple(found)), arrays
+
+
+def is_along(name: str, likelihood: Any, length: int) -> bool:
+    """Whether the examples lie along the first axis; an error where they lie inside one event that has no parts."""
+    shape = (*likelihood.batch_shape, *likelihood.event_shape)
+    if not length or not shape or shape[0] != length:
+        return False
+    while isinstance(likelihood, dist.Independent):
+        likelihood = likelihood.base_dist
+    if tuple(likelihood.batch_shape[:1]) != shape[:1]:
+        raise ValueError(
+            f"batch_size: expected a likelihood at site {name!r} whose examples are its batch, got "
+            f"{describe(likelihood)}, one distribution of all of them; leave batch_size out"
+        )
+    return True
 
 
 def _transformed(base: Any, **steps: Any) -> Any:

@@ -1,0 +1,148 @@
+"""The likelihoods of a model after one pass of moments, and draws of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import quax
+from jax import Array
+from numpyro.distributions import Unit
+from numpyro.handlers import replay, seed, substitute, trace
+from numpyro.primitives import Messenger
+
+from pyro_vd.common.predictions import wanted_sites
+from pyro_vd.common.structure import Structure
+from pyro_vd.numpyro.checks import check_parameter_sites
+from pyro_vd.numpyro.handlers import base_distribution, center
+from pyro_vd.numpyro.posteriors import WeightPosterior
+from pyro_vd.numpyro.predict.moments import GaussianArray, Pass, drawn
+from pyro_vd.numpyro.predict.stacking import is_along, take_apart
+
+
+class OnePass:
+    """A model at the moments of its guide.
+
+    Args:
+        params: parameters of model and guide.
+        model: a NumPyro model.
+        guided: a run of the guide.
+        latent: the messages of its sites.
+        sites: names to keep; all if empty.
+        on_unknown: "error" or "sample", where a weight has noise that its elements share, or an operation no rule.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        model: Callable,
+        guided: Mapping[str, Any],
+        latent: Mapping[str, Any],
+        sites: Collection[str],
+        on_unknown: str,
+    ):
+        if on_unknown not in ("error", "sample"):
+            raise ValueError(f"on_unknown: expected 'error' or 'sample', got {on_unknown!r}")
+        self.params, self.model, self.guided, self.latent = dict(params), model, guided, latent
+        self.sites, self.on_unknown = sites, on_unknown
+        # Of each site the structure, and whether the examples of every piece lie along its first axis.
+        self.likelihoods: dict[str, tuple[Structure, bool]] = {}
+        self.sampled = False
+
+    def draws(self, key: Array, length: int, number: int, args: tuple, kwargs: dict) -> dict[str, list[Array]]:
+        """``number`` draws of the parameters of each likelihood at ``length`` examples, the draws first."""
+
+        def one(key: Array, number: int) -> dict[str, list[Array]]:
+            pass_key, *keys = jax.random.split(key, 2)
+            of = Pass(pass_key, self.on_unknown)
+            run: Any = quax.quaxify(lambda values: self._run(values, args, kwargs, pass_key, length))
+            parameters = run(self._values(of))
+            self.sampled = bool(of.sampled)
+            flat, structure = jax.tree.flatten(parameters, is_leaf=lambda leaf: isinstance(leaf, GaussianArray))
+            keys = jax.random.split(keys[0], max(1, len(flat)))
+            return structure.unflatten([drawn(leaf, number, k) for leaf, k in zip(flat, keys, strict=False)])
+
+        jax.eval_shape(lambda key: one(key, 1), key)
+        if not self.sampled:
+            return jax.jit(lambda key: one(key, number))(key)
+        # An operation drew its input: each draw takes a pass of its own.
+        passes = jax.jit(jax.vmap(lambda key: jax.tree.map(lambda a: a[0], one(key, 1))))
+        return passes(jax.random.split(key, number))
+
+    def _values(self, of: Pass) -> dict[str, Any]:
+        """What stands at the sites of the guide: a Gaussian for a weight, the mean of any other."""
+        values = {}
+        for name, site in self.latent.items():
+            posterior = base_distribution(site["fn"])
+            if not isinstance(posterior, WeightPosterior):
+                values[name] = center(site["fn"])
+                continue
+            noise = posterior.noise()
+            if noise.independent:
+                variance = jnp.zeros_like(noise.loc) if noise.variance is None else noise.variance
+                values[name] = GaussianArray(noise.loc, variance.astype(noise.loc.dtype), of, weight=True)
+            elif of.on_unknown == "error":
+                raise ValueError(
+                    f'site {name!r}: expected a weight whose elements are independent Gaussians for mode="moments", '
+                    f'got {type(posterior).__name__}, whose elements share noise; write on_unknown="sample" to draw it '
+                    'once a pass, or mode="weights"'
+                )
+            else:
+                values[name] = noise.draw(of.next_key(name))
+        return values
+
+    def _run(
+        self, values: Mapping[str, Any], args: tuple, kwargs: dict, key: Array, length: int
+    ) -> dict[str, list[Any]]:
+        given: Any = {name: {**self.latent[name], "value": value} for name, value in values.items()}
+        model: Any = substitute(replay(seed(self.model, key), given), data=self.params)
+        with numpyro.validation_enabled(False):
+            ran = trace(_Unsampled(model)).get_trace(*args, **kwargs)
+            check_parameter_sites("predictive_distribution", self.params, self.guided, ran)
+            predicted = {
+                name: site["fn"]
+                for name, site in ran.items()
+                if site["type"] == "sample" and name not in values and not isinstance(site["fn"], Unit)
+            }
+            kept = {}
+            for name in wanted_sites(self.sites, predicted, values):
+                structure, kept[name] = take_apart(predicted[name])
+                along = is_along(name, predicted[name], length) and self.likelihoods.get(name, (None, True))[1]
+                self.likelihoods[name] = structure, along
+        return kept
+
+
+class _Unsampled(Messenger):
+    """Puts at every site without a value what may not be used: a sample has none in one pass of moments."""
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and msg["value"] is None and not isinstance(msg["fn"], Unit):
+            msg["value"] = NotSampled(msg["name"])
+
+
+class NotSampled:
+    """Stands for a sample until something is done with it."""
+
+    def __init__(self, site: str):
+        self.site = site
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name not in ("__jax_array__", "__array__"):
+            raise AttributeError(name)
+        raise self._error()
+
+    def _error(self, *others: Any) -> ValueError:
+        return ValueError(
+            f"site {self.site!r}: expected a model that returns what it predicts, got one that goes on to use it, "
+            'which has no value in one pass of moments; write mode="weights"'
+        )
+
+    def _used(self, *others: Any) -> Any:
+        raise self._error()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _used
+    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __abs__ = _used
+    __lt__ = __le__ = __gt__ = __ge__ = __getitem__ = __iter__ = __len__ = __float__ = __bool__ = _used
