@@ -15,6 +15,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pyro_vd {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 myst_heading_anchors = 3
 # Links out of docs/, to README, CONTRIBUTING and examples, are files of the repository and no pages of the site.
 suppress_warnings = ["myst.xref_missing"]

@@ -57,26 +57,31 @@ def digits_curve(steps: int) -> tuple[list[tuple[float, float]], tuple[float, fl
 
 
 def regression_band(steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Data ``x, y``, a grid, and draws of the net on the grid, shape (draws, grid)."""
-    torch.manual_seed(0)
+    """Data ``x, y``, a grid, and draws of the net on the grid, shape (draws, grid): docs/tutorials/regression.py."""
+    pyro.set_rng_seed(0)
     pyro.clear_param_store()
-    x = torch.cat([torch.rand(40) * 1.2 - 1.5, torch.rand(40) * 1.0 + 0.5])[:, None]
-    y = (torch.sin(3 * x) + 0.1 * torch.randn_like(x))[:, 0]
-    net = nn.Sequential(nn.Linear(1, 50), nn.Tanh(), nn.Linear(50, 1))
-    bnn = vd.BayesianModule(net, prior=dist.Normal(0.0, 1.0), where="*")
+
+    def observe(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.cat([torch.rand(number // 2) * 1.2 - 1.5, torch.rand(number // 2) + 0.5])[:, None]
+        return x, (torch.sin(3 * x) + 0.2 * torch.randn_like(x))[:, 0]
+
+    (x, y), _ = observe(400), observe(400)  # the second are the held-out points of the tutorial
+    net = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1))
+    bnn = vd.BayesianModule(net, {"0.*": dist.Normal(0.0, 3.0), "2.*": dist.Normal(0.0, 0.5)}, where="*")
 
     def model(x, y=None):
+        noise = pyro.sample("noise", dist.LogNormal(-1.0, 1.0))
         mean = bnn(x)[:, 0]
-        with vd.data_plate(80, len(x)):
-            pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
-        return mean
+        with vd.data_plate(400, len(x)):
+            pyro.sample("y", dist.Normal(mean, noise), obs=y)
 
     guide = AutoMeanField(model)
-    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), vd.TraceVD_ELBO())
+    optimizer = pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.999})
+    svi = pyro.infer.SVI(model, guide, optimizer, vd.TraceVD_ELBO())
     for _ in range(steps):
         svi.step(x, y)
     grid = torch.linspace(-2.5, 2.5, 80)[:, None]
-    return x[:, 0], y, grid[:, 0], vd.posterior_predictive(model, guide, grid, num_samples=300)["y"]
+    return x[:, 0], y, grid[:, 0], vd.posterior_predictive(model, guide, grid, num_samples=1000)["y"]
 
 
 def outputs_of_a_layer(estimator: str, steps: int) -> torch.Tensor:
@@ -116,8 +121,10 @@ def main(folder: Path = IMAGES, steps: tuple[int, int, int] = (800, 2000, 300)) 
     left.plot([100 * share for share, _ in rows], [e for _, e in rows], marker=".", label="pruned net")
     left.plot([100 * kept], [error], "o", label=f"threshold log_alpha = 3 keeps {100 * kept:.2f} %")
     left.set(
-        title="Digits: few weights carry the net", xlabel="weights kept (%)", ylabel="held-out error (%)", xscale="log",
+        title="Digits: few weights carry the net", xlabel="weights kept (%)", ylabel="held-out error (%)",
     )  # fmt: skip
+    left.set(xscale="log", xlim=(0.02, 110))
+    left.xaxis.set_major_formatter("{x:g}")
     left.legend()
     x, y, grid, draws = regression_band(steps[1])
     low, middle, high = draws.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogFormatter
 
 plt.style.use(Path(__file__).with_name("figures.mplstyle"))
 
@@ -26,11 +27,12 @@ def training_curves(
     ]
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8))
     for axis, (title, label, keys, scale) in zip(axes, panels, strict=True):
-        axis.axvspan(*warm_up, color="gray", alpha=0.15, label="warm-up: weight of the KL rises from 0 to 1")
+        axis.axvspan(*warm_up, color="gray", alpha=0.15, label="warm-up: weight of the KL 0 to 1")
         for key in keys:
             axis.plot(epochs, [row[key] for row in history], label=key if len(keys) > 1 else None)
         axis.set(title=title, xlabel="epoch", ylabel=label, yscale=scale)
-    axes[0].legend()
+        _plain_numbers(axis)
+    axes[0].legend(loc="upper right")
     _save(figure, path)
 
 
@@ -44,6 +46,7 @@ def error_against_threshold(rows: list[tuple[float, float, float]], chosen: floa
     bottom.set(title="What it leaves", ylabel="weights kept (%)", yscale="log")
     bottom.set_xlabel("threshold: weights with log_alpha above it are set to 0")
     for axis in (top, bottom):
+        _plain_numbers(axis)
         axis.axvline(chosen, color="gray", linestyle="--", label=f"the threshold used, {chosen:.3g}")
     top.legend()
     _save(figure, path)
@@ -176,6 +179,13 @@ def cumulative_regret(regrets: dict[str, list[list[float]]], path: Path) -> None
     axis.grid(alpha=0.3)
     axis.legend()
     _save(figure, path)
+
+
+def _plain_numbers(axis: plt.Axes) -> None:
+    """Write 60 at a logarithmic axis, and not 6 times a power of ten."""
+    if axis.get_yscale() == "log":
+        axis.yaxis.set_major_formatter(LogFormatter())
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

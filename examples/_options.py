@@ -10,13 +10,13 @@ import _data
 
 
 def parser(
-    doc: str | None, name: str, *, seeds: int | None = None, data: bool = True, bar: bool = True
+    doc: str | None, name: str | None, *, seeds: int | None = None, data: bool = True, bar: bool = True
 ) -> argparse.ArgumentParser:
-    """A parser with --quick, --seed, --out, and --quiet.
+    """A parser with --quick, --seed, --out and --quiet.
 
     Args:
         doc: the docstring of the example, which ``--help`` shows as it is.
-        name: of the folder in ``out/`` that --out stands for.
+        name: of the folder in ``out/`` that --out stands for; None for an example that prints and writes nothing.
         seeds: how many seeds a run takes unless told otherwise; adds --seeds.
         data: whether to add --dataset and --data-dir.
         bar: whether there is a progress bar, which --quiet leaves out; without it the example prints as it goes.
@@ -26,7 +26,8 @@ def parser(
     made.add_argument("--seed", type=int, default=0, help="the first one" if seeds else None)
     if seeds:
         made.add_argument("--seeds", type=int, default=seeds, help=f"runs, with as many seeds; default {seeds}")
-    made.add_argument("--out", default=f"out/{name}", help=f"folder of pictures and numbers; default out/{name}")
+    if name:
+        made.add_argument("--out", default=f"out/{name}", help=f"folder of pictures and numbers; default out/{name}")
     if bar:
         made.add_argument("--quiet", action="store_true", help="no progress bar")
     if data:

@@ -15,6 +15,7 @@ import argparse
 import os
 from collections.abc import Iterator
 
+import _options
 import torch
 from _data import load
 from _training import classifier, error, mlp
@@ -74,11 +75,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _options.parser(__doc__, None, data=False, bar=False)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch", type=int, default=50, help="examples of a step of one process")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    return _options.parse(parser, argv, epochs=5)
 
 
 if __name__ == "__main__":

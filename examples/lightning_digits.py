@@ -3,9 +3,9 @@
 python examples/lightning_digits.py --epochs 60
 """
 
-import argparse
 import functools
 
+import _options
 import pyro
 import torch
 from _data import load
@@ -17,11 +17,11 @@ from pyro_vd.guides import AutoSparseVD
 from pyro_vd.training import linear_warm_up
 from pyro_vd.training.lightning import SparsityTable, VariationalModule
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = _options.parser(__doc__, None, data=False, bar=False)
 parser.add_argument("--epochs", type=int, default=60)
-options = parser.parse_args()
+options = _options.parse(parser, None, epochs=5)
 
-seed_everything(0, verbose=False)
+seed_everything(options.seed, verbose=False)
 data = load("digits", "data")
 train, test = TensorDataset(data.x_train, data.y_train), TensorDataset(data.x_test, data.y_test)
 net = torch.nn.Sequential(torch.nn.Linear(64, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))

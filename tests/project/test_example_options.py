@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 import pytest
@@ -28,7 +29,8 @@ def test_every_example_has_them():
     for file in EXAMPLES.glob("[!_]*.py"):
         source = file.read_text()
         if "_options.parser(" in source:
-            assert f'"{file.stem}"' in source and "_options.parse(parser, " in source, file.name
+            assert re.search(rf'_options\.parser\(__doc__, (None|"{file.stem}")', source), file.name
+            assert "_options.parse(parser, " in source, file.name
         elif file.name not in OTHERS:
             assert all(f'{option}"' in source for option in ("--quick", "seed", "--out")), file.name
 
@@ -38,7 +40,8 @@ def test_every_option_says_what_it_is(options):
     for option in ("--quick", "--seed ", "--seeds ", "--out ", "--quiet", "--dataset ", "--data-dir "):
         assert option in shown
     assert "What it does." in shown and "out/folder" in shown
-    assert "--quiet" not in options.parser("", "folder", bar=False).format_help()
+    fewer = options.parser("", None, bar=False).format_help()
+    assert "--quiet" not in fewer and "--out" not in fewer
 
 
 def test_quick_changes_defaults_and_nothing_that_was_asked_for(options):

@@ -111,7 +111,7 @@ def test_every_guide_and_estimator_is_in_the_tables_of_choosing():
 
 def test_every_section_of_results_has_a_command():
     sections = re.split(r"^## ", (DOCS / "results.md").read_text(), flags=re.M)[1:]
-    assert len(sections) == 9
+    assert len(sections) >= 9
     for section in sections:
         for command in re.findall(r"python (examples/\w+\.py)", section):
             assert (README.parent / command).exists(), command
