@@ -181,7 +181,7 @@ class Channels(TorchFunctionMode):
         constant = ~live | (value.constant & ((value.values == 0) | (not border)))
         return self._value(output, axis, value.labels, constant)
 
-    def _recurrent(self, output: tuple, args: tuple) -> dict[Tensor, Value] | None:
+    def _recurrent(self, output: Any, args: tuple) -> dict[Tensor, Value] | None:
         """One layer in one direction; its units read each other, and are needed where one that reads them is."""
         x, states, weights, biased = args[:4]  # of packed sequences other ones
         if not isinstance(biased, bool) or len(weights) != (4 if biased else 2):  # more of them: layers, projections

@@ -214,7 +214,8 @@ def _describe(layer: nn.Module) -> None:
             return
         for key, parameter in list(layer._parameters.items()):
             setattr(layer, key, parameter)  # its list of weights follows
-        layer.hidden_size, layer.input_size = layer.weight_hh_l0.shape[1], layer.weight_ih_l0.shape[1]
+        for size, name in (("hidden_size", "weight_hh_l0"), ("input_size", "weight_ih_l0")):
+            setattr(layer, size, getattr(layer, name).shape[1])
     elif not isinstance(weight, Tensor):
         return
     elif isinstance(layer, nn.Linear):
