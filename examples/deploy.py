@@ -103,12 +103,14 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=3 * len(seeds), unit="part", disable=args.quiet) as bar:
-        runs = [run(args, seed, bar.update) for seed in seeds]
+        runs = []
+        for seed in seeds:
+            runs.append(run(args, seed, bar.update))
+            (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
     for one in runs:
         print(f"threshold {one['threshold']:.2f} of log_alpha, {100 * one['sparsity']:.2f} % of the weights pruned")
     print(f"{args.net}, {args.dataset}, {len(runs)} seeds; error in %, NLL in nats per example\n{table(runs)}")
     _figures.error_against_bytes([one["curves"] for one in runs], out / "deploy.png")
-    (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
     print(f"deploy.png and result.json are in {out}/")
 
 

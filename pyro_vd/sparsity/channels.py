@@ -7,7 +7,6 @@ joined. A function without a rule needs all channels of its arguments: what is n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,29 +16,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pyro_vd.sparsity.labels import Labels, Product, Value
+from pyro_vd.sparsity.axes import MOVES, bound, place, several
+from pyro_vd.sparsity.functions import CHANNELWISE, METADATA, NORMS, POOLING, RECURRENT, name_of
+from pyro_vd.sparsity.labels import Labels, Product, Value, reachable
 
 UNIFORM = 1e-6  # relative: a constant that is computed at several positions may round otherwise at each
-
-# Functions whose channel c depends on channel c of their tensors only, at all positions.
-CHANNELWISE = {
-    *("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "hardtanh"),
-    *("hardswish", "hardsigmoid", "sigmoid", "tanh", "logsigmoid", "softsign", "exp", "log", "sqrt", "square", "abs"),
-    *("sin", "cos", "neg", "clamp", "pow", "prelu", "dropout", "dropout1d", "dropout2d", "dropout3d", "clone"),
-    *("alpha_dropout", "add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "truediv", "radd", "rmul"),
-    *("iadd", "imul", "rtruediv", "contiguous", "float", "double", "to", "detach", "maximum", "minimum"),
-}
-POOLING = {f"{kind}_pool{d}d" for kind in ("max", "avg", "lp", "adaptive_avg", "adaptive_max") for d in (1, 2, 3)} | {
-    "interpolate",
-    "upsample",
-}
-NORMS = {"batch_norm", "instance_norm"}
-REDUCTIONS = {"mean", "sum", "amax", "amin"}
-METADATA = {
-    *("size", "shape", "dim", "ndim", "ndimension", "numel", "len", "stride", "dtype", "device", "layout"),
-    *("is_floating_point", "is_complex", "is_contiguous", "is_nested", "is_sparse", "is_cuda", "requires_grad"),
-}
-SHAPES = {"flatten", "view", "reshape", "transpose", "swapaxes", "permute", "mT", "squeeze", "unsqueeze"}
 
 
 class Channels(TorchFunctionMode):
@@ -73,7 +54,7 @@ class Channels(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        self._see(_name(func), output, args, kwargs)
+        self._see(name_of(func), output, args, kwargs)
         return output
 
     def finish(self, output: Any) -> None:
@@ -114,22 +95,21 @@ class Channels(TorchFunctionMode):
         value = None
         if isinstance(output, Tensor):
             value = self._rule(name, output, tensors, args, kwargs)
-        if value is None:
+        found = {output: value} if value else self._recurrent(output, args) if name in RECURRENT else None
+        if found is None:
             self._unknown(tensors, output)
         else:
-            self._seen[output] = value
+            self._seen.update(found)
 
     def _rule(self, name: str, output: Tensor, tensors: list[Tensor], args: tuple, kwargs: dict) -> Value | None:
         if name == "linear":
-            return self._product(
-                output, 0, 1, output.dim() - 1, False, *_bound(args, kwargs, "input", "weight", "bias")
-            )
+            return self._product(output, 0, 1, output.dim() - 1, False, *bound(args, kwargs, "input", "weight", "bias"))
         if name.startswith("conv"):
             return self._convolution(name.startswith("conv_transpose"), output, args, kwargs)
         if name in ("embedding", "embedding_bag"):
             return self._embedding(name, output, args, kwargs)
         if name == "cat":
-            return self._cat(output, *_bound(args, kwargs, "tensors", "dim"))
+            return self._cat(output, *bound(args, kwargs, "tensors", "dim"))
         if name in NORMS | POOLING:
             x, value = tensors[0], self._seen.get(tensors[0])
             axis = x.dim() - int(name[-2]) - 1 if name[-1] == "d" else 1
@@ -142,7 +122,17 @@ class Channels(TorchFunctionMode):
             return replace(found, constant=found.constant & same)
         if name in CHANNELWISE:
             return self._channelwise(name, output, tensors)
-        if name in SHAPES | REDUCTIONS and tensors[0] in self._seen:
+        if name == "scaled_dot_product_attention":
+            return self._attention(output, args, kwargs)
+        if name == "matmul":
+            return self._stacked(output, args[:2])
+        if name in ("softmax", "log_softmax") and (value := self._seen.get(tensors[0])) is not None:
+            (dim,) = bound(args[1:], kwargs, "dim")
+            found = (
+                None if dim is None or dim % output.dim() == value.axis else self._channelwise(name, output, tensors)
+            )
+            return found and replace(found, constant=torch.zeros_like(found.constant))  # it depends on the sizes
+        if name in MOVES and tensors[0] in self._seen:
             return self._moved(name, output, tensors[0], args[1:], kwargs)
         return None
 
@@ -171,10 +161,10 @@ class Channels(TorchFunctionMode):
     def _convolution(self, transposed: bool, output: Tensor, args: tuple, kwargs: dict) -> Value | None:
         names = ("input", "weight", "bias", "stride", "padding")
         names += ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
-        x, weight, bias, _, padding, *rest = _bound(args, kwargs, *names)
+        x, weight, bias, _, padding, *rest = bound(args, kwargs, *names)
         groups = rest[1] or 1
         axis = x.dim() - weight.dim() + 1
-        border = padding not in (None, 0, "valid") and any(_several(padding))
+        border = padding not in (None, 0, "valid") and any(several(padding))
         border = border or transposed  # whose positions see other taps of the kernel each
         if groups == 1:
             rows, columns = (1, 0) if transposed else (0, 1)
@@ -190,6 +180,35 @@ class Channels(TorchFunctionMode):
         live = (weight != 0).flatten(1).any(1).cpu()
         constant = ~live | (value.constant & ((value.values == 0) | (not border)))
         return self._value(output, axis, value.labels, constant)
+
+    def _recurrent(self, output: Any, args: tuple) -> dict[Tensor, Value] | None:
+        """One layer in one direction; its units read each other, and are needed where one that reads them is."""
+        x, states, weights, biased = args[:4]  # of packed sequences other ones
+        if not isinstance(biased, bool) or len(weights) != (4 if biased else 2):  # more of them: layers, projections
+            return None
+        if any(one in self._seen for one in tree_leaves(states)) or not self._sizes_are_free:
+            return None
+        if any(one not in self.leaves or self.leaves[one] for one in weights):
+            return None
+        inputs, hidden = weights[:2]
+        units, axis = self.labels.new(hidden.shape[1]), output[0].dim() - 1
+        gates = len(hidden) // len(units)
+        for one in weights:
+            self.leaves[one][0], self.uses[one] = units * gates, 1
+        self.leaves[hidden][1] = units
+        columns, value = self._of(inputs, 1), self._seen.get(x)
+        if value is None or value.axis != x.dim() - 1:
+            self._unknown(x)
+            self.labels.need(columns)
+        else:
+            self.labels.join(value.labels, columns)
+            live = (inputs != 0).cpu() & ~(value.constant & (value.values == 0))
+            self.products.append(Product(inputs, None, value, 0, 1, live))
+        none = torch.zeros(len(units), dtype=torch.bool)
+        state = Value(axis, units, none, torch.zeros(len(units)))
+        read = reachable((hidden != 0).unflatten(0, (gates, -1)).any(0).cpu())
+        self.products.append(Product(hidden, None, state, 0, 1, read.repeat(gates, 1)))
+        return {one: replace(state, axis=one.dim() - 1) for one in tree_leaves(output)}
 
     def _embedding(self, name: str, output: Tensor, args: tuple, kwargs: dict) -> Value | None:
         tables = [one for one in args[:2] if isinstance(one, Tensor) and one in self.leaves]
@@ -238,57 +257,38 @@ class Channels(TorchFunctionMode):
         return self._value(output, dim, labels, constant)
 
     def _moved(self, name: str, output: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Value | None:
-        """Channels that lie on another axis, or are each spread over several places of one."""
+        """Channels that lie on another axis, are each spread over several places of one, or together are one."""
         value = self._seen[x]
-        size, before = len(value.labels), x.shape[: value.axis].numel()
-        if name in REDUCTIONS:
-            dims, keep = _bound(args, kwargs, "dim", "keepdim")
-            gone = {one % x.dim() for one in _several(dims)} if dims is not None else set(range(x.dim()))
-            if value.axis in gone:
-                return None
-            axis = value.axis if keep else value.axis - sum(one < value.axis for one in gone)
-            return self._value(output, axis, value.labels, value.constant)
-        if name in ("transpose", "swapaxes", "mT", "permute"):
-            order = list(range(x.dim()))
-            if name == "permute":
-                order = [one % x.dim() for one in _several(args or kwargs["dims"])]
-            else:
-                first, second = (-2, -1) if name == "mT" else _bound(args, kwargs, "dim0", "dim1")
-                order[first], order[second] = order[second], order[first]
-            return self._value(output, order.index(value.axis), value.labels, value.constant)
-        given = [one for one in _several(args) if isinstance(one, int)] if name in ("view", "reshape") else []
-        for axis in range(output.dim()):
-            inner = output.shape[axis] // max(size, 1)
-            whole = output.shape[axis] == size * inner and output.shape[:axis].numel() == before
-            if whole and x.shape[value.axis + 1 :].numel() == inner * output.shape[axis + 1 :].numel():
-                if output.shape[axis] in given and not self._sizes_are_free:
-                    return None
-                labels = [label for label in value.labels for _ in range(inner)]
-                return self._value(
-                    output, axis, labels, value.constant.repeat_interleave(inner),
-                )  # fmt: skip
-        return None
+        found = place(name, x, value.axis, output, args, kwargs, self._sizes_are_free)
+        if found is None:
+            return None
+        labels, constant = value.labels, value.constant
+        if found.together > 1:
+            groups = [labels[i :: found.together] for i in range(found.together)]
+            self.labels.join(*groups)
+            labels, constant = groups[0], constant.unflatten(0, (-1, found.together)).all(1)
+        labels = [label for label in labels for _ in range(found.repeats)]
+        return self._value(output, found.axis, labels, constant.repeat_interleave(found.repeats))
+
+    def _attention(self, output: Tensor, args: tuple, kwargs: dict) -> Value | None:
+        """Each head by itself; zero values give zero."""
+        query, key, value, mask = bound(args, kwargs, "query", "key", "value", "attn_mask")
+        by_head = mask is not None and (mask in self._seen or (mask.dim() > 2 and mask.shape[-3] > 1))
+        return None if by_head else self._stacked(output, (value,), query, key)
+
+    def _stacked(self, output: Tensor, factors: tuple[Tensor, ...], *others: Tensor) -> Value | None:
+        """Products of matrices that are stacked on the axis of channels; where a factor is zero, the output is."""
+        axis = output.dim() - 3
+        tensors = [one for one in (*factors, *others) if one.dim() == output.dim()]
+        values = [value for one in tensors if (value := self._seen.get(one)) and value.axis == axis]
+        if len(values) < len(factors) + len(others) or len({len(value.labels) for value in values}) != 1:
+            return None
+        self.labels.join(*(value.labels for value in values))
+        zero = torch.stack([value.constant & (value.values == 0) for value in values[: len(factors)]]).any(0)
+        return self._value(output, axis, values[0].labels, zero)
 
     def _value(self, output: Tensor, axis: int, labels: list[int], constant: Tensor) -> Value:
         channels = output.detach().movedim(axis, 0).flatten(1)
         values = channels[:, 0] if channels.shape[1] else channels.new_zeros(len(labels))
         near = (channels - values[:, None]).abs() <= UNIFORM * (1 + values.abs()[:, None])
         return Value(axis, labels, constant & near.all(1).cpu(), values.clone().cpu())
-
-
-def _name(func: Any) -> str:
-    """The name of a function, method or property, without what says that it works in place of an operator."""
-    name = getattr(func, "__name__", "")
-    return func.__self__.__name__ if name == "__get__" else name.strip("_") if name.startswith("__") else name
-
-
-def _bound(args: tuple, kwargs: dict, *names: str) -> Iterator[Any]:
-    """Arguments by position or name, None where not given."""
-    return (args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names))
-
-
-def _several(value: Any, length: int = 1) -> list:
-    """A number or a sequence of numbers as a list."""
-    if isinstance(value, (tuple, list)):
-        return [one for part in value for one in _several(part)] if len(value) else [0]
-    return [0 if value is None else value] * length

@@ -68,12 +68,12 @@ class FewerHeads(nn.MultiheadAttention):
             self.in_proj_weight.chunk(3) if packed else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         )
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        projected = (
+        query, key, value = (
             F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for x, weight, bias in zip(inputs, weights, biases, strict=True)
         )
         mask = self._mask(attn_mask, key_padding_mask, query)
-        mixed = F.scaled_dot_product_attention(*projected, mask, self.dropout if self.training else 0.0)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, self.dropout if self.training else 0.0)
         output = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return output[0] if one else output if self.batch_first else output.transpose(0, 1), None
 
@@ -123,7 +123,7 @@ def without_dead_heads(net: nn.Module) -> tuple[nn.Module, list[str]]:
             constant[0] = 0.0
         replaced[path] = fewer = FewerHeads(layer, live.nonzero()[:, 0].tolist())
         if fewer.out_proj.bias is not None:
-            fewer.out_proj.bias += layer.out_proj.weight @ constant.flatten()
+            fewer.out_proj.bias.add_(layer.out_proj.weight @ constant.flatten())
     net = replace_layers(net, replaced)
     for layer in net.modules():
         if replaced and isinstance(layer, nn.TransformerEncoder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -67,3 +68,11 @@ class Product:
     rows: int
     columns: int
     live: Tensor
+
+
+def reachable(read: Tensor) -> Tensor:
+    """From which unit (row) which are read, directly or through others; each reaches itself."""
+    found = read | torch.eye(len(read), dtype=torch.bool)
+    for _ in range(len(read).bit_length()):
+        found = (found.float() @ found.float()) > 0
+    return found

@@ -32,8 +32,10 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     constant and goes into the biases of the next layers. Units are followed through Linear, Conv1d/2d/3d,
     ConvTranspose1d/2d/3d, BatchNorm, Embedding and EmbeddingBag, elementwise functions, pooling, flattening, sums and
     concatenations, in any forward method: it is run once on the examples. Units that meet a function without a rule
-    (LayerNorm, softmax, attention, a recurrent layer, a grouped convolution that is not depthwise), and inputs and
-    outputs of the net, stay. Layers keep their types and names.
+    (LayerNorm, softmax over them, a grouped convolution that is not depthwise), and inputs and outputs of the net,
+    stay. Layers keep their types and names. Of an LSTM, GRU or RNN of one layer in one direction go the units that no
+    one reads. Heads of attention that is written in the forward method go as a whole, where their number is left open
+    (``x.view(batch, length, -1, size)``).
 
     A head of a MultiheadAttention is dead where the output does not read it, or its values have no weights; such a
     layer becomes one of a subclass, which does not return the weights of attention. At padded positions the outputs of
@@ -207,6 +209,13 @@ def _describe(layer: nn.Module) -> None:
     if isinstance(layer, _NormBase):
         own = weight if weight is not None else layer.running_mean
         layer.num_features = layer.num_features if own is None else len(own)
+    elif isinstance(layer, nn.RNNBase):
+        if layer.proj_size:
+            return
+        for key, parameter in list(layer._parameters.items()):
+            setattr(layer, key, parameter)  # its list of weights follows
+        for size, name in (("hidden_size", "weight_hh_l0"), ("input_size", "weight_ih_l0")):
+            setattr(layer, size, getattr(layer, name).shape[1])
     elif not isinstance(weight, Tensor):
         return
     elif isinstance(layer, nn.Linear):

@@ -70,6 +70,20 @@ def three(call, *layers):
     return Net(call, **dict(zip("abcd", layers, strict=False)))
 
 
+def attention(by_hand):
+    """Heads of size 2, their number left open."""
+
+    def call(s, x):
+        query, key, value = (layer(x).view(*x.shape[:2], -1, 2).transpose(1, 2) for layer in (s.a, s.b, s.c))
+        if by_hand:
+            mixed = torch.softmax(query @ key.transpose(-2, -1) / 2**0.5, -1) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return s.d(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))[:, 0]
+
+    return three(call, nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8, False), nn.Linear(8, 3))
+
+
 IMAGE, ROW, SERIES, TOKENS = (3, 2, 7, 7), (4, 6), (3, 3, 9), (2, 5, 6)
 PERCEPTRONS = {
     "no biases": lambda: nn.Sequential(nn.Linear(6, 8, False), nn.Softplus(), nn.Linear(8, 5, False)),
@@ -137,6 +151,38 @@ CONVOLUTIONS = {
         lambda s, x: s.b((h := F.relu(s.a(x))).view(h.size(0), h.size(1) * 25)), nn.Conv2d(2, 4, 3), nn.Linear(100, 2)
     ),
 }  # fmt: skip
+
+
+def recurrent(kind, states=False, **options):
+    """Between Linear layers; its output at all positions, or its last states."""
+    units = options.pop("units", 5)
+
+    def call(s, x):
+        outputs, last = s.b(F.relu(s.a(x)))
+        return s.d(torch.tanh(s.c(last[0][-1] if states else outputs)))
+
+    wide = options.get("proj_size") or units * (2 if options.get("bidirectional") and not states else 1)
+    return three(
+        call, nn.Linear(6, 7), kind(7, units, batch_first=True, **options), nn.Linear(wide, 4), nn.Linear(4, 2)
+    )
+
+
+RECURRENT = {
+    "lstm of positions": lambda: recurrent(nn.LSTM),
+    "lstm of the last state": lambda: recurrent(nn.LSTM, True, bias=False),
+    "rnn": lambda: recurrent(nn.RNN, nonlinearity="relu"),
+    "gru without biases": lambda: recurrent(nn.GRU, bias=False),
+    "lstm with projections": lambda: recurrent(nn.LSTM, proj_size=4),
+    "lstm both ways": lambda: recurrent(nn.LSTM, bidirectional=True, bias=False),
+    "gru of two layers": lambda: recurrent(nn.GRU, num_layers=2),
+    "lstm with a state": lambda: three(
+        lambda s, x: s.b(s.a(x, (x.new_zeros(1, len(x), 5), x.new_ones(1, len(x), 5)))[0]),
+        nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2)
+    ),
+    "lstm twice": lambda: three(
+        lambda s, x: s.b(s.a(s.a(x)[0])[0]), nn.LSTM(6, 6, batch_first=True), nn.Linear(6, 2)
+    ),
+}  # fmt: skip
 NETS = {
     "dense block": (dense_block, SERIES),
     "transposed": (lambda: nn.Sequential(
@@ -151,9 +197,12 @@ NETS = {
     "one example": (lambda: nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Conv2d(5, 3, 3)), (2, 7, 7)),
     "tokens": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3)), TOKENS),
     "transformer": (lambda: nn.TransformerEncoderLayer(6, 2, 9, dropout=0.1, batch_first=True), TOKENS),
+    "attention": (lambda: attention(False), TOKENS),
+    "attention by hand": (lambda: attention(True), TOKENS),
     "gru": (lambda: three(
         lambda s, x: s.d(F.relu(s.c(s.b(s.a(x))[0]))),
         nn.Linear(6, 5), nn.GRU(5, 4, batch_first=True), nn.Linear(4, 7), nn.Linear(7, 2)), TOKENS),
+    **{name: (make, TOKENS) for name, make in RECURRENT.items()},
     **{name: (make, ROW) for name, make in PERCEPTRONS.items()},
     **{name: (make, IMAGE) for name, make in CONVOLUTIONS.items()},
     **{name: (networks.NETWORKS[name], None) for name in ("resnet", "vit", "lstm", "unet", "embedding_bag")},
@@ -162,7 +211,7 @@ INPUTS = {"lstm": (2, 8, 8), "resnet": (2, 1, 8, 8), "vit": (2, 1, 8, 8), "unet"
 # Nets all of whose units meet a function without a rule, or more uses than zeros are left for.
 NONE_GOES = {
     *("softmax", "parametrized", "tied", "shared", "sum with the input", "product of a weight"),
-    *("grouped", "a written size"),
+    *("grouped", "a written size", "lstm with a state", "lstm twice"),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pyro_vd as vd
+from helpers import shrink_nets
 from helpers.shrink_nets import Net, networks
 from pyro_vd.sparsity.heads import FewerHeads
 
@@ -104,9 +105,10 @@ def test_heads_of_a_transformer(first):
     torch.testing.assert_close(smaller.train().encoder.layers[0].self_attn.dropout, 0.1)
 
 
-def test_a_dead_attention_keeps_a_head_and_says_so():
+@pytest.mark.parametrize("unread", [[0, 1], [2, 3]])
+def test_a_dead_attention_keeps_a_head_and_says_so(unread):
     net = nn.TransformerEncoderLayer(12, 4, 16, dropout=0.0, batch_first=True).eval()
-    kill(net.self_attn, unread=[0, 1], unfed=[2, 3])
+    kill(net.self_attn, unread=unread, unfed={0, 1, 2, 3}.difference(unread))
     with pytest.warns(UserWarning, match="expected a live unit in every layer, got none in 'self_attn'"):
         smaller = vd.shrink(net, torch.randn(2, 5, 12))
     assert smaller.self_attn.heads == (0,)
@@ -144,3 +146,67 @@ def test_heads_of_a_vision_transformer():
     smaller = vd.shrink(net, x)
     assert [layer.self_attn.heads for layer in smaller.encoder.layers] == [(1, 2), (1, 2)]
     torch.testing.assert_close(smaller(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_heads_of_an_attention_written_in_the_forward_method(by_hand):
+    """A head goes where no one reads it, or its values are zero; one whose mask is an input's own stays."""
+    torch.manual_seed(0)
+    net = shrink_nets.attention(by_hand)
+    with torch.no_grad():
+        net.d.weight[:, 2:4] = 0
+        net.d.weight[:, 4] = 0  # a half of the third head
+        net.c.weight[6:] = 0
+    x = torch.randn(2, 5, 6)
+    smaller = vd.shrink(net, x)
+    assert [layer.out_features for layer in (smaller.a, smaller.b, smaller.c)] == [4, 4, 4]
+    torch.testing.assert_close(smaller(x[:1, :3]), net(x[:1, :3]))
+
+
+def test_a_number_of_heads_that_is_written_in_the_forward_method_stays():
+    net = shrink_nets.three(
+        lambda s, x: s.b(s.a(x).view(*x.shape[:2], 4, -1).softmax(-1).flatten(2)),
+        nn.Linear(6, 16), nn.Linear(16, 2)
+    )  # fmt: skip
+    with torch.no_grad():
+        net.b.weight[:, :8] = 0
+    x = torch.randn(2, 5, 6)
+    smaller = vd.shrink(net, x)
+    torch.testing.assert_close(smaller(x), net(x))
+    assert smaller.a.out_features == 16
+
+
+def test_heads_that_are_constant_on_a_small_example_only():
+    """Keys are one constant; a product with them is a number of its own at each query, of which the example has one."""
+    net = shrink_nets.three(
+        lambda s, x: s.c((s.a(x).view(*x.shape[:2], -1, 1).transpose(1, 2) @ s.b(x).view(*x.shape[:2], -1, 1)
+                          .transpose(1, 2).transpose(-2, -1)).transpose(1, 2).flatten(2)),
+        nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 2)
+    )  # fmt: skip
+    with torch.no_grad():
+        net.b.weight.zero_()
+    smaller, x = vd.shrink(net, torch.randn(1, 1, 6)), torch.randn(3, 1, 6)
+    torch.testing.assert_close(smaller(x), net(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_heads_of_bert(implementation):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=16, attn_implementation=implementation,
+    )  # fmt: skip
+    net = transformers.BertModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        net.encoder.layer[0].attention.output.dense.weight[:, 4:12] = 0
+        net.encoder.layer[1].intermediate.dense.weight[5:] = 0
+    words = torch.randint(50, (3, 7))
+    mask = torch.ones(3, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    wrapped = Net(lambda s, words, mask: s.net(input_ids=words, attention_mask=mask).last_hidden_state, net=net)
+    smaller = vd.shrink(wrapped, (words, mask))
+    assert smaller.net.encoder.layer[0].attention.self.query.out_features == 8
+    assert smaller.net.encoder.layer[1].intermediate.dense.out_features == 5
+    torch.testing.assert_close(smaller(words[:2], mask[:2]), wrapped(words[:2], mask[:2]), rtol=1e-5, atol=1e-5)
