@@ -78,7 +78,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch", type=int, default=50, help="examples of a step of one process")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    parser.add_argument("--quick", action="store_true", help="3 epochs, to see that it works")
+    args = parser.parse_args(argv)
+    args.epochs = 3 if args.quick else args.epochs
+    return args
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from pyro_vd.training.lightning import SparsityTable, VariationalModule
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--epochs", type=int, default=60)
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--quick", action="store_true", help="3 epochs, to see that it works")
 options = parser.parse_args()
 
-seed_everything(0, verbose=False)
+seed_everything(options.seed, verbose=False)
 data = load("digits", "data")
 train, test = TensorDataset(data.x_train, data.y_train), TensorDataset(data.x_test, data.y_test)
 net = torch.nn.Sequential(torch.nn.Linear(64, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
@@ -41,7 +43,8 @@ module = VariationalModule(
     optimizer=functools.partial(torch.optim.Adam, lr=2e-3),
     kl_schedule=linear_warm_up(0.1, 0.7, num_steps=1),  # shares of the run
 )
-trainer = Trainer(max_epochs=options.epochs, callbacks=[SparsityTable()], logger=False, enable_checkpointing=False)
+epochs = 3 if options.quick else options.epochs
+trainer = Trainer(max_epochs=epochs, callbacks=[SparsityTable()], logger=False, enable_checkpointing=False)
 trainer.fit(module, DataLoader(train, 100, shuffle=True), DataLoader(test, 360))
 guesses = trainer.predict(module, DataLoader(test, 360))[0]["y"].probs.argmax(-1)
 print(f"held-out error: {100 * (guesses != data.y_test).float().mean():.2f} %")
