@@ -176,7 +176,6 @@ def cumulative_regret(regrets: dict[str, list[list[float]]], path: Path) -> None
     seeds = len(next(iter(regrets.values())))
     title = f"Regret of one arm for a group of contexts\nmean and standard error of {seeds} seeds"
     axis.set(title=title, xlabel="round", ylabel="cumulative regret (reward)", ylim=(0, None))
-    axis.grid(alpha=0.3)
     axis.legend()
     _save(figure, path)
 

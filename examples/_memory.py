@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from _training import classifier, mlp
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.checkpoint import checkpoint
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoSparseVD
 
 SIZES = (784, 2048, 2048, 2048, 10)
 BATCH = 128
+MODES = ("deterministic", "local", "checkpointed", "bf16", "compiled")
 
 
 class Peak(NamedTuple):
@@ -25,11 +28,33 @@ class Peak(NamedTuple):
     largest: int
 
 
+class Checkpointed(nn.Module):
+    """Layers that keep their inputs alone, and run again in the backward pass."""
+
+    def __init__(self, layers: nn.Sequential):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False)  # type: ignore[assignment]
+        return x
+
+
 def peak(name: str, device: str = "cpu") -> Peak:
-    """Measure the third step: the state of Adam is made by then."""
+    """Measure the third step, where the state of Adam is there; of a compiled one the sixth, which compares nothing.
+
+    Args:
+        name: "deterministic"; "local", eager; "checkpointed" and "bf16", as "local" with one of these; "compiled", by
+            CompiledSVI.
+        device: of the net.
+    """
+    earlier = 5 if name == "compiled" else 2
+    pyro.clear_param_store()
+    gc.collect()  # what an earlier measurement has left would be freed in this one
     if device != "cpu":
         step = _step(name, device)
-        for _ in range(2):
+        for _ in range(earlier):
             step()
         torch.cuda.reset_peak_memory_stats()
         step()
@@ -37,7 +62,7 @@ def peak(name: str, device: str = "cpu") -> Peak:
     # Profiled from the first tensor on: what a step frees was counted when it was made.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step = _step(name, device)
-        for _ in range(2):
+        for _ in range(earlier):
             step()
         with record_function("measured step"):
             step()
@@ -51,23 +76,28 @@ def peak(name: str, device: str = "cpu") -> Peak:
     return Peak(top, largest)
 
 
-def _step(name: str, device: str) -> Callable[[], None]:
+def _step(name: str, device: str) -> Callable[[], object]:
     torch.manual_seed(0)
     pyro.clear_param_store()
     net = mlp(SIZES, device)
     x, y = torch.rand(BATCH, SIZES[0], device=device), torch.randint(SIZES[-1], (BATCH,), device=device)
     parameters, loss = net.parameters(), lambda x, y: nn.functional.cross_entropy(net(x), y)
-    if name == "local":
-        model = classifier(vd.BayesianModule(net, vd.ImproperLogUniform()), BATCH)
+    if name != "deterministic":
+        layers = Checkpointed(net) if name == "checkpointed" else net
+        model = classifier(vd.BayesianModule(layers, vd.ImproperLogUniform()), BATCH)
         guide = AutoSparseVD(model)
-        guide(x, y)
+        if name == "compiled":
+            svi = vd.CompiledSVI(model, guide, torch.optim.Adam, vd.TraceVD_ELBO("local"), strict=True)
+            return lambda: svi.step(x, y)
         loss = vd.TraceVD_ELBO("local")(model, guide)
         parameters = loss.parameters()
     optimizer = torch.optim.Adam(parameters)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(x, y).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=name == "bf16"):
+            value = loss(x, y)
+        value.backward()
         optimizer.step()
 
     return step

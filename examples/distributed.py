@@ -78,7 +78,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = _options.parser(__doc__, None, data=False, bar=False)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch", type=int, default=50, help="examples of a step of one process")
-    return _options.parse(parser, argv, epochs=5)
+    return _options.parse(parser, argv, epochs=3)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pyro_vd.training.lightning import SparsityTable, VariationalModule
 
 parser = _options.parser(__doc__, None, data=False, bar=False)
 parser.add_argument("--epochs", type=int, default=60)
-options = _options.parse(parser, None, epochs=5)
+options = _options.parse(parser, None, epochs=3)
 
 seed_everything(options.seed, verbose=False)
 data = load("digits", "data")
@@ -41,7 +41,8 @@ module = VariationalModule(
     optimizer=functools.partial(torch.optim.Adam, lr=2e-3),
     kl_schedule=linear_warm_up(0.1, 0.7, num_steps=1),  # shares of the run
 )
-trainer = Trainer(max_epochs=options.epochs, callbacks=[SparsityTable()], logger=False, enable_checkpointing=False)
+epochs = 3 if options.quick else options.epochs
+trainer = Trainer(max_epochs=epochs, callbacks=[SparsityTable()], logger=False, enable_checkpointing=False)
 trainer.fit(module, DataLoader(train, 100, shuffle=True), DataLoader(test, 360))
 guesses = trainer.predict(module, DataLoader(test, 360))[0]["y"].probs.argmax(-1)
 print(f"held-out error: {100 * (guesses != data.y_test).float().mean():.2f} %")

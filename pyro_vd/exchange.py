@@ -167,7 +167,7 @@ class _Exchange:
         while self._before:  # those that are left, where an interrupt has ended the first attempt
             held = self._before[-1]
             updates.update(held.put_back_buffers(update_buffers))
-            self.left += held.put_back(self._is_value, keep)
+            self.left += held.put_back(self._is_value, keep, exchanged=token is not True)
             self._before.pop()
         self._inside = None
         if update_buffers and updates:

@@ -36,19 +36,25 @@ class Held:
             if type(value) in (list, dict) and key not in _OF_EVERY_MODULE and _may_hold_tensors(value)
         ]
 
-    def put_back(self, is_value: Callable[[Any], bool], keep: bool) -> list[Tensor]:
+    def put_back(self, is_value: Callable[[Any], bool], keep: bool, exchanged: bool = False) -> list[Tensor]:
         """Put back the parameters, and every attribute that holds a value or a weight made of one.
 
         Args:
             is_value: whether a tensor is one of the values.
             keep: leave other attributes as the call has set them, for whoever reads them.
+            exchanged: leave parameters that others have put there meanwhile, as FSDP2 does when a backward pass ends.
 
         Returns:
             The tensors that were left.
         """
         now, left = vars(self.module), []
         if now["_parameters"] is not self.parameters:
-            made = {key: new for key, new in now["_parameters"].items() if key not in self.parameters}
+            others = {key: new for key, new in now["_parameters"].items() if new is not self.parameters.get(key)}
+            made = {
+                key: new
+                for key, new in others.items()
+                if key not in self.parameters or (exchanged and isinstance(new, nn.Parameter) and not is_value(new))
+            }
             now["_parameters"] = self.parameters
             self.parameters.update(made)  # by the net itself, in its first call
         changed = [

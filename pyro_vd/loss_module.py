@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from pyro_vd.arguments import check_finite_state
 from pyro_vd.checks import check_gradient, holds_non_finite
@@ -57,8 +57,8 @@ class LossModule(TrainedModule):
     It is as Pyro's ``ELBOModule``, with the same attributes and names of parameters. A model or guide that is a
     function contributes the modules it refers to (see :func:`pyro_vd.references.referenced_modules`), as
     ``referenced``. A net's own values of its random weights are no parameters of the loss: nothing trains them. So it
-    can be wrapped in ``torch.nn.parallel.DistributedDataParallel`` as it is. Seed the processes differently after the
-    guide is made, or all have the same noise.
+    can be wrapped in ``torch.nn.parallel.DistributedDataParallel``, or sharded by ``fully_shard(loss)`` (FSDP2), as it
+    is. Seed the processes differently after the guide is made, or all have the same noise.
 
     Where a guide has to see its model before it knows all its sites (a noise scale, weights of a hand-written model),
     call this module once before making the optimizer; a warning says so where that was forgotten.
@@ -85,7 +85,7 @@ class LossModule(TrainedModule):
         found = [module for fn in self.callables for module in referenced_modules(fn) if module not in known]
         if found:
             self.referenced = nn.ModuleList(dict.fromkeys(found))
-        self._listed: set[nn.Parameter] | None = None  # the parameters when they were last asked for
+        self._listed: dict[str, nn.Parameter] | None = None  # the parameters when they were last asked for
         self.seen = False  # whether it has been called
 
     @property
@@ -98,6 +98,8 @@ class LossModule(TrainedModule):
 
     def terms(self, *args: Any, **kwargs: Any) -> LossTerms:
         """The terms of the loss, differentiable; ``loss(*args)`` is ``loss.terms(*args).loss``."""
+        if distributed.is_available() and distributed.is_initialized():
+            self._check_whole()
         if self.seen:
             terms = self.elbo.checked_terms(*self.callables, *args, **kwargs)
             self._check_gradient(terms.loss, args, kwargs)
@@ -110,6 +112,15 @@ class LossModule(TrainedModule):
         self.seen = True
         return terms
 
+    def _check_whole(self) -> None:
+        """Raise for shards of parameters: only those of the module around all of it are put together for a call."""
+        shards = [name for name, parameter in super().named_parameters() if hasattr(parameter, "to_local")]
+        if shards:
+            raise ValueError(
+                f"expected every parameter of the loss as a whole within its call, got shards of {shards}, by FSDP2 "
+                "around a part of it; write fully_shard(loss), around the loss module and nothing in it"
+            )
+
     def _check_gradient(self, loss: Tensor, args: tuple, kwargs: dict) -> None:
         if loss.requires_grad and holds_non_finite(args, kwargs):
             check_gradient(loss, dict(super().named_parameters()), args, kwargs)
@@ -118,7 +129,7 @@ class LossModule(TrainedModule):
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """As of any module, without a net's own values of its random weights."""
-        self._listed = {parameter for _, parameter in super().named_parameters()}
+        self._listed = dict(super().named_parameters())
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
     def _check_listed(self, met: dict[str, Tensor]) -> None:
@@ -132,8 +143,11 @@ class LossModule(TrainedModule):
                 "train with pyro.infer.SVI",
                 stacklevel=4,
             )
-        listed = self._listed
-        late = [] if listed is None else [n for n, p in met.items() if p in own and p not in listed | _replaced(self)]
+        listed = {p if not hasattr(p, "to_local") else name for name, p in (self._listed or {}).items()}
+        # FSDP2 has other tensors in a call than an optimizer has: shards, which are compared by name.
+        names = {parameter: name for name, parameter in super().named_parameters()}
+        late = [n for n, p in met.items() if p in names and not {p, names[p]} & listed]
+        late = [] if self._listed is None else late
         if late:
             warnings.warn(
                 f"expected every parameter of this loss before its parameters were listed, for an optimizer say, got "

@@ -30,7 +30,8 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
 
     Its call gives the loss, and ``backward`` the gradient, as those of ``loss`` with the same random numbers. Both come
     from one program, compiled for each shape and mode of the arguments as in :class:`pyro_vd.CompiledSVI`, and
-    compared with the eager ones before it is used. CompiledSVI is faster: its program has the optimizer, too.
+    compared with the eager ones before it is used. CompiledSVI is faster: its program has the optimizer, too. Under
+    autocast to float16, where a ``GradScaler`` has to scale the loss, it is eager.
 
     Args:
         loss: what ``TraceVD_ELBO(...)(model, guide)`` returns. Its first call is eager.
@@ -102,6 +103,12 @@ class CompiledLoss(TrainedModule):
     ) -> Tensor:
         """Compile a program, run it on copies, and return the eager loss; keep the program if both agree."""
         if not self._programs.may_compile():
+            return self.loss(*args, **kwargs)
+        if any(torch.is_autocast_enabled(k) and torch.get_autocast_dtype(k) == torch.float16 for k in ("cpu", "cuda")):
+            self._programs.give_up(
+                "it runs under autocast to float16, and a program has the gradient of the loss before a GradScaler "
+                "scales it, in which float16 loses small values; write torch.bfloat16"
+            )
             return self.loss(*args, **kwargs)
         parameters = [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         used: list[Tensor] = []

@@ -29,6 +29,7 @@ from pyro_vd.training.random_states import check_random_states, random_states, s
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "lightning":
         raise
@@ -71,7 +72,8 @@ class VariationalModule(TrainedModule, LightningModule):
     Raises:
         ImportError: from the import, where Lightning is not installed.
         TypeError: an argument of another kind.
-        ValueError: from a step, a term of the loss that is NaN or infinite; a share of a run whose length is unknown.
+        ValueError: from a run, a term of the loss that is NaN or infinite; a share of a run whose length is unknown; a
+            strategy that splits parameters.
 
     Example:
         >>> import functools, logging, pyro, pyro_vd as vd
@@ -85,8 +87,8 @@ class VariationalModule(TrainedModule, LightningModule):
         >>> adam = functools.partial(torch.optim.Adam, lr=0.01)
         >>> module = VariationalModule(model, AutoSparseVD(model), vd.TraceVD_ELBO(), adam)
         >>> data = torch.utils.data.TensorDataset(torch.randn(20, 3), torch.randint(2, (20,)))
-        >>> silent = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-        >>> trainer = Trainer(accelerator="cpu", max_epochs=1, **silent)
+        >>> off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        >>> trainer = Trainer(accelerator="cpu", max_epochs=1, **dict.fromkeys(off, False))
         >>> trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=10))
         >>> trainer.global_step
         2
@@ -134,6 +136,13 @@ class VariationalModule(TrainedModule, LightningModule):
         if isinstance(batch, Mapping):
             return (), dict(batch)
         return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
+
+    def setup(self, stage: str) -> None:
+        if isinstance(self.trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+            raise ValueError(
+                "VariationalModule: expected a strategy under which every process has all parameters, such as 'ddp', "
+                f"got {type(self.trainer.strategy).__name__}; for shards, write a loop around fully_shard(loss)"
+            )
 
     def configure_optimizers(self) -> Any:
         return self.optimizer(list(self.loss.parameters()))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -22,6 +23,7 @@ from pyro_vd.training import cyclic, linear_warm_up
 pytest.importorskip("lightning")
 from lightning.pytorch import Callback, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: E402
+from lightning.pytorch.strategies import FSDPStrategy  # noqa: E402
 
 from pyro_vd.training.lightning import SparsityTable, VariationalModule  # noqa: E402
 
@@ -219,6 +221,13 @@ def test_arguments():
         VariationalModule(model, guide, elbo, ADAM, mode="wieghts")
     with pytest.raises(TypeError, match="SparsityTable: expected .* guide of pyro_vd.guides, got .*leave the call"):
         fit(VariationalModule(model, lambda x, y=None: guide(x, y), elbo, ADAM), callbacks=[SparsityTable()])
+
+
+def test_strategies_that_split_parameters_are_refused():
+    made = module()
+    made.trainer = SimpleNamespace(strategy=FSDPStrategy())  # a Trainer wants a GPU for it
+    with pytest.raises(ValueError, match="expected a strategy .* such as 'ddp', got FSDPStrategy; .*fully_shard"):
+        made.setup("fit")
 
 
 @pytest.mark.slow
