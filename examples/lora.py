@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -129,6 +130,7 @@ def table(runs: list[dict[str, dict[str, float]]]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     pyro.enable_validation(False)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of what peft asks it for
     seeds = range(args.seed, args.seed + args.seeds)
     with tqdm(total=5 * len(seeds), unit="training", disable=args.quiet) as bar:
         runs = [run(args, seed, bar.update) for seed in seeds]
