@@ -24,6 +24,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import _adapters
+import _options
 import pyro
 import pyro.distributions as dist
 import torch
@@ -142,21 +143,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _options.parser(__doc__, "lora", seeds=3, data=False)
     parser.add_argument("--dora", action="store_true", help="DoRA: magnitude and direction apart")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--shots", type=int, default=20, help="examples of each class")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0, help="the first")
-    parser.add_argument("--quick", action="store_true", help="one seed, 10 steps")
-    parser.add_argument("--out", default="out/lora")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.seeds = 10, 1
-    return args
+    return _options.parse(parser, argv, steps=10, seeds=1)
 
 
 if __name__ == "__main__":
