@@ -156,7 +156,9 @@ class PixelGraph(nn.Module):
         edges, places = import_module("torch_geometric.utils").grid(8, 8)
         self.register_buffer("edges", edges)
         self.register_buffer("places", places / 8)
-        self.graph = getattr(graphs, kind)(3, units, 3, units)
+        # The grid has an edge from every node to itself; to look for those that are missing is to branch on data.
+        options = {"add_self_loops": False} if kind == "GCN" else {}
+        self.graph = getattr(graphs, kind)(3, units, 3, units, **options)
         self.head = nn.Linear(64 * units, 10)
 
     def forward(self, x: Tensor) -> Tensor:
