@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 
 class Residual(nn.Module):
@@ -71,6 +72,28 @@ class LSTMClassifier(nn.Module):
         return self.head(self.lstm(x)[1][0][-1])
 
 
+class PackedLSTM(LSTMClassifier):
+    """The same for sequences of the rows up to the last that is not empty, which are packed: of any length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths(x).tolist(), batch_first=True, enforce_sorted=False)
+        return self.head(self.lstm(packed)[1][0][-1])
+
+
+class MaskedLSTM(LSTMClassifier):
+    """The same function without packing: the output at the last row that is not empty."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.lstm(x)
+        last = (lengths(x) - 1)[:, None, None].expand(-1, 1, outputs.shape[-1])
+        return self.head(outputs.gather(1, last).squeeze(1))
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Numbers of rows up to the last that is not empty, at least 1."""
+    return (x.any(-1) * torch.arange(1, x.shape[1] + 1)).amax(1).clamp(min=1)
+
+
 class UNet(nn.Module):
     """Images (batch, 1, 8, 8) to the logit of every pixel, over two scales joined by a skip connection."""
 
@@ -120,17 +143,22 @@ class TextTransformer(nn.Module):
 
 
 class PixelGraph(nn.Module):
-    """Images (batch, 1, 8, 8), whose pixels are the nodes of a grid, to logits of 10 classes: torch_geometric's GIN."""
+    """Images (batch, 1, 8, 8), whose pixels are the nodes of a grid, to logits of 10 classes.
+
+    The graph network is the GIN or the GCN of torch_geometric.
+    """
 
     places: Tensor
 
-    def __init__(self, units: int = 32):
+    def __init__(self, kind: str = "GIN", units: int = 32):
         super().__init__()
         graphs: Any = import_module("torch_geometric.nn")
         edges, places = import_module("torch_geometric.utils").grid(8, 8)
         self.register_buffer("edges", edges)
         self.register_buffer("places", places / 8)
-        self.graph = graphs.GIN(3, units, 3, units)
+        # The grid has an edge from every node to itself; to look for those that are missing is to branch on data.
+        options = {"add_self_loops": False} if kind == "GCN" else {}
+        self.graph = getattr(graphs, kind)(3, units, 3, units, **options)
         self.head = nn.Linear(64 * units, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,10 +170,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet": ResNet,
     "vit": ViT,
     "lstm": LSTMClassifier,
+    "packed": PackedLSTM,
+    "masked": MaskedLSTM,
     "unet": UNet,
     "embedding_bag": BagOfWords,
 }
 if find_spec("transformers"):
     NETWORKS |= {"bert": lambda: TextTransformer("bert"), "gpt2": lambda: TextTransformer("gpt2")}
 if find_spec("torch_geometric"):
-    NETWORKS["gin"] = PixelGraph
+    NETWORKS |= {"gin": PixelGraph, "gcn": lambda: PixelGraph("GCN")}

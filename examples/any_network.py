@@ -1,13 +1,15 @@
 """Any network becomes Bayesian without a change to it: a ResNet, a transformer, an LSTM, a U-Net, a bag of words;
-BERT and GPT-2 of transformers, and a graph network of torch_geometric, where these are installed.
+BERT and GPT-2 of transformers, and graph networks of torch_geometric, where these are installed.
 
-    python examples/any_network.py --net resnet|vit|lstm|unet|embedding_bag|bert|gpt2|gin
+    python examples/any_network.py --net resnet|vit|lstm|packed|masked|unet|embedding_bag|bert|gpt2|gin|gcn
+    python examples/any_network.py --compiled
     python examples/any_network.py --memory
 
 Trains on scikit-learn's digits (the U-Net removes noise from them; nets of words have synthetic texts) and prints
 every warning, the share of the weights that are sampled locally, and how the loss falls; writes its curve to --out.
-``--memory`` prints the peak memory of a training step of a perceptron of ten million weights: deterministic, "local",
-with activation checkpointing, under bfloat16, and compiled.
+``--compiled`` prints, for every net, whether its step is compiled, the time to the end of the first compiled one, and
+that of an eager and of a compiled step. ``--memory`` prints the peak memory of a training step of a perceptron of ten
+million weights: deterministic, "local", with activation checkpointing, under bfloat16, and compiled.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import _compiled_steps
 import _figures
 import _memory
 import _options
@@ -42,7 +45,7 @@ def data(net: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return torch.where(torch.rand(1000, 12, generator=generator) < 0.5, words, noise).clamp(max=199), topics
     images, digits = (torch.tensor(array) for array in load_digits(return_X_y=True))
     images = (images / 16).float().reshape(-1, 8, 8)
-    if net == "lstm":
+    if net in ("lstm", "packed", "masked"):
         return images, digits
     if net == "unet":
         clean = (images > 0.5).float()[:, None]
@@ -60,6 +63,13 @@ def program(bnn: vd.BayesianModule, size: int, per_pixel: bool) -> Callable:
             return pyro.sample("y", likelihood, obs=y)
 
     return model
+
+
+def task(net: str, batch: int, seed: int) -> tuple[Callable, Tensor, Tensor]:
+    """The Pyro model of a net, and one batch of its data."""
+    torch.manual_seed(seed)
+    x, y = (one[:batch] for one in data(net, torch.Generator().manual_seed(seed)))
+    return program(vd.BayesianModule(NETWORKS[net](), prior=vd.ImproperLogUniform()), len(x), net == "unet"), x, y
 
 
 def train(args: argparse.Namespace) -> None:
@@ -112,6 +122,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--net", choices=list(NETWORKS), default="resnet")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--compiled", action="store_true", help="a table of compiled steps instead, of every net")
+    parser.add_argument("--nets", nargs="+", choices=list(NETWORKS), help="those of --compiled; default: all")
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
     parser.add_argument("--device", default="cpu", help="for --memory")
     return _options.parse(parser, argv, steps=30)
@@ -122,5 +134,7 @@ if __name__ == "__main__":
     pyro.enable_validation(False)
     if options.memory:
         memory(options.device)
+    elif options.compiled:
+        _compiled_steps.table(options.nets or list(NETWORKS), lambda net: task(net, options.batch, options.seed))
     else:
         train(options)

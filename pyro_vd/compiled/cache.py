@@ -95,7 +95,8 @@ class ProgramCache:
         elif len(self) >= MAX_PROGRAMS:
             self.give_up(
                 f"it has been compiled {MAX_PROGRAMS} times, and shapes, arguments that are no tensors, options of the "
-                f"optimizer or {changed or 'attributes of the modules'} are new again"
+                f"optimizer or {changed or 'attributes of the modules'} are new again; pad sequences of many lengths "
+                "to a few, with a mask (docs/compiled.md)"
             )
         return not self.ended
 

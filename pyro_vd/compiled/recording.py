@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vd._torch import tree_map
 from pyro_vd.compiled._compiler import graph_of, is_recorded, overrides_are_on
-from pyro_vd.compiled.rewriting import DECOMPOSITIONS, merge_equal, realize_scalars
+from pyro_vd.compiled.rewriting import DECOMPOSITIONS, free_of_strides, merge_equal, realize_scalars
 from pyro_vd.weights import RandomWeight
 from pyro_vd.weights.views import METADATA
 
@@ -116,7 +116,7 @@ def record(
         in_place = functionalize(lambda *flat: graph(list(flat[:number]), list(flat[number:])))
         functional = graph_of(in_place, *flat, decompositions=DECOMPOSITIONS)
     functional.graph.eliminate_dead_code()
-    return GraphModule(functional, realize_scalars(merge_equal(functional.graph))), tensors
+    return GraphModule(functional, realize_scalars(merge_equal(free_of_strides(functional.graph)))), tensors
 
 
 def _recorded_once(

@@ -50,6 +50,13 @@ def _exponential(x: Tensor) -> tuple[Tensor, Tensor]:
 DECOMPOSITIONS: dict[Any, Callable] = {aten.softplus.default: _softplus, aten.sigmoid.default: _sigmoid}
 
 
+def free_of_strides(graph: Graph) -> Graph:
+    """Reshape where a view was recorded: a compiler may lay out the tensor so that it needs a copy (GPT-2's heads)."""
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+    return graph
+
+
 def merge_equal(graph: Graph) -> Graph:
     """Compute once what is computed twice: equal operations on equal arguments. Random draws are never equal."""
     seen: dict[Any, Node] = {}

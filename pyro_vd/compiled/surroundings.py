@@ -8,6 +8,7 @@ call, and in lists, dicts and objects that these refer to.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -50,15 +51,15 @@ class Surroundings:
     def remember(self) -> Surroundings:
         """Changes are told from here on."""
         dicts = [*self.dicts, *self.attributes]
-        self._empty = [one for one in (*dicts, *self.lists) if not one]
-        self._named = [one for one in self.dicts if one]
-        self._dicts = [one for one in dicts if one]
+        self._empty = [one for one in (*dicts, *self.lists) if not _size(one)]
+        self._named = [one for one in self.dicts if _size(one)]
+        self._dicts = [one for one in dicts if _size(one)]
         self._lists = [one for one in self.lists if one]
         self._filled = [*self._dicts, *self._lists]
         self._read, self._read_names = [r for r, _ in self.readers], [name for _, name in self.readers]
         self._sizes = list(map(len, self._filled))
-        self._names = list(chain.from_iterable(self._named))
-        self._keys = [list(one) for one in self._dicts]
+        self._names = list(chain.from_iterable(map(dict.keys, self._named)))
+        self._keys = [list(dict.keys(one)) for one in self._dicts]
         self._objects = tuple(self._objects_now())
         self._bytes = [array.tobytes() for array in self.arrays]
         self._pointers = list(map(Tensor.data_ptr, self.tensors))
@@ -72,7 +73,7 @@ class Surroundings:
                 not any(self._empty)
                 and self._sizes == list(map(len, self._filled))
                 and all(map(is_, self._objects, self._objects_now()))
-                and self._names == list(chain.from_iterable(self._named))
+                and self._names == list(chain.from_iterable(map(dict.keys, self._named)))
                 and (not self.arrays or self._bytes == [array.tobytes() for array in self.arrays])
                 and self._pointers == list(map(Tensor.data_ptr, self.tensors))
                 and self._flags == list(map(_NEEDS_GRADIENT, self.tensors))
@@ -84,12 +85,11 @@ class Surroundings:
         """Put everything back in its place: contents of dicts, lists and closures; no values of tensors."""
         objects = iter(self._objects)
         for one in self._empty:
-            one.clear()
+            _refill(one, {}) if isinstance(one, dict) else one.clear()
         for one, names in zip(self._dicts, self._keys, strict=True):
             before = {name: next(objects) for name in names}
-            if len(one) != len(before) or any(one.get(name, one) is not value for name, value in before.items()):
-                one.clear()
-                one.update(before)
+            if _size(one) != len(before) or any(dict.get(one, k, one) is not value for k, value in before.items()):
+                _refill(one, before)
         for one, size in zip(self._lists, self._sizes[len(self._dicts) :], strict=True):
             values = [next(objects) for _ in range(size)]
             if len(one) != size or not all(map(is_, one, values)):
@@ -106,3 +106,15 @@ class Surroundings:
             chain.from_iterable(map(_FUNCTION, self.functions)),
             map(call, self._read, self._read_names),  # type: ignore[arg-type]
         )
+
+
+# By the methods of dict itself: those of a subclass may take other arguments, compute, or register.
+def _size(one: Any) -> int:
+    return dict.__len__(one) if isinstance(one, dict) else len(one)
+
+
+def _refill(one: dict, contents: dict) -> None:
+    kind = OrderedDict if isinstance(one, OrderedDict) else dict  # the order is kept beside the dict
+    kind.clear(one)
+    for name, value in contents.items():
+        kind.__setitem__(one, name, value)

@@ -139,7 +139,7 @@ class _Walk:
         elif isinstance(value, type):
             self._class(name, value, depth)
         elif isinstance(value, dict):
-            self._elements(name, value, value.items(), self.found.dicts, depth)
+            self._elements(name, value, dict.items(value), self.found.dicts, depth)
         elif isinstance(value, (list, set, deque)):
             self._elements(name, value, enumerate(value), self.found.lists, depth)
         elif isinstance(value, (tuple, frozenset)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,13 +13,14 @@ from jax import Array
 from numpyro.distributions import Distribution
 from numpyro.primitives import mutable
 
-from pyro_vd.common.choice import LEAST_SHARE, as_where, check_prior_keys, layers_named, matching, prior_for
+from pyro_vd.common.choice import check_prior_keys, prior_for
+from pyro_vd.common.reports import ModuleReport
 from pyro_vd.numpyro._numpyro import current_key, handlers_are_active
 from pyro_vd.numpyro.arguments import check_data, check_precision, kind_of, require_key
+from pyro_vd.numpyro.choice import Where, choose, report_of, say_what_is_left_out
 from pyro_vd.numpyro.nets import Net, adapt, is_layer
 from pyro_vd.numpyro.weights import RandomWeight, run_counted
 
-Where = Callable[[str, Any], bool] | type | str | tuple | list | None
 Prior = (
     Distribution
     | Mapping[str | type, Distribution]
@@ -79,16 +78,13 @@ class BayesianModule:
         self.name = name
         self._prior, self._where = prior, where
         self.priors: dict[str, Distribution] = {}
+        self._why: dict[str, str] = {}
         if self.adapted.owners:
             self._choose()
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        if not self.priors:
-            raise ValueError(
-                f"BayesianModule {self.name!r}: expected a linen net that was called once, got a new one, whose layers "
-                "are not known; call the model or guide first"
-            )
+        self._check_called()
         return tuple(self.priors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,6 +121,31 @@ class BayesianModule:
         """The sample site of a random parameter."""
         return f"{self.name}.{parameter_name}"
 
+    def report(self) -> ModuleReport:
+        """Which parameters of the net are random, under which prior; which are not, and why.
+
+        Returns:
+            A row for each parameter; prints as a table.
+
+        Raises:
+            ValueError: a linen net that was not called yet.
+
+        Example:
+            >>> import equinox as eqx, jax, numpyro
+            >>> net = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+            >>> print(BayesianModule(net, prior=numpyro.distributions.Normal(0.0, 1.0)).report())
+            parameter  layer   shape  is             prior                         why
+            weight     Linear  2x3    random         Normal(loc: 0.0, scale: 1.0)  weight of Linear
+            bias       Linear  2      deterministic                                a bias or a gain
+            1 of 2 parameters are random (6 elements, 100.0% of the matrices); deterministic 1, frozen 0
+        """
+        self._check_called()
+        return report_of(self.adapted, self.priors, self._why, self._where)
+
+    def __repr__(self) -> str:
+        said = self.report().summary if self.priors else "not called yet"
+        return f"BayesianModule({self.adapted.kind}, name={self.name!r}, {said})"
+
     def weight_messages(self) -> dict[str, Any]:
         """Message of each weight as a trace has it, its value that of the net: for guides that have seen no data.
 
@@ -136,7 +157,7 @@ class BayesianModule:
         by_name = by_name or (isinstance(self._where, (list, tuple)) and all(isinstance(w, str) for w in self._where))
         if net is None or not (self.priors or by_name):
             return {}
-        priors = self.priors or self._priors_of(net, _chosen(net, self._where))
+        priors = self.priors or self._priors_of(net, list(choose(net, self._where)))
         messages = {}
         for name, prior in priors.items():
             parameter = net.parameters[name]
@@ -148,15 +169,23 @@ class BayesianModule:
             }  # fmt: skip
         return messages
 
+    def _check_called(self) -> None:
+        if not self.priors:
+            raise ValueError(
+                f"BayesianModule {self.name!r}: expected a linen net that was called once, got a new one, whose layers "
+                "are not known; call the model or guide first"
+            )
+
     def _choose(self) -> None:
         parameters = self.adapted.parameters
         for parameter_name, parameter in parameters.items():
             check_precision(f"BayesianModule {self.name!r}", f"parameter {parameter_name!r} of the net", parameter)
-        weights = _chosen(self.adapted, self._where)
+        self._why = choose(self.adapted, self._where)
+        weights = list(self._why)
         self.priors = self._priors_of(self.adapted, weights)
         check_prior_keys(self._prior, {weight: self.adapted.owners[weight] for weight in weights}, is_layer)
         if self._where is None:
-            _say_what_is_left_out(self.adapted, weights, self.name)
+            say_what_is_left_out(self.adapted, weights, self.name)
 
     def _priors_of(self, net: Net, weights: list[str]) -> dict[str, Distribution]:
         return {
@@ -194,52 +223,6 @@ class BayesianModule:
                 "params={**svi.get_params(svi_state), **svi_state.mutable_state}"
             )
         return mutable(site, {"values": self.adapted.state})  # type: ignore
-
-
-def _chosen(net: Net, where: Where) -> list[str]:
-    parameters, owners = list(net.parameters), net.owners
-
-    def of_types(types: tuple[type, ...]) -> set[str]:
-        return {n for n in parameters if is_layer(owners[n], types) and _is_weight(net, n, "weight", "kernel")}
-
-    if where is None:
-        chosen = [n for n in parameters if _is_weight(net, n)]
-    else:
-        chosen = list(matching(where, parameters, owners, of_types, kind="layer"))
-    if not chosen:
-        raise ValueError(
-            f"where: expected at least one parameter to be random, got none of {parameters}; choose with "
-            f"where={next(iter(net.weights))[0].__name__}, where={parameters[:1]} or where=lambda name, layer: ..."
-        )
-    return chosen
-
-
-def _say_what_is_left_out(net: Net, chosen: list[str], name: str) -> None:
-    """Warn where most of the matrices are of layers that no weight is known of."""
-    matrices = {n: one.size for n, one in net.parameters.items() if one.ndim > 1}
-    left_out = [n for n in matrices if n not in chosen]
-    share = sum(matrices[n] for n in chosen if n in matrices) / max(sum(matrices.values()), 1)
-    if not chosen or share >= LEAST_SHARE:
-        return
-    layers: dict[str, list[str]] = {}
-    for one in left_out:
-        owner = net.owners[one]
-        kind = owner.__name__ if isinstance(owner, type) else type(owner).__name__
-        layers.setdefault(kind, []).append(one.rpartition(".")[0])
-    others = [n for n in net.parameters if n not in matrices and n not in chosen]
-    warnings.warn(
-        f"BayesianModule {name!r}: expected the matrices of the net to be random, got {share:.1%} of their elements; "
-        f"deterministic are those of {layers_named(layers)}, layers of which no weight is known; write "
-        f"where={as_where([*chosen, *left_out], others)} to make them random too, "
-        f"where={as_where(chosen, [*others, *left_out])} for this choice without the warning",
-        stacklevel=4,  # the line that makes the BayesianModule
-    )
-
-
-def _is_weight(net: Net, name: str, *otherwise: str) -> bool:
-    """Whether a parameter is the weight of its layer; that of a layer unknown is called ``otherwise``."""
-    leaf, known = name.rpartition(".")[2], net.weight_of(name)
-    return leaf in otherwise if known is None else fnmatch.fnmatchcase(leaf, known)
 
 
 def _check_prior(prior: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -106,6 +107,17 @@ def check_any_network(output: str, out: Path) -> None:
     assert (out / "loss.png").read_bytes().startswith(PNG)
 
 
+def check_lora(output: str, out: Path) -> None:
+    (run,) = json.loads((out / "result.json").read_text())["runs"]
+    random = [name for name in run if name.startswith("random")]
+    assert "plain LoRA" in run and "MC dropout 0.1" in run and len(random) == 2
+    for name, row in run.items():
+        assert 0 <= row["error"] <= 100 and math.isfinite(row["NLL"]) and 0 <= row["ECE"] <= 100
+        assert 0 <= row["ranks"] <= 24 and row["bytes"] > 1000
+        assert re.search(rf"^{name} +{row['error']:.1f} +{row['NLL']:.3f} ", output, re.MULTILINE), name
+    assert (out / "adapter" / "adapter_config.json").exists()
+
+
 def check_benchmark(output: str, out: Path) -> None:
     with (out / "benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -192,10 +204,14 @@ TABLE = {
         check_gradient_variance,
     ),
     "lightning_digits.py": (["--quick"], check_lightning_digits),
+    "lora.py": (["--quick", "--rank", "2", *QUIET], check_lora),
     "mini_vd.py": (["--steps", "20"], check_mini_vd),
     "random_labels.py": (["--epochs", "2", "--examples", "100", *QUIET], check_random_labels),
     "sparse_mlp.py": (["--epochs", "2", "--eager", "--device", "cpu", *QUIET], check_sparse_mlp),
 }
+
+
+NEEDS = {"lora.py": ("peft", "transformers")}  # packages beside those of the extra test
 
 
 def run(name: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
@@ -214,6 +230,9 @@ def test_the_table_is_complete():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_example(name, tmp_path):
+    for package in NEEDS.get(name, ()):
+        if not importlib.util.find_spec(package):
+            pytest.skip(f"{package} is not installed")
     arguments, check = TABLE[name]
     folder, out = tmp_path / "folder", tmp_path / "out"
     folder.mkdir()
@@ -235,6 +254,13 @@ def test_distributed_on_two_processes(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     check_distributed(done.stdout, tmp_path, processes=2)
+
+
+@pytest.mark.slow
+def test_any_network_says_why_a_step_is_not_compiled(tmp_path):
+    done = run("any_network.py", ["--compiled", "--nets", "packed", "--batch", "8"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^packed +no +[\d.]+ +[\d.]+ *\n    .*it packs sequences", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ class EquinoxNet(Net):
         cells = (eqx.nn.GRUCell, eqx.nn.LSTMCell)
         dense = (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTranspose, eqx.nn.Embedding)
         self.weights = {dense: "weight", cells: "weight_*"}
+        self.kind = type(net).__name__
         self._stateful = state is not None
         self.state, self._state_tree = jax.tree.flatten(state)
         arrays, self._static = eqx.partition(net, eqx.is_inexact_array)

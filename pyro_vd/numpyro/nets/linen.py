@@ -26,6 +26,7 @@ class LinenNet(Net):
         dense = (linen.Dense, *self.general, linen.Conv, linen.ConvTranspose, DenseParams)
         self.weights = {dense: "kernel", (linen.Embed,): "embedding"}
         self._module, self._variables = net.unbind() if net.scope is not None else (net, None)
+        self.kind = type(self._module).__name__
         self._drawn = self._variables is None
         self.owners = {}
 

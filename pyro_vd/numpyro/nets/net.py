@@ -15,6 +15,7 @@ class Net(ABC):
     """Abstract: a net taken apart.
 
     Attributes:
+        kind: class of the net.
         parameters: the arrays that can be trained, by name, in the order of the net.
         owners: for each parameter, the layer it belongs to: a module, or its type where a net has none at hand.
         recurrent: names of the parameters of recurrent cells, which are used at every step of a sequence.
@@ -24,6 +25,7 @@ class Net(ABC):
         general: types of those layers that sum over the first dimensions of their kernel, whatever their number.
     """
 
+    kind: str
     parameters: dict[str, Array]
     owners: dict[str, Any]
     recurrent: set[str]

@@ -20,7 +20,7 @@ class NnxNet(Net):
         self.general = (nnx.LinearGeneral, nnx.Einsum)
         dense = (nnx.Linear, *self.general, nnx.Conv, nnx.ConvTranspose)
         self.weights = {dense: "kernel", (nnx.Embed,): "embedding"}
-        self._module = net
+        self._module, self.kind = net, type(net).__name__
         _, parameters, _, state = self._split()
         self._paths = {".".join(map(str, path)): path for path in dict(nnx.to_flat_state(parameters))}
         flat = dict(nnx.to_flat_state(parameters))
