@@ -1,6 +1,8 @@
 """Variational dropout as Pyro models: random weights, their KL, and local reparameterization."""
 
 from pyro_vd import kl as kl
+from pyro_vd import metrics as metrics
+from pyro_vd import plots as plots
 from pyro_vd import training as training
 from pyro_vd.common.bits import BitsReport as BitsReport
 from pyro_vd.common.names import public_names as _public_names

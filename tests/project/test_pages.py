@@ -34,7 +34,7 @@ def table():
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow if page.stem in ("compiled", "numpyro", "deploy") else ())
+        pytest.param(page, marks=pytest.mark.slow if page.stem in ("compiled", "numpyro", "deploy", "judging") else ())
         for page in PAGES
         if page != README and programs(page)
     ],
@@ -82,6 +82,11 @@ def test_every_public_name_is_in_the_reference():
     names |= {"pyro_vd.kl.kl_ard", "pyro_vd.kl.kl_log_uniform"}
     names |= {f"pyro_vd.training.{name}" for name in vars(vd.training) if inspect.isfunction(vars(vd.training)[name])}
     names |= {f"pyro_vd.training.lightning.{name}" for name in ("VariationalModule", "SparsityTable")}
+    for module in (vd.metrics, vd.plots):
+        made = {
+            name: value for name, value in vars(module).items() if inspect.isfunction(value) or inspect.isclass(value)
+        }
+        names |= {f"{module.__name__}.{name}" for name, value in made.items() if not name.startswith("_")}
     assert names == documented("api.md")
 
 
