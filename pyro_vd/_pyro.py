@@ -143,6 +143,15 @@ def _net_parameter(name: str, parameter: nn.Parameter, constraint: Any, event_di
     return view
 
 
+def parameters_met(trace: Any) -> dict[str, Tensor]:
+    """The unconstrained tensor of every parameter in a trace.
+
+    Where ``pyro.settings`` has ``module_local_params``, a plain parameter of a module is that itself.
+    """
+    values = {name: site["value"] for name, site in trace.nodes.items()}
+    return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
+
+
 class Noted(Messenger):
     """Notes in the trace what a site says of its weight, since a replayed site has the ``infer`` of the guide's."""
 

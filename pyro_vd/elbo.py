@@ -23,7 +23,7 @@ from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vd._pyro import check_mean_field_requirement
+from pyro_vd._pyro import check_mean_field_requirement, parameters_met
 from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.checks import (
     GuideCovers,
@@ -187,8 +187,7 @@ class TraceVD_ELBO(ELBO):
             loss = self.checked_terms(model, guide, *args, **kwargs).loss
         if loss.requires_grad:
             if suspicious:
-                met = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-                check_gradient(loss, met, args, kwargs)
+                check_gradient(loss, parameters_met(capture.trace), args, kwargs)
             loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vd._pyro import parameters_met
 from pyro_vd.arguments import check_programs
 from pyro_vd.common.examples import number_of_examples, take_examples
 from pyro_vd.common.options import check_count, shown
@@ -82,7 +83,7 @@ def gradient_variance(
         capture: Any
         with poutine.trace(param_only=True) as capture:
             value = loss.differentiable_loss(model, guide, *step_args, **step_kwargs)
-        parameters = {name: node["value"].unconstrained() for name, node in capture.trace.nodes.items()}
+        parameters = parameters_met(capture.trace)
         gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
         # Welford's update, in float64: the variance of late gradients is far below their square.
         for name, gradient in zip(parameters, gradients, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyro import poutine
 from torch import Tensor, distributed, nn
 
+from pyro_vd._pyro import parameters_met
 from pyro_vd.arguments import check_finite_state
 from pyro_vd.checks import check_gradient, holds_non_finite
 from pyro_vd.common.terms import LossTerms
@@ -107,7 +108,7 @@ class LossModule(TrainedModule):
         capture: Any
         with poutine.trace(param_only=True) as capture:
             terms = self.elbo.checked_terms(*self.callables, *args, **kwargs)
-        self._check_listed({name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()})
+        self._check_listed(parameters_met(capture.trace))
         self._check_gradient(terms.loss, args, kwargs)
         self.seen = True
         return terms

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vd._pyro import Unvalidated, store_dicts, store_tables
+from pyro_vd._pyro import Unvalidated, parameters_met, store_dicts, store_tables
 from pyro_vd._torch import tree_flatten, tree_map_only
 from pyro_vd.arguments import check_programs
 from pyro_vd.common.options import check_number, shown
@@ -63,7 +63,7 @@ class LossProgram:
         capture: Any
         with poutine.trace(param_only=True) as capture:
             loss = self(args, kwargs)
-        met = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+        met = parameters_met(capture.trace)
         return loss, {name: value for name, value in met.items() if value.requires_grad}
 
     @contextmanager
