@@ -271,11 +271,7 @@ for _name, _call in PROGRAMS.items():
             r"expected guide .* class AutoSparseVD; .*AutoSparseVD\(model",
         ),
         ("x of torch", {"x": TENSOR}, "expected data argument 0 to hold arrays of JAX or NumPy, got torch's Tensor"),
-        (
-            "params of torch",
-            {"params": {n: torch.ones(3) for n in PARAMS}},
-            "to be an array of JAX, got torch's Tensor",
-        ),
+        ("params of torch", {"params": dict.fromkeys(PARAMS, TENSOR)}, "to be an array of JAX, got torch's Tensor"),
         ("params of text", {"params": dict.fromkeys(PARAMS, "0")}, "to be an array of JAX, got str"),
     ):
         ROWS[f"{_name}: {_label}"] = (lambda call=_call, bad=_bad: call(**bad), _match)
