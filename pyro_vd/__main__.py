@@ -21,6 +21,8 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer import SVI
+from pyro.optim import Adam, ClippedAdam
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoMeanField
@@ -59,7 +61,7 @@ def check_training() -> str:
     model, x, y = _regression()
     guide = AutoMeanField(model)
     elbo = vd.TraceVD_ELBO()
-    svi = pyro.infer.SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.3, "lrd": 0.97}), elbo)
+    svi = SVI(model, guide, ClippedAdam({"lr": 0.3, "lrd": 0.97}), elbo)
     for _ in range(150):
         svi.step(x, y)
     posterior = guide.posteriors()["net.weight"]
@@ -71,10 +73,10 @@ def check_training() -> str:
 def check_compiled() -> str:
     """The same steps on the same random numbers, eager and compiled."""
     losses = []
-    for kind in (pyro.infer.SVI, functools.partial(vd.CompiledSVI, strict=True)):
+    for kind in (SVI, functools.partial(vd.CompiledSVI, strict=True)):
         pyro.set_rng_seed(0)
         model, x, y = _regression()
-        svi = kind(model, AutoMeanField(model), pyro.optim.Adam({"lr": 1e-2}), vd.TraceVD_ELBO())
+        svi = kind(model, AutoMeanField(model), Adam({"lr": 1e-2}), vd.TraceVD_ELBO())
         losses.append([float(svi.step(x, y)) for _ in range(4)][-1])
     return _near("loss of the fourth step, nats", losses[1], losses[0], within=1e-4 * abs(losses[0]))
 
