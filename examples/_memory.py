@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,8 +49,6 @@ def peak(name: str, device: str = "cpu") -> Peak:
         device: of the net.
     """
     earlier = 5 if name == "compiled" else 2
-    pyro.clear_param_store()
-    gc.collect()  # what an earlier measurement has left would be freed in this one
     if device != "cpu":
         step = _step(name, device)
         for _ in range(earlier):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,8 @@ def train(args: argparse.Namespace) -> None:
 def memory(device: str) -> None:
     first = 0
     for name in _memory.MODES:
-        peak = _memory.peak(name, device)
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:  # where nothing is freed that another has made
+            peak = fresh.apply(_memory.peak, (name, device))
         first = first or peak.bytes
         print(
             f"{name:<14} peak {peak.bytes / 2**20:7.1f} MiB, {peak.bytes / first:.2f} of deterministic, largest tensor "

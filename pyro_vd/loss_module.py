@@ -144,9 +144,9 @@ class LossModule(TrainedModule):
                 "train with pyro.infer.SVI",
                 stacklevel=4,
             )
-        listed = {p if not hasattr(p, "to_local") else name for name, p in (self._listed or {}).items()}
+        listed: set[Any] = {p if not hasattr(p, "to_local") else name for name, p in (self._listed or {}).items()}
         # FSDP2 has other tensors in a call than an optimizer has: shards, which are compared by name.
-        names = {parameter: name for name, parameter in super().named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in super().named_parameters()}
         late = [n for n, p in met.items() if p in names and not {p, names[p]} & listed]
         late = [] if self._listed is None else late
         if late:
