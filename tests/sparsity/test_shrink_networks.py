@@ -15,14 +15,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:shrink. expected a live unit", "ignore:.torch.jit.script:DeprecationWarning"),
 ]
 
-WORDS = ("embedding_bag", "bert", "gpt2")
-WHOLE = ("gpt2",)  # its layers are followed by functions without a rule: LayerNorm, a split
+WORDS, ROWS = ("embedding_bag", "bert", "gpt2"), ("lstm", "packed", "masked")
+WHOLE = ("gpt2", "gcn")  # whose units meet functions without a rule: LayerNorm and a split, sums over edges
 
 
 def example(name, batch):
     if name in WORDS:
         return torch.randint(0, 200, (batch, 12))
-    return torch.randn(batch, 8, 8) if name == "lstm" else torch.randn(batch, 1, 8, 8)
+    return torch.randn(batch, 8, 8) if name in ROWS else torch.randn(batch, 1, 8, 8)
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
