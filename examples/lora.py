@@ -80,7 +80,7 @@ def random(
         AutoGroupSparse(model, unit_dim=1, where="*lora_B*"),
     )
     # DoRA uses its adapters twice, once of them for a norm: one draw a step.
-    elbo = vd.TraceVD_ELBO(shared_sites="auto" if args.dora else ())
+    elbo = vd.TraceVD_ELBO(shared_sites=[bnn.site(name) for name in bnn.weight_names] if args.dora else ())
     loss = elbo(model, guide)
 
     def warmed(index: Tensor, done: float) -> Tensor:
@@ -104,7 +104,9 @@ def run(args: argparse.Namespace, seed: int, tick: Callable[[], object]) -> dict
     rows = {}
     for rate in (0.0, *RATES):
         torch.manual_seed(seed)
-        rows[f"MC dropout {rate}" if rate else "plain LoRA"] = deterministic(base, rate, train, test, args)
+        rows[f"MC dropout {rate}" if rate else f"plain {'DoRA' if args.dora else 'LoRA'}"] = deterministic(
+            base, rate, train, test, args
+        )
         tick()
     for kl_weight in KL_WEIGHTS:
         torch.manual_seed(seed)
