@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -10,6 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogFormatter
+
+import pyro_vd as vd
 
 plt.style.use(Path(__file__).with_name("figures.mplstyle"))
 
@@ -160,6 +163,29 @@ def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], path: Pa
     axis.set(title="Error of a pruned net against its size", xscale="log", yscale="log")
     axis.set(xlabel="size of the file (bytes)", ylabel="test error (%)")
     axis.legend()
+    _save(figure, path)
+
+
+def judged_classes(name: str, inside: Any, labels: Any, outside: dict[str, Any], path: Path) -> None:
+    """Calibration of a prediction, its entropy here and elsewhere, and the risk of those that are kept."""
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.5))
+    figure.suptitle(name)
+    vd.plots.reliability_diagram(inside, labels, ax=axes[0])
+    vd.plots.entropy_histogram({"test images": inside, **outside}, ax=axes[1])
+    wrong = inside.probs.argmax(-1) != labels
+    curves = {"entropy": inside.entropy(), "mutual information": inside.mutual_information()}
+    kept = {of: vd.metrics.risk_coverage(wrong, doubt) for of, doubt in curves.items()}
+    vd.plots.risk_coverage_curve(kept, ax=axes[2], loss="share wrong")
+    _save(figure, path)
+
+
+def regression_bands(predictions: dict[str, Any], x: Any, data: tuple, path: Path) -> None:
+    """A panel for each method."""
+    figure, axes = plt.subplots(1, len(predictions), figsize=(4.2 * len(predictions), 4), sharey=True)
+    for i, (axis, (name, prediction)) in enumerate(zip(np.atleast_1d(axes), predictions.items(), strict=True)):
+        vd.plots.regression_band(x, prediction, data, ax=axis).set(title=name, ylabel="" if i else "y", ylim=(-4, 4))
+        if i:
+            axis.get_legend().remove()
     _save(figure, path)
 
 

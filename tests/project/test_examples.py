@@ -98,6 +98,29 @@ def check_lightning_digits(output: str, out: Path) -> None:
     assert 0 <= float(re.search(r"^held-out error: (\S+) %$", output, re.MULTILINE)[1]) < 50
 
 
+def check_regression_intervals(output: str, out: Path) -> None:
+    (run,) = json.loads((out / "result.json").read_text())["runs"]
+    assert list(run) == ["deterministic", "ensemble of 5", "binary dropout", "sparse VD", "mean field", "low rank"]
+    for name, row in run.items():
+        assert all(0 <= row[f"coverage {where}"] <= 100 for where in ("beside it", "in the gap"))
+        assert all(map(math.isfinite, row.values())) and row["width in the gap"] > 0
+        assert (row["epistemic in the gap"] > 0) == (name != "deterministic")
+        assert re.search(rf"^{name} +\d+\.\d\d \+- 0.00 ", output, re.MULTILINE), name
+    assert (out / "intervals.png").read_bytes().startswith(PNG)
+
+
+def check_uncertainty(output: str, out: Path) -> None:
+    (run,) = json.loads((out / "result.json").read_text())["runs"]
+    assert list(run)[:4] == ["deterministic", "MC dropout", "ensemble of 5", "mean field, weights"] and len(run) == 7
+    for name, row in run.items():
+        assert set(row) == {"error", "NLL", "ECE", "seconds"} | {
+            f"{kind} {score}" for kind in ("negative", "noise") for score in ("AUROC", "FPR95")
+        }
+        assert all(0 <= value <= 100 for value in row.values()) and row["error"] < 80
+        assert re.search(rf"^{name} +\d+\.\d\d \+- 0.00 ", output, re.MULTILINE), name
+    assert (out / "uncertainty.png").read_bytes().startswith(PNG)
+
+
 def check_any_network(output: str, out: Path) -> None:
     assert re.search(r"^net.up.weight +16x8x2x2 +512 +local +conv_transpose2d$", output, re.MULTILINE)
     assert "100.0% of the weights are sampled locally\n0 warnings\n" in output
@@ -207,7 +230,9 @@ TABLE = {
     "lora.py": (["--quick", "--rank", "2", *QUIET], check_lora),
     "mini_vd.py": (["--steps", "20"], check_mini_vd),
     "random_labels.py": (["--epochs", "2", "--examples", "100", *QUIET], check_random_labels),
+    "regression_intervals.py": (["--quick", *QUIET], check_regression_intervals),
     "sparse_mlp.py": (["--epochs", "2", "--eager", "--device", "cpu", *QUIET], check_sparse_mlp),
+    "uncertainty.py": (["--quick", "--examples", "500", "--draws", "5", *QUIET], check_uncertainty),
 }
 
 

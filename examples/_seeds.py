@@ -1,0 +1,20 @@
+"""The results of several seeds as a table."""
+
+from __future__ import annotations
+
+import torch
+
+
+def table(runs: list[dict[str, dict[str, float]]], digits: int = 2) -> str:
+    """A line for each method, a cell for each column: mean over the runs +- its standard error."""
+    columns = list(next(iter(runs[0].values())))
+    first, width = 2 + max(map(len, runs[0])), 2 + max(14, *map(len, columns))
+    lines = [" " * first + "".join(f"{column:>{width}}" for column in columns)]
+    for name in runs[0]:
+        cells = []
+        for column in columns:
+            values = torch.tensor([one[name][column] for one in runs], dtype=torch.float64)
+            error = values.std().item() / len(runs) ** 0.5 if len(runs) > 1 else 0.0
+            cells.append(f"{values.mean():.{digits}f} +- {error:.{digits}f}")
+        lines.append(f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return "\n".join(lines)
