@@ -6,6 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import pyro
@@ -79,7 +80,17 @@ def _is_real(support: Any) -> bool:
 
 def check_sites(model_trace: Any, guide_trace: Any) -> None:
     """Raise for a site of the guide that is not reparameterised, that the model does not have, or that it observes."""
-    for name, site in guide_trace.iter_stochastic_nodes():
+    for name, site in guide_trace.nodes.items():
+        if site["type"] != "sample" or (site["is_observed"] and name in model_trace.nodes):
+            continue
+        other = model_trace.nodes.get(name)
+        if other is not None and not other["is_observed"] and not _is_of_shape(site["fn"], other["fn"]):
+            expected, got = tuple(other["fn"].shape()), tuple(site["fn"].shape())
+            raise ValueError(
+                f"site {name!r}: expected a guide distribution of shape {expected}, that of the model, got "
+                f"{describe(site['fn'])} of shape {got}, whose values would be broadcast; write parameters of the "
+                "model's shape"
+            )
         if not site["fn"].has_rsample:
             reason = getattr(base_distribution(site["fn"]), "_no_rsample", None)
             instead = (
@@ -101,6 +112,11 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
                 f"site {name!r}: expected a guide without what the model observes, got one that samples it; remove it "
                 "from the guide, or call an automatic guide first with the arguments of training"
             )
+
+
+def _is_of_shape(q: Any, p: Any) -> bool:
+    sizes = zip_longest(reversed(q.shape()), reversed(p.shape()), fillvalue=1)
+    return all(one == other for one, other in sizes)
 
 
 def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMessenger) -> None:

@@ -238,8 +238,8 @@ class TraceVD_ELBO(ELBO):
         for name, site in model_trace.iter_stochastic_nodes():
             constants = functools.partial(_constants, name, model_trace, guide_trace)
             kl[name] = self._site_kl(name, site, guide_trace.nodes[name], constants)
-        for name, site in guide_trace.iter_stochastic_nodes():
-            if name not in model_trace.nodes:
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample" and name not in model_trace.nodes:  # pyro.factor counts too
                 of = name.removesuffix("_unconstrained")
                 kl[name] = _log_prob_sum(site, _constants(of, model_trace, guide_trace) if of != name else None)
         return kl

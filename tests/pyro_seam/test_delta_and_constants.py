@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pyro
@@ -166,3 +167,35 @@ def test_a_weight_of_a_model_by_hand_that_is_drawn_once_is_named_once(name, esti
         expected = name != "Normal" and estimator != "shared" and not shared_sites
         said = [str(one.message) for one in caught if "drawn once a step" in str(one.message)]
         assert len(said) == expected and all("'weight'" in one and name in one for one in said)
+
+
+@pytest.mark.parametrize("shapes", [((3, 2), (3, 1)), ((1, 2), (3, 2)), ((3, 2), (2,)), ((2,), (3, 2))])
+@pytest.mark.parametrize("estimator", ["local", "shared"])
+def test_a_guide_of_another_shape_than_the_model(shapes, estimator):
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(shapes[0]), 1.0).to_event(len(shapes[0])))
+        pyro.sample("x", dist.Normal((z * 1.0).sum(), 1.0), obs=torch.tensor(1.0))
+
+    def guide():
+        pyro.sample("z", dist.Normal(torch.zeros(shapes[1]), 1.0).to_event(len(shapes[1])))
+
+    wanted, got = (re.escape(str(shape)) for shape in shapes)
+    with pytest.raises(ValueError, match=f"site 'z': expected a guide distribution of shape {wanted}.*{got}"):
+        vd.TraceVD_ELBO(estimator, shared_sites=["z"], analytic_only=False).loss(model, guide)
+
+
+def test_a_factor_in_the_guide_is_counted():
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+    def guide(has_rsample=True):
+        pyro.sample("z", dist.Normal(0.5, 1.0))
+        pyro.factor("f", torch.tensor(3.0), has_rsample=has_rsample)
+
+    losses = []
+    for elbo in (vd.TraceVD_ELBO(), TraceMeanField_ELBO()):
+        losses.append(elbo.loss(model, guide))
+    assert losses[0] == pytest.approx(losses[1])
+    with pytest.raises(NotImplementedError, match="site 'f': expected a reparameterised"):
+        vd.TraceVD_ELBO().loss(model, lambda: guide(False))
