@@ -191,17 +191,16 @@ def regression_bands(predictions: dict[str, Any], x: Any, data: tuple, path: Pat
 
 def cumulative_regret(regrets: dict[str, list[list[float]]], path: Path) -> None:
     """Cumulative regret against the round: the mean over seeds, and a band of one standard error."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    styles = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"))  # colours of Okabe and Ito
-    for (policy, runs), (color, style) in zip(regrets.items(), styles, strict=True):
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for (policy, runs), style in zip(regrets.items(), ("-", "--", ":"), strict=True):
         sums = np.cumsum(np.array(runs), 1)
         mean, error = sums.mean(0), sums.std(0, ddof=1) / np.sqrt(len(sums))
         rounds = np.arange(1, len(mean) + 1)
-        axis.plot(rounds, mean, style, color=color, label=policy)
-        axis.fill_between(rounds, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+        (line,) = axis.plot(rounds, mean, style, label=policy)
+        axis.fill_between(rounds, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     seeds = len(next(iter(regrets.values())))
-    title = f"Regret of one arm for a group of contexts\nmean and standard error of {seeds} seeds"
-    axis.set(title=title, xlabel="round", ylabel="cumulative regret (reward)", ylim=(0, None))
+    axis.set(title=f"One arm for a group of contexts: mean and standard error of {seeds} seeds", ylim=(0, None))
+    axis.set(xlabel="round", ylabel="cumulative regret (units of reward)")
     axis.legend()
     _save(figure, path)
 

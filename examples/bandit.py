@@ -1,12 +1,12 @@
 """Thompson sampling with a Bayesian net, by coherent draws of its weights, by local draws, and epsilon-greedy.
 
-    python examples/bandit.py              # 10 seeds, about two minutes
+    python examples/bandit.py              # 10 seeds, some minutes
     python examples/bandit.py --quick      # 2 seeds, few rounds
 
 Each round has a group of 20 contexts, and one arm of ten is chosen for the whole group; its reward at every context is
 seen, the other arms' are not. A Thompson sampler chooses the arm that is best for the group under one draw. A coherent
 draw is one function, wrong about all contexts alike, and so it tries arms that may be good. Local draws have noise of
-their own at every context, which an average over the group takes away: what is left is nearly the mean network.
+their own at every context, most of which an average over the group takes away: it tries less.
 Printed are the regret of a round (best mean reward less that of the chosen arm) summed over all rounds, and over the
 last quarter; mean +- standard error over the seeds. Writes regret.png and result.json to --out.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import _figures
+import _options
 import pyro
 import pyro.distributions as dist
 import torch
@@ -64,27 +65,26 @@ class Agent:
         prior = {"0.*": dist.Normal(0.0, 1 / math.sqrt(FEATURES)), "2.weight": dist.Normal(0.0, 1 / math.sqrt(HIDDEN)),
                  "2.bias": dist.Normal(0.0, 0.5)}  # fmt: skip
         self.bnn = vd.BayesianModule(net, prior, where=lambda name, layer: True)
-        self.guide = AutoMeanField(self.bnn, init_log_sigma2=-3.0)
+        self.guide = AutoMeanField(self.model, init_log_sigma2=-3.0)
         self.loss = vd.TraceVD_ELBO(estimator="local")(self.model, self.guide)
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.optimizer: Any = None
 
-    def model(self, x: Tensor, arm: Tensor, y: Tensor | None = None) -> None:
-        predicted = self.bnn(x).gather(1, arm[:, None]).squeeze(1)
-        with vd.data_plate(len(x), len(x)):
-            pyro.sample("reward", dist.Normal(predicted, NOISE), obs=y)
+    def model(self, x: Tensor, arm: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """The rewards of all arms; those of ``arm`` are seen with noise."""
+        rewards = self.bnn(x)
+        if arm is not None:
+            with vd.data_plate(len(x), len(x)):
+                pyro.sample("reward", dist.Normal(rewards.gather(1, arm[:, None]).squeeze(1), NOISE), obs=y)
+        return rewards
 
     def choose(self, x: Tensor) -> int:
         """The arm with the highest mean over the group, of one draw or of the mean network."""
         if not self.seen or (self.policy == "epsilon-greedy" and torch.rand(()) < EPSILON):
             return int(torch.randint(ARMS, ()))
         mode = {"coherent draws": "weights", "local draws": "local", "epsilon-greedy": "mean"}[self.policy]
-
-        def function(x: Tensor) -> Tensor:
-            return self.bnn(x)
-
         options: dict[str, Any] = {"num_samples": 1, "mode": mode, "return_sites": "_RETURN"}
-        rewards = vd.posterior_predictive(function, self.guide, x, **options)["_RETURN"]
+        rewards = vd.posterior_predictive(self.model, self.guide, x, **options)["_RETURN"]
         return int(rewards[0].mean(0).argmax())
 
     def learn(self, x: Tensor, arm: int, y: Tensor) -> None:
@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
     pyro.enable_validation(False)
     regrets: dict[str, list[list[float]]] = {policy: [] for policy in POLICIES}
     with tqdm(total=args.seeds * len(POLICIES), unit="run", disable=args.quiet) as bar:
-        for seed in range(args.seeds):
+        for seed in range(args.seed, args.seed + args.seeds):
             for policy in POLICIES:
                 regrets[policy].append(play(policy, seed, args))
                 bar.update()
@@ -134,18 +134,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser = _options.parser(__doc__, "bandit", seeds=10, data=False)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--group", type=int, default=20, help="contexts in a round")
     parser.add_argument("--steps", type=int, default=15, help="of training after a round")
-    parser.add_argument("--quick", action="store_true", help="2 seeds, 8 rounds")
-    parser.add_argument("--out", default="out/bandit")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.seeds, args.rounds = 2, 8
-    return args
+    return _options.parse(parser, argv, seeds=2, rounds=8)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class Blocks(ABC):
                 self.values = values
             else:
                 posteriors = fixed_posteriors(self.guide, self.call)
-                self.weights = posteriors and {site: WeightDraws(p) for site, p in posteriors.items()}
+                self.weights = None if posteriors is None else {s: WeightDraws(p) for s, p in posteriors.items()}
         weights = sum(v.numel() * v.element_size() for v in (values or {}).values())
         found, largest = [], LargestResult()
         for piece, length in zip(self.pieces, self.lengths, strict=True):

@@ -141,6 +141,14 @@ def check_lora(output: str, out: Path) -> None:
     assert (out / "adapter" / "adapter_config.json").exists()
 
 
+def check_bandit(output: str, out: Path) -> None:
+    regret = json.loads((out / "result.json").read_text())["regret"]
+    assert list(regret) == ["coherent draws", "local draws", "epsilon-greedy"]
+    assert all(len(run) == 4 and min(run) >= 0 for runs in regret.values() for run in runs)
+    assert all(re.search(rf"^{policy} +[\d.]+ \+- [\d.]+ +[\d.]+ \+- ", output, re.MULTILINE) for policy in regret)
+    assert (out / "regret.png").read_bytes().startswith(PNG)
+
+
 def check_benchmark(output: str, out: Path) -> None:
     with (out / "benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -191,6 +199,7 @@ BENCHMARKED = [
 ]
 SMALL = ["--width", "8", "--depth", "1", "--batch", "32", "--threads", "1", "--blocks", "2", "--out", "{out}"]
 TABLE = {
+    "bandit.py": (["--quick", "--rounds", "4", *QUIET], check_bandit),
     "any_network.py": (["--net", "unet", "--steps", "20", *QUIET], check_any_network),
     "benchmark.py": (
         ["--net", "mlp", "--widths", "8", "16", "--depths", "--batches", "--programs", *BENCHMARKED, *SMALL],
@@ -308,6 +317,16 @@ def test_sparse_mlp_chooses_its_threshold_on_validation_data(tmp_path):
     assert found and float(found[1]) == pytest.approx(result["threshold"], abs=1e-3)
     assert re.search(r"^ +inf +50,200 +0.00%", done.stdout, re.MULTILINE)
     assert math.isfinite(result["error_pruned"])
+
+
+@pytest.mark.slow
+def test_moments_against_draws(tmp_path):
+    done = run("benchmark_predict.py", ["--moments", "--depths", "1", "2", "--reference", "50", "--only-depths",
+                                        "--out", str(tmp_path / "out")], tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    ratios = re.findall(r"^(ReLU|tanh) +(\d) +([\d.]+) \+- ", done.stdout, re.MULTILINE)
+    assert [row[:2] for row in ratios] == [("ReLU", "1"), ("ReLU", "2"), ("tanh", "1"), ("tanh", "2")]
+    assert all(0.7 < float(ratio) < 1.3 for *_, ratio in ratios)  # 50 draws: a standard error of 0.1 an output
 
 
 def test_missing_data_stops_with_one_sentence(tmp_path):

@@ -185,7 +185,10 @@ def _of_moments(
     """The mixture of the likelihoods at draws of what one pass, of every piece, makes of their parameters."""
     lengths = [0 if batch_size is None else number_of_examples(*piece) for piece in pieces]
     keys = jax.random.split(key, len(pieces))
-    found = [one_pass.draws(*one, number, *piece) for *one, piece in zip(keys, lengths, pieces, strict=True)]
+    found = [
+        one_pass.draws(key, length, number, args, kwargs)
+        for key, length, (args, kwargs) in zip(keys, lengths, pieces, strict=True)
+    ]
     kept = one_pass.likelihoods
     joined = {name: _joined([piece[name] for piece in found], kept[name][1]) for name in found[0]}
     return {name: Predictive(kept[name][0].build(own), name) for name, own in joined.items()}

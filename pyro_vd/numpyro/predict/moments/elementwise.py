@@ -73,10 +73,11 @@ def together(primitive: Any, operands: Sequence[Any]) -> GaussianArray | None:
     if any(a is not b for a, b in zip(first.source, second.source, strict=True)):
         return None
     left, right = (one.view or Partial(_as_it_is) for one in operands)
-    source = GaussianArray(*first.source, first.of)
+    mean, variance = first.source
+    source = GaussianArray(mean, variance, first.of)
     function = Partial(functools.partial(_of_both, primitive), left, right)
     affine = primitive in (lax.add_p, lax.sub_p) and first.gaussian and second.gaussian
-    return source.function(*quadrature(function, *source.source), function, affine=affine)
+    return source.function(*quadrature(function, mean, variance), function, affine=affine)
 
 
 def _as_it_is(value: Array) -> Array:

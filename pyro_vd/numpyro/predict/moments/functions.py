@@ -35,11 +35,12 @@ def _(*args: ArrayLike | GaussianArray, **params: Any):
     body = params["jaxpr"]
     if len(random) == 1 and _is_of_each_element(body, random) and _nonlinear_steps(body) > 1:
         (place,) = random
+        x: Any = args[place]
 
         def function(value: Array) -> Array:
             return jaxpr_as_fun(body)(*args[:place], value, *args[place + 1 :])[0]
 
-        return [through(args[place], function)]
+        return [through(x, function)]
     return _step_by_step(body, args, params["name"], random)
 
 
