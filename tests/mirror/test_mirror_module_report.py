@@ -68,6 +68,8 @@ def test_what_was_asked_for_is_said(where, why):
 def test_a_linen_net_that_was_not_called_has_no_report():
     bnn = vd.BayesianModule(linen.Dense(2), PRIOR)
     assert repr(bnn) == "BayesianModule(Dense, name='net', not called yet)"
+    with pytest.raises(ValueError, match="expected a linen net that was called once"):
+        vd.prune(bnn, {}, params={})
     with pytest.raises(ValueError, match="expected a linen net that was called once, got a new one"):
         bnn.report()
     handlers.seed(bnn, 0)(jnp.ones((1, 3)))

@@ -40,7 +40,8 @@ def prune(
 
     Raises:
         ValueError: the guide has no posterior for a weight of ``bnn``, one of another shape, or a mean that is not
-            finite; a parameter or the state is not in ``params``; threshold or share as in :func:`keep_masks`.
+            finite; a parameter or the state is not in ``params``; a linen net that was not called yet; threshold or
+            share as in :func:`keep_masks`.
 
     Example:
         >>> import equinox as eqx
@@ -58,6 +59,7 @@ def prune(
             "params=params)"
         )
     check_params("prune", params)
+    weights = bnn.weight_names  # raises for a net that is not known before its first call
     sites = {bnn.site(name) for name in (*bnn.adapted.parameters, "state")}
     unknown = [name for name in params if name.startswith(f"{bnn.name}.") and name not in sites]
     if unknown:
@@ -70,7 +72,7 @@ def prune(
     values = {}
     for name, parameter in bnn.adapted.parameters.items():
         site = bnn.site(name)
-        if name not in bnn.weight_names:
+        if name not in weights:
             values[name] = _given(params, site)
         elif site in posteriors:
             values[name] = jnp.where(masks[site], _checked_mean(site, posteriors[site], parameter), 0.0)
