@@ -143,7 +143,7 @@ def _net_parameter(name: str, parameter: nn.Parameter, constraint: Any, event_di
     return view
 
 
-def parameters_met(trace: Any) -> dict[str, Tensor]:
+def parameters_met(trace: Any) -> dict[str, Any]:
     """The unconstrained tensor of every parameter in a trace.
 
     Where ``pyro.settings`` has ``module_local_params``, a plain parameter of a module is that itself.

@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, constraints
 
 from pyro_vd._torch import tree_leaves
 from pyro_vd.handlers import EstimatorMessenger, base_distribution
@@ -75,7 +75,7 @@ def _is_matrix(msg: Any) -> bool:
 def _is_real(support: Any) -> bool:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    return support is torch.distributions.constraints.real
+    return support is constraints.real
 
 
 def check_sites(model_trace: Any, guide_trace: Any) -> None:

@@ -32,7 +32,8 @@ class BayesianModule(nn.Module):
     calls ``net`` with both. The net itself is not changed: its own values of the chosen parameters stay
     where they are, and are where a guide of :mod:`pyro_vd.guides` starts. A call leaves every attribute of the net as
     it was, but for what the net itself notes in one. Buffers (BatchNorm) are updated in steps; an update that is not
-    finite, of a step that fails or of a prediction is not kept.
+    finite, of a step that fails or of a prediction is not kept. (Pyro's own ELBOs score the labels after the net has
+    run: a step of theirs that fails there keeps it, one of TraceVD_ELBO does not.)
 
     Args:
         net: any torch module.

@@ -96,7 +96,8 @@ def hold_zeros(net: nn.Module, parameter: nn.Parameter, mask: Tensor) -> None:
                 is_masked = key.endswith("_orig") and f"{key.removesuffix('_orig')}_mask" in layer._buffers
                 torch_prune.custom_from_mask(layer, key.removesuffix("_orig") if is_masked else key, mask)
                 # Before the hooks of weight_norm and spectral_norm, which compute with the masked weight.
-                layer._forward_pre_hooks.move_to_end(next(reversed(layer._forward_pre_hooks)), last=False)
+                hooks: Any = layer._forward_pre_hooks
+                hooks.move_to_end(next(reversed(hooks)), last=False)
 
 
 def masked_weights(net: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
