@@ -12,6 +12,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -130,6 +131,8 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
             continue
         if messenger.estimator in getattr(base_distribution(site["fn"]), "estimators", ()):
             continue  # a handler of the user has given it a value: posterior_mean, say
+        if _is_point(name, guide_trace):
+            continue
         if (name, "drawn once") not in warned:
             warned.add((name, "drawn once"))
             warnings.warn(
@@ -139,6 +142,14 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
                 f"shared_sites=[{name!r}]",
                 stacklevel=2,
             )
+
+
+def _is_point(name: str, guide_trace: Any) -> bool:
+    """Whether a weight has no noise at all, as by ``AutoDelta``; ``AutoNormal`` has its noise in a site beside it."""
+    noises = [other for other, site in guide_trace.iter_stochastic_nodes() if site["infer"].get("is_auxiliary")]
+    joint = any(not other.endswith("_unconstrained") for other in noises)
+    is_delta = isinstance(base_distribution(guide_trace.nodes[name]["fn"]), Delta)
+    return is_delta and not joint and f"{name}_unconstrained" not in noises
 
 
 def check_observed(model_trace: Any) -> None:

@@ -99,6 +99,7 @@ def test_several_particles_of_a_plain_model(graphs, vectorised):
     expect_compiled(model, AutoNormal(model), OPTIMIZERS["AdamW"], elbo)
 
 
+@pytest.mark.filterwarnings("ignore:site 'layer.weight'")  # which AutoNormal draws once a step
 def test_distributions_that_were_made_before_and_validate(graphs):
     model = Tutorial()
     assert model._pyro_samples["noise"]._validate_args
