@@ -145,3 +145,12 @@ def test_the_numpyro_side_has_the_same_tree():
     assert np.abs(tree["posterior_predictive"]["y"].values[0] - LOCS.numpy()).max() < 3.0
     with pytest.raises(ValueError, match=r"sites \['y'\], got \['z'\]"):
         mirror.to_arviz({"y": locs}, observed={"z": y})
+
+
+def test_a_value_outside_the_support_of_a_draw_has_no_likelihood_there():
+    """Uniform likelihoods on (0, 1) and (0, 3), seen 0.5 and 2: the log of the mean over draws is that of the parts."""
+    prediction = vd.Predictive(dist.Uniform(torch.zeros(2, 2), torch.tensor([[1.0], [3.0]]).expand(2, 2)), "y")
+    found = prediction.log_likelihood(torch.tensor([0.5, 2.0]))
+    expected = torch.tensor([[1.0, 0.0], [1 / 3, 1 / 3]]).log()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(prediction.log_prob(torch.tensor([0.5, 2.0])).exp(), torch.tensor([2 / 3, 1 / 6]))
