@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import peft
 import torch
 import torch.nn.functional as F
-import transformers
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+peft: Any = import_module("peft")  # of the extra "networks", as transformers is
+transformers: Any = import_module("transformers")
 
 NAME = "default"  # of the adapter
 
@@ -41,7 +42,7 @@ def tasks(seed: int, shots: int) -> tuple[Task, Task, Task]:
 def backbone() -> nn.Module:
     """Images to an output whose ``logits`` are of five classes."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    images: dict[str, Any] = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 5}
+    images = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 5}
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, **images, **rates))
 
@@ -82,7 +83,8 @@ def adapted(base: nn.Module, rank: int, dora: bool, dropout: float = 0.0, ranks:
 
 def ranks_of(net: nn.Module) -> dict[str, Tensor]:
     """For every layer with an adapter the ranks that do something: its columns of B that are not zero."""
-    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, LoraLayer)}
+    kind = peft.tuners.lora.LoraLayer
+    layers: dict[str, Any] = {name: layer for name, layer in net.named_modules() if isinstance(layer, kind)}
     return {
         name.removeprefix("base_model.model."): layer.lora_B[NAME].weight.detach().ne(0).any(0)
         for name, layer in layers.items()

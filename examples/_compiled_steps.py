@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import pyro
 import torch
 from pyro.infer import SVI
+from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 
 import pyro_vd as vd
@@ -31,7 +32,7 @@ def table(nets: Iterable[str], make: Callable[[str], tuple[Callable, Tensor, Ten
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             guide = AutoSparseVD(model)
-            eager = ms_a_step(SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step, x, y)
+            eager = ms_a_step(SVI(model, guide, Adam({"lr": 1e-3}), elbo).step, x, y)
             svi, start = vd.CompiledSVI(model, guide, adam, elbo), time.perf_counter()
             for _ in range(3):  # the first is eager, the second is compiled, and taken eagerly beside it
                 svi.step(x, y)

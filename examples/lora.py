@@ -101,7 +101,8 @@ def run(args: argparse.Namespace, seed: int, tick: Callable[[], object]) -> dict
     first, train, test = _adapters.tasks(seed, args.shots)
     base = _adapters.backbone()
     _adapters.fit_plain(base, first, args.steps, 3e-3)
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
+    small: Any = None
     for rate in (0.0, *RATES):
         torch.manual_seed(seed)
         rows[f"MC dropout {rate}" if rate else f"plain {'DoRA' if args.dora else 'LoRA'}"] = deterministic(

@@ -143,7 +143,8 @@ def run(args: argparse.Namespace, seed: int, tick: Callable[[], object]) -> tupl
 def main(args: argparse.Namespace) -> None:
     pyro.enable_validation(False)
     seeds = range(args.seed, args.seed + args.seeds)
-    runs, shown = [], ()
+    runs: list[Any] = []
+    shown: Any = ()
     with tqdm(total=len(seeds) * (2 + len(args.families)), unit="method", disable=args.quiet) as bar:
         for seed in seeds:
             rows, shown = run(args, seed, bar.update)
@@ -151,7 +152,7 @@ def main(args: argparse.Namespace) -> None:
     title = f"{args.dataset}, {args.examples} images, {args.epochs} epochs, {args.draws} draws"
     print(f"{title}: mean +- standard error of {len(runs)} seeds; seconds: of a prediction\n{table(runs)}")
     out = Path(args.out)
-    _figures.judged_classes(*shown, out / "uncertainty.png")
+    _figures.judged_classes(*shown, path=out / "uncertainty.png")
     (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
     print(f"uncertainty.png and result.json are in {out}/")
 

@@ -17,12 +17,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI
-from pyro.optim import Adam, ClippedAdam
+from pyro.optim import Adam, ClippedAdam  # type: ignore[attr-defined]
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoMeanField
@@ -73,6 +74,7 @@ def check_training() -> str:
 def check_compiled() -> str:
     """The same steps on the same random numbers, eager and compiled."""
     losses = []
+    kind: Any
     for kind in (SVI, functools.partial(vd.CompiledSVI, strict=True)):
         pyro.set_rng_seed(0)
         model, x, y = _regression()

@@ -27,6 +27,8 @@ from pyro_vd.reading import Reading, is_of_torch, kind_of
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
 Prior = (
     TorchDistributionMixin
+    | Mapping[str, TorchDistributionMixin]
+    | Mapping[type, TorchDistributionMixin]
     | Mapping[str | type, TorchDistributionMixin]
     | Callable[[str, nn.Parameter], TorchDistributionMixin]
     | Callable[[str, nn.Parameter, nn.Module], TorchDistributionMixin]

@@ -282,7 +282,8 @@ def _constants(name: str, model_trace: Any, guide_trace: Any) -> Fixed | None:
     if isinstance(base_distribution(parts[1]), Delta):  # of AutoNormal, with the noise in a site of its own
         noise: Any = guide_trace.nodes.get(f"{name}_unconstrained")
         is_joint = noise is None and any(s["infer"].get("is_auxiliary") for _, s in guide_trace.iter_stochastic_nodes())
-        parts[1:] = [parts[1] if is_joint else noise["fn"]] if is_joint or noise else []
+        if not is_joint:
+            parts[1:] = [] if noise is None else [noise["fn"]]
     return site["fixed"]() if all(is_by_element(fn) for fn in parts) else None
 
 

@@ -114,7 +114,7 @@ def _size(one: Any) -> int:
 
 
 def _refill(one: dict, contents: dict) -> None:
-    kind = OrderedDict if isinstance(one, OrderedDict) else dict  # the order is kept beside the dict
+    kind: Any = OrderedDict if isinstance(one, OrderedDict) else dict  # the order is kept beside the dict
     kind.clear(one)
     for name, value in contents.items():
         kind.__setitem__(one, name, value)

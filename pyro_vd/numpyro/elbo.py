@@ -200,7 +200,8 @@ class TraceVD_ELBO(ELBO):
         check_sites(model_trace, guide_trace)
         check_parameter_sites("TraceVD_ELBO", params, guide_trace, model_trace)
         check_labels(model_trace)
-        warn_of_single_draws(model_trace, guide_trace, *self._options[:2], self._warned)
+        estimator, shared_sites, *_ = self._options
+        warn_of_single_draws(model_trace, guide_trace, estimator, shared_sites, self._warned)
         check_model_guide_match(model_trace, guide_trace)
         check_mean_field_requirement(model_trace, guide_trace)
         return model_trace, guide_trace

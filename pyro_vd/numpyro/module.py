@@ -23,6 +23,8 @@ from pyro_vd.numpyro.weights import RandomWeight, run_counted
 
 Prior = (
     Distribution
+    | Mapping[str, Distribution]
+    | Mapping[type, Distribution]
     | Mapping[str | type, Distribution]
     | Callable[[str, Array], Distribution]
     | Callable[[str, Array, Any], Distribution]
