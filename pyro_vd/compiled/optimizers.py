@@ -159,10 +159,16 @@ class StepOptimizer:
         """The learning rates as 0-dim tensors, with the values they have now.
 
         Raises:
-            ValueError: one that is NaN or infinite.
+            ValueError: one that is NaN or infinite; an optimizer without one.
         """
         rates = []
         for i, group in enumerate(self.groups()):
+            if "lr" not in group:
+                kinds = ", ".join(sorted({type(one).__name__ for one in self.optimizers}))
+                raise ValueError(
+                    f"optim: expected an optimizer with a learning rate named 'lr', got {kinds}; use torch.optim.Adam, "
+                    "AdamW or SGD, or step with pyro.infer.SVI"
+                )
             rate = group["lr"]
             if not isinstance(rate, Tensor):
                 if i == len(self._rates):

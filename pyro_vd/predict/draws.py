@@ -76,10 +76,8 @@ def posterior_predictive(
     check_programs(model, guide)
     sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
     check_prediction(MODES, mode, num_samples, batch_size)
-    if mode == "mean":
-        guide = posterior_mean(guide)
-    elif mode == "local":
-        guide = EstimatorMessenger("local", shared_sites, reuse)(guide)
+    guide = posterior_mean(guide) if mode == "mean" else guide
+    guide = EstimatorMessenger("local" if mode == "local" else "shared", shared_sites, reuse)(guide)
     pieces, lengths = pieces_of(args, kwargs, batch_size)
     run = DrawsOfValues(
         model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", sites=set(sites)

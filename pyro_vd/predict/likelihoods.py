@@ -91,10 +91,9 @@ def predictive_distribution(
     check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
     if mode == "moments":
         guide = gaussian_weights(guide, on_unknown)
-    elif mode == "local":
-        guide = EstimatorMessenger("local", shared_sites, reuse)(guide)
     elif mode == "mean":
         guide = posterior_mean(guide)
+    guide = EstimatorMessenger("local" if mode == "local" else "shared", shared_sites, reuse)(guide)
     if mode != "moments" and on_unknown != "error":
         raise ValueError(
             f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"

@@ -16,7 +16,7 @@ from pyro_vd.common.options import check_choice, check_count
 from pyro_vd.numpyro._numpyro import Prediction
 from pyro_vd.numpyro.arguments import check_call, check_finite
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
-from pyro_vd.numpyro.handlers import Reuse, SharedSites, lrt, posterior_mean, shared_and_reuse
+from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
 from pyro_vd.numpyro.predict.sites import chosen_sites, names_of
 from pyro_vd.numpyro.weights import run_counted
 
@@ -85,11 +85,8 @@ def posterior_predictive(
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     if batch_size is not None and check_count("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    shared_and_reuse(shared_sites, reuse)  # looks at them
-    if mode == "local":
-        guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
-    elif mode == "mean":
-        guide = posterior_mean(guide)
+    guide = posterior_mean(guide) if mode == "mean" else guide
+    guide = EstimatorMessenger(guide, "local" if mode == "local" else "shared", shared_sites, reuse)
     chunks, lengths = [(args, kwargs)], [0]
     if batch_size is not None:
         cuts = batch_bounds(number_of_examples(args, kwargs), batch_size)

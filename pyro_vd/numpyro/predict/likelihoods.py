@@ -18,7 +18,7 @@ from pyro_vd.common.structure import Structure
 from pyro_vd.numpyro._numpyro import Prediction
 from pyro_vd.numpyro.arguments import check_call, check_finite
 from pyro_vd.numpyro.checks import check_parameter_sites, describe, latent_sites
-from pyro_vd.numpyro.handlers import Reuse, SharedSites, lrt, posterior_mean, shared_and_reuse
+from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
 from pyro_vd.numpyro.predict.distribution import Predictive
 from pyro_vd.numpyro.predict.draws import _compiled
 from pyro_vd.numpyro.predict.one_pass import OnePass
@@ -105,11 +105,8 @@ def predictive_distribution(
         raise ValueError(
             f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"
         )
-    shared_and_reuse(shared_sites, reuse)  # looks at them
-    if mode == "local":
-        guide = lrt(guide, shared_sites=shared_sites, reuse=reuse)
-    elif mode == "mean":
-        guide = posterior_mean(guide)
+    guide = posterior_mean(guide) if mode == "mean" else guide
+    guide = EstimatorMessenger(guide, "local" if mode == "local" else "shared", shared_sites, reuse)
     pieces, _ = pieces_of(args, kwargs, batch_size)
     structures: dict[str, tuple[Structure, bool]] = {}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vd.handlers import base_distribution
@@ -39,7 +40,7 @@ class _GaussianWeights(Messenger):
         self.on_unknown = on_unknown
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["value"] is not None or msg["is_observed"]:
+        if msg["value"] is not None or msg["is_observed"] or site_is_subsample(msg):
             return
         posterior, site = base_distribution(msg["fn"]), msg["name"]
         if not isinstance(posterior, WeightPosterior):
