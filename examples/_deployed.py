@@ -7,9 +7,11 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from _data import Data
@@ -55,7 +57,7 @@ def sparse_file(net: nn.Module) -> int:
 
 
 def onnx_form(net: nn.Module, x: Tensor) -> Form:
-    import onnxruntime
+    onnxruntime: Any = import_module("onnxruntime")
 
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own exporter
@@ -73,10 +75,9 @@ def onnx_form(net: nn.Module, x: Tensor) -> Form:
 
 def int8_form(net: nn.Module) -> Form:
     """Weights of Linear layers in 8 bits, a scale for each row."""
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
+    quantization: Any = import_module("torchao.quantization")
     smaller = copy.deepcopy(net)
-    quantize_(smaller, Int8WeightOnlyConfig())
+    quantization.quantize_(smaller, quantization.Int8WeightOnlyConfig())
     with TemporaryDirectory() as folder:
         path = Path(folder) / "net.pt"
         torch.save(smaller.state_dict(), path)
