@@ -87,10 +87,15 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
         other = model_trace.nodes.get(name)
         if other is not None and not other["is_observed"] and not _is_of_shape(site["fn"], other["fn"]):
             expected, got = tuple(other["fn"].shape()), tuple(site["fn"].shape())
+            in_plate = len(other["cond_indep_stack"]) > len(site["cond_indep_stack"])
+            instead = (
+                "the model samples it inside a plate; call a net before the plate, and put only the likelihood inside"
+                if in_plate
+                else "write parameters of the model's shape"
+            )
             raise ValueError(
                 f"site {name!r}: expected a guide distribution of shape {expected}, that of the model, got "
-                f"{describe(site['fn'])} of shape {got}, whose values would be broadcast; write parameters of the "
-                "model's shape"
+                f"{describe(site['fn'])} of shape {got}, whose values would be broadcast; {instead}"
             )
         if not site["fn"].has_rsample:
             reason = getattr(base_distribution(site["fn"]), "_no_rsample", None)

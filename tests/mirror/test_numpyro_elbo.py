@@ -158,6 +158,7 @@ def weight_model(x):
         numpyro.sample("y", dist.Normal((x @ w).squeeze(-1), scale), obs=jnp.ones(4))
 
 
+@pytest.mark.filterwarnings("ignore:site 'w'")  # which a guide of plain Normals draws once a step
 def test_a_model_without_random_weights_has_the_loss_of_numpyro():
     """Plates, subsampling and a site of another support, under numpyro's own mean-field ELBO."""
     x = jax.random.normal(KEY, (4, 3))

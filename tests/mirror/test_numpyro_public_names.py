@@ -25,6 +25,7 @@ ONLY_PYRO = {
     "save_sparse": "of a torch module",
     "load_sparse": "of a torch module",
     "to_csr": "layers of PyTorch",
+    "index_inputs": "layers of PyTorch",
     "deploy": "forms of a torch module",
     "Deployment": "what deploy returns",
     "shrink": "takes layers of PyTorch apart",
@@ -35,7 +36,9 @@ ONLY_NUMPYRO = {
 }
 # Files whose job one side does not have.
 ONLY_PYRO_FILES = {
-    "choice": "which parameters are random: in module there",
+    "__main__": "tells of both",
+    "metrics": "serves both sides",
+    "plots": "serves both sides",
     "reading": "reads the source of torch modules",
     "references": "nets that a program refers to: guides.numpyro.nets",
     "rollback": "calls have no effects there",
@@ -79,11 +82,12 @@ HOST_METHODS = {
     "TraceVD_ELBO": {"differentiable_loss", "loss_and_grads", "loss", "loss_with_mutable_state"},
     "BayesianModule": {
         "forward", "adapted", "weight_names", "weight_messages", "fixed", "sample_weights", "site_infer",
-        "report", "extra_repr",
+        "extra_repr",
     },
     "RandomWeight": {
         "pinned", "loc", "site", "default", "aval", "materialise", "scored_draw", "shape", "dtype", "T", "mT",
     },
+    "Predictive": {"to"},  # another device: jax.device_put
     "ImproperLogUniform": set(), "TruncatedLogUniform": set(),
 }  # fmt: skip
 

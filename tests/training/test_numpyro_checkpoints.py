@@ -33,6 +33,7 @@ def raw(leaf):
     return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
+@pytest.mark.filterwarnings("ignore:site 'weight'")  # which a guide of plain Normals draws once a step
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "raw"])
 @pytest.mark.parametrize("optim", [lambda: numpyro.optim.Adam(0.1), lambda: optax.adam(0.1)], ids=["numpyro", "optax"])
 def test_a_new_program_goes_on_bit_for_bit(optim, key, tmp_path):
