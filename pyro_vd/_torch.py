@@ -17,11 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DisableTorchFunctionSubclass as DisableTorchFunctionSubclass  # torch/_C/__init__.pyi.in
-from torch._C._functorch import (  # torch/csrc/functorch/init.cpp
-    get_unwrapped,
-    is_functorch_wrapped_tensor,
-    maybe_get_bdim,
-)
+from torch._C._functorch import get_unwrapped, maybe_get_bdim  # torch/csrc/functorch/init.cpp
+from torch._C._functorch import is_functorch_wrapped_tensor as is_functorch_wrapped_tensor
 from torch.autograd import Function, Variable
 from torch.nn.utils import parametrize
 from torch.overrides import get_testing_overrides, resolve_name

@@ -31,6 +31,19 @@ def check_prediction(modes: Collection[str], mode: str, num_samples: int, batch_
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
 
 
+def check_probability(probability: Any) -> None:
+    """Raise TypeError for what is no number, ValueError unless it lies between 0 and 1."""
+    try:
+        inside = 0 < float(probability) < 1
+        number = not isinstance(probability, str)
+    except (TypeError, ValueError, RuntimeError):
+        inside = number = False
+    if not number:
+        raise TypeError(f"probability: expected a number between 0 and 1, got {probability!r}; write 0.9")
+    if not inside:
+        raise ValueError(f"probability: expected a number between 0 and 1, got {probability!r}")
+
+
 def check_shape(site: str, value: Any, shape: Iterable[int], sampled: bool = True) -> None:
     """Raise ValueError unless a value of a site has its shape, with or without samples before it."""
     shape, got = tuple(shape), tuple(value.shape)

@@ -21,7 +21,8 @@ from torch import Tensor
 from pyro_vd.common.predictions import check_cut, wanted_sites
 from pyro_vd.handlers import run_coherently
 from pyro_vd.predict.moments import GaussianTensor, drawn
-from pyro_vd.predict.placeholders import BatchedNoise, Given, LargestResult, ValueIsUsed
+from pyro_vd.predict.pieces import Parts, as_one_draw, differ, joined, pieces_joined
+from pyro_vd.predict.placeholders import BatchedNoise, BatchedSites, Given, LargestResult, ValueIsUsed, global_noise
 from pyro_vd.predict.posteriors import WeightDraws, are_equal, fixed_posteriors
 from pyro_vd.predict.stacking import Structure, is_along, stacked, take_apart, taken_apart
 
@@ -29,9 +30,6 @@ from pyro_vd.predict.stacking import Structure, is_along, stacked, take_apart, t
 BLOCK_BYTES = 2**25
 # An operation holds its input, its output, and something beside.
 _TENSORS_AT_A_TIME = 3
-
-# What is kept of a site: its structure and tensors. Of several draws each tensor has the draws first.
-Parts = dict[str, tuple[Any, list[Tensor]]]
 
 
 class Blocks(ABC):
@@ -86,9 +84,10 @@ class Blocks(ABC):
         blocks, left = [first], number - 1
         if until_equal and left:
             blocks.append(self._one())
-            left = left - 1 if _differ(*blocks) else 0
-            blocks = blocks if _differ(*blocks) else blocks[:1]
+            left = left - 1 if differ(*blocks) else 0
+            blocks = blocks if differ(*blocks) else blocks[:1]
         size = min(left, BLOCK_BYTES // max(1, bytes_of_one))
+        size = size if size > 1 and self._repeats() else 0
         with warnings.catch_warnings():
             # It is taken instead of a loop over draws that would be as slow.
             warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -97,7 +96,7 @@ class Blocks(ABC):
                 size = 0 if block is None else size
                 blocks.append(self._one() if block is None else block)
                 left -= 1 if block is None else min(size, left)
-        return self._joined(blocks, 0)
+        return joined(blocks, 0, self._together)
 
     def _guide_values(self, call: tuple[tuple, dict]) -> dict[str, Any]:
         args, kwargs = call
@@ -124,25 +123,43 @@ class Blocks(ABC):
                 self.weights = None if posteriors is None else {s: WeightDraws(p) for s, p in posteriors.items()}
         weights = sum(v.numel() * v.element_size() for v in (values or {}).values())
         found, largest = [], LargestResult()
+        self.start = torch.get_rng_state(), values
         for piece, length in zip(self.pieces, self.lengths, strict=True):
             with largest:
                 run = self._run(values, piece)
-            found.append(_as_one_draw(self._parts_of_first(run, length)))
-        return self._pieces_joined(found), weights + _TENSORS_AT_A_TIME * largest.bytes
+            found.append(as_one_draw(self._parts_of_first(run, length)))
+        self.seen = found[0]
+        return self._joined(found), weights + _TENSORS_AT_A_TIME * largest.bytes
+
+    def _repeats(self) -> bool:
+        """Whether the model gives the same again at the same weights and seed: all of its noise is torch's."""
+        state, values = self.start
+        if any(not tensor.is_cpu for _, own in self.seen.values() for tensor in own):
+            return True  # whose generators are others
+
+        def again() -> Parts:
+            torch.set_rng_state(state)
+            return as_one_draw(self._parts(self._run(values, self.pieces[0])))
+
+        with torch.random.fork_rng(devices=[]):
+            second = again()
+            # The first run may have drawn more: parameters of its own, values that it tried to do without.
+            return not differ(self.seen, second) or not differ(second, again())
 
     def _one(self) -> Parts:
         values = self._guide_values(self.call) if self.coherent else None
-        return self._pieces_joined([_as_one_draw(self._parts(self._run(values, piece))) for piece in self.pieces])
+        return self._joined([as_one_draw(self._parts(self._run(values, piece))) for piece in self.pieces])
 
     def _block(self, number: int) -> Parts | None:
         """``number`` draws side by side, None where the program cannot be run so."""
-        index = torch.arange(number, device="cpu")
+        index, noise = torch.arange(number, device="cpu"), global_noise()
         try:
             with pyro.validation_enabled(False):
                 values = self._values_of_block(index) if self.coherent else None
-                return self._pieces_joined([self._piece_of_block(index, values, piece) for piece in self.pieces])
+                block = self._joined([self._piece_of_block(index, values, piece) for piece in self.pieces])
         except Exception:  # whatever it is, the loop will meet it too, or do without
             return None
+        return block if noise == global_noise() else None  # noise that vmap does not see is the same in every draw
 
     def _values_of_block(self, index: Tensor) -> dict[str, Any]:
         """The guide's values at as many draws as ``index`` is long, the draws first; or those of all draws."""
@@ -152,7 +169,7 @@ class Blocks(ABC):
             return {site: weight.draw(len(index)) for site, weight in self.weights.items()}
 
         def one(index: Tensor) -> dict[str, Any]:
-            with BatchedNoise(index):
+            with BatchedNoise(index), BatchedSites():
                 return self._guide_values(self.call)
 
         return torch.func.vmap(one, randomness="different")(index)
@@ -161,7 +178,7 @@ class Blocks(ABC):
         structures: dict[str, Any] = {}
 
         def one(index: Tensor, values: dict[str, Any] | None) -> dict[str, list[Tensor]]:
-            with BatchedNoise(index):
+            with BatchedNoise(index), BatchedSites():
                 parts = self._parts(self._run(values, piece))
             structures.update({name: structure for name, (structure, _) in parts.items()})
             return {name: own for name, (_, own) in parts.items()}
@@ -170,34 +187,8 @@ class Blocks(ABC):
         tensors = torch.func.vmap(one, in_dims=in_dims, randomness="different")(index, values)
         return {name: (structures[name], own) for name, own in tensors.items()}
 
-    def _pieces_joined(self, pieces: list[Parts]) -> Parts:
-        if len(pieces) == 1:
-            return pieces[0]
-        cut = {name for name in pieces[0] if self.along.get(name)}
-        return pieces[0] | self._joined([{name: piece[name] for name in piece if name in cut} for piece in pieces], 1)
-
-    def _joined(self, blocks: list[Parts], dim: int) -> Parts:
-        joined: Parts = {}
-        for name in dict.fromkeys(name for block in blocks for name in block):
-            parts = [block[name] for block in blocks if name in block]
-            if len(parts) < len(blocks):
-                raise ValueError(
-                    f"site {name!r}: expected the same sites in every draw and piece, got it in {len(parts)} of "
-                    f"{len(blocks)}; sample it always, and mask what does not count"
-                )
-            structure, tensors = parts[0]
-            for other, own in parts[1:]:
-                if other != structure or not all(map(_fit, tensors, own, [dim] * len(own))):
-                    raise ValueError(
-                        f"site {name!r}: expected the same family and shape in every draw and piece, got tensors of "
-                        f"shapes {[tuple(t.shape) for t in tensors]} and {[tuple(t.shape) for t in own]} of "
-                        f"{structure} and {other}"
-                    )
-            joined[name] = (
-                structure,
-                [self._together(same, dim) for same in zip(*(own for _, own in parts), strict=True)],
-            )
-        return joined
+    def _joined(self, pieces: list[Parts]) -> Parts:
+        return pieces_joined(pieces, self.along, self._together)
 
 
 class DrawsOfLikelihoods(Blocks):
@@ -219,7 +210,7 @@ class DrawsOfLikelihoods(Blocks):
             blocks.clear()
             for _ in range(number):
                 self._pass_of_moments(1, blocks)
-        return self._joined(blocks, 0)
+        return joined(blocks, 0, self._together)
 
     def _pass_of_moments(self, number: int, blocks: list[Parts]) -> bool:
         values = self._guide_values(self.call)
@@ -239,7 +230,7 @@ class DrawsOfLikelihoods(Blocks):
                     parts[name] = structure, [drawn(tensor, number) for tensor in own]
                     self.along[name] = is_along(name, likelihood, length) and self.along.get(name, True)
                 found.append(parts)
-        blocks.append(self._pieces_joined(found))
+        blocks.append(self._joined(found))
         return any(value.sampled for value in values.values() if isinstance(value, GaussianTensor))
 
     def _run(self, values: dict[str, Any] | None, piece: tuple[tuple, dict]) -> dict[str, Any]:
@@ -285,16 +276,3 @@ class DrawsOfLikelihoods(Blocks):
 def _likelihood(site: Any) -> Any:
     fn, mask = site["fn"], site["mask"]
     return fn if mask is None or mask is True else fn.mask(mask)
-
-
-def _as_one_draw(parts: Parts) -> Parts:
-    return {name: (structure, [t.unsqueeze(0) for t in own]) for name, (structure, own) in parts.items()}
-
-
-def _fit(a: Tensor, b: Tensor, dim: int) -> bool:
-    return a.shape[:dim] + a.shape[dim + 1 :] == b.shape[:dim] + b.shape[dim + 1 :]
-
-
-def _differ(first: Parts, second: Parts) -> bool:
-    pairs = ((first[site], second[site]) for site in first)
-    return any(a[0] != b[0] or not all(map(torch.equal, a[1], b[1])) for a, b in pairs)

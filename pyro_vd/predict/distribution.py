@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, LowRankMultivariateNormal, MultivariateNormal
 
 from pyro_vd.checks import describe
-from pyro_vd.common.predictions import SAMPLES, check_shape
+from pyro_vd.common.predictions import SAMPLES, check_probability, check_shape
 from pyro_vd.predict.outcomes import entropies_of_density, in_support, outcomes
-from pyro_vd.predict.quantiles import has_cdf, mixture_cdf, mixture_quantile, sample_quantile
+from pyro_vd.predict.quantiles import has_cdf, mixture_cdf, mixture_quantile, sample_quantile, unmoved
 from pyro_vd.predict.stacking import take_apart
 
 _CLASSES = (Categorical, torch.distributions.OneHotCategorical, torch.distributions.Bernoulli)
@@ -101,7 +101,8 @@ class Predictive:
                 f"{value.numel() // max(1, self.event_shape.numel())} outside it in every draw, or NaN"
             )
         with pyro.validation_enabled(False):  # a value may lie in the support of some draws alone
-            return torch.where(allowed, self.draws.log_prob(value), -math.inf)
+            log_probs = torch.where(allowed, self.draws.log_prob(value), -math.inf)
+        return self._defined("log_prob", log_probs)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -175,7 +176,7 @@ class Predictive:
         if isinstance(self._elements, Categorical):
             raise self._without("an order of its values", "probs")
         if self._checked(value, sampled=False).isnan().any():
-            raise ValueError(f"site {self.site!r}: expected numbers, got NaN; take them out, or mask the likelihood")
+            raise ValueError(f"site {self.site!r}: expected numbers, got NaN; take them out")
         if self.quantile_method == "bisection":
             return mixture_cdf(self._elements, value)
         return (self._samples <= value).to(torch.get_default_dtype()).mean(0)
@@ -187,8 +188,7 @@ class Predictive:
         By bisection of the mixture's cdf, to the last digit, where the likelihood has one; else from 4,000 samples
         (``quantile_method`` says which).
         """
-        if not 0 < probability < 1:
-            raise ValueError(f"probability: expected a number between 0 and 1, got {probability!r}")
+        check_probability(probability)
         if isinstance(self._elements, Categorical):
             raise self._without("an order of its values", "probs")
         if self.quantile_method == "bisection":
@@ -201,18 +201,20 @@ class Predictive:
         Args:
             probability: of which half of the rest lies on either side.
         """
-        if not 0 < probability < 1:
-            raise ValueError(f"probability: expected a number between 0 and 1, got {probability!r}")
+        check_probability(probability)
         return self.quantile(0.5 - probability / 2), self.quantile(0.5 + probability / 2)
 
     @cached_property
     def quantile_method(self) -> str:
         """How quantiles are found: "bisection" of the cdf, or "samples"."""
+        for tensor in take_apart(self._elements)[1]:
+            self._defined("cdf or quantile", tensor)
         return "bisection" if has_cdf(self._elements) else "samples"
 
     @cached_property
     def _samples(self) -> Tensor:
-        return self.sample((SAMPLES,)).sort(0).values
+        with unmoved(self.draws):
+            return self.sample((SAMPLES,)).sort(0).values
 
     @property
     def _unmasked(self) -> Any:
@@ -258,10 +260,11 @@ class Predictive:
     def _defined(self, name: str, value: Tensor) -> Tensor:
         bad = int(value.isnan().sum())
         if bad:
+            where = f"at draws.{name}, or ask for quantile(0.5) or sample(shape)"
+            where = "for NaN in its parameters" if name in ("log_prob", "cdf or quantile") else where
             raise ValueError(
                 f"site {self.site!r}: expected a likelihood whose {name} is defined, got NaN in {bad} of "
-                f"{value.numel()} values of {describe(self.draws)} (draws included); look at draws.{name}, or ask for "
-                "quantile(0.5) or sample(shape)"
+                f"{value.numel()} values of {describe(self.draws)} (draws included); look {where}"
             )
         return value
 

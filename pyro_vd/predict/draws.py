@@ -48,7 +48,7 @@ def posterior_predictive(
             site, the mean network.
         batch_size: run this many examples at a time. Tensors among the arguments whose first axis is as long
             as that of the first one are cut along it. In modes "weights" and "mean" a draw stays the
-            same draw over the pieces.
+            same draw over the pieces. A value that is not along the examples must be the same in all pieces.
         return_sites: names of the sites to return, "_RETURN" for what the model returns; if empty, all sites but the
             guide's.
         shared_sites, reuse: for mode "local", see :func:`pyro_vd.lrt`.
@@ -56,12 +56,15 @@ def posterior_predictive(
     Returns:
         ``{site: values}``, shape ``(num_samples, *shape of the site)``. Draws run side by side where ``torch.vmap``
         can run the model, as many as fit 32 MiB of weights and activations; one by one where not (a model that looks
-        at values, or changes a tensor in place). Beyond that memory grows with the outputs alone.
+        at values, or changes a tensor in place). Beyond that memory grows with the outputs alone. Noise must come from
+        torch or Pyro: a model that draws from NumPy, ``random`` or a generator of its own runs one by one where that
+        is noticed (global generators, samples, another result at the same seed).
 
     Raises:
         ValueError: unknown mode; num_samples or batch_size < 1; batch_size with nothing to cut, or with
             a guide that has sites inside a plate; a name in return_sites that the model does not have; a site that has
-            another shape in another draw, or is not in every one.
+            another shape in another draw, or is not in every one; with batch_size, a site that is not in every piece,
+            or has no axis of examples and another value in another piece (a latent site of the model alone).
         TypeError: a model that is asked for what it returns, and returns no tensor.
 
     Example:

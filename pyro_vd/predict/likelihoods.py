@@ -18,6 +18,12 @@ from pyro_vd.predict.moments import gaussian_weights
 from pyro_vd.predict.stacking import Structure
 from pyro_vd.rollback import undone
 
+# Mode "moments" draws every parameter of a likelihood around its mean.
+_OF_MOMENTS = (
+    '; a draw of a parameter in mode="moments" may leave its domain where it is taken for a Gaussian; write '
+    'mode="weights"'
+)
+
 
 @torch.no_grad()
 @undone()
@@ -59,6 +65,8 @@ def predictive_distribution(
     Returns:
         ``{site: Predictive}``. Draws run side by side where ``torch.vmap`` can run the model, as many as fit 32 MiB of
         weights and activations; one by one where not (a model that looks at values, or changes a tensor in place).
+        Noise must come from torch or Pyro: a model that draws from NumPy, ``random`` or a generator of its own runs
+        one by one where that is noticed (global generators, samples, another result at the same seed).
 
     Mode "moments" takes activations for independent Gaussians. It is exact for one and for two linear layers; from the
     third on the covariance between units is dropped, and that between positions of a convolution, between tokens,
@@ -104,11 +112,12 @@ def predictive_distribution(
     )
     with Prediction(), data_explained("predictive_distribution", args, kwargs):
         kept = run.of_moments(num_samples) if mode == "moments" else run.draws(num_samples, mode == "mean")
-    return {site: Predictive(_built(site, *parts), site) for site, parts in kept.items()}
+    advice = _OF_MOMENTS if mode == "moments" else ""
+    return {site: Predictive(_built(site, *parts, advice), site) for site, parts in kept.items()}
 
 
-def _built(site: str, structure: Structure, tensors: list[Tensor]) -> Any:
+def _built(site: str, structure: Structure, tensors: list[Tensor], advice: str) -> Any:
     try:
         return structure.build(tensors)
     except ValueError as error:  # of a parameter outside its domain
-        raise ValueError(f"site {site!r}: {error}") from error
+        raise ValueError(f"site {site!r}: {error}{advice}") from error

@@ -79,11 +79,18 @@ def _p_log_p(log_p: Tensor) -> Tensor:
 
 
 def in_support(draws: Any, value: Tensor) -> Tensor:
-    """Which values lie in the support, by batch element; what a mask hides may be anything."""
+    """Which values lie in the support, by batch element; what a mask hides may be anything.
+
+    A support whose bounds are NaN is not known: its values are let through, to a density that is NaN.
+    """
     if isinstance(draws, dist.MaskedDistribution):
         hidden = ~torch.as_tensor(draws._mask)
         return in_support(draws.base_dist, value) | hidden.to(value.device)
     if isinstance(draws, Independent):
         each = in_support(draws.base_dist, value)
         return each.flatten(each.dim() - draws.reinterpreted_batch_ndims).all(-1)
-    return draws.support.check(value)
+    allowed = draws.support.check(value)
+    for name in ("lower_bound", "upper_bound"):
+        bound = getattr(draws.support, name, None)
+        allowed = allowed | bound.isnan() if isinstance(bound, Tensor) else allowed
+    return allowed

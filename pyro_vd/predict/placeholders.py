@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import torch
+from pyro.distributions import Delta, Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from pyro_vd._torch import is_functorch_wrapped_tensor
 
 
 class Given(Messenger):
@@ -78,6 +83,41 @@ class BatchedNoise(TorchFunctionMode):
             device = kwargs.get("device") or torch.get_default_device()
             return self.index.new_empty(shape, dtype=dtype, device=device)
         return func(*args, **kwargs)
+
+
+class BatchedSites(Messenger):
+    """Raises :class:`SharedNoise` where a site has the same sample in every draw, under vmap.
+
+    Distributions that draw from NumPy, or from a generator of their own, make one sample for all draws.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and not (msg["done"] or msg["is_observed"] or site_is_subsample(msg)):
+            self.open.add(msg["name"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.open:
+            return
+        fn, value = msg["fn"], msg["value"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        if isinstance(fn, (Delta, Unit)) or isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
+            return
+        raise SharedNoise
+
+
+class SharedNoise(Exception):
+    """Raised by a sample that is the same in every draw of a block."""
+
+
+def global_noise() -> tuple:
+    """Where the global generators of NumPy and Python stand."""
+    state: Any = np.random.get_state()
+    return state[0], state[1].tobytes(), *state[2:], random.getstate()
 
 
 class LargestResult(TorchFunctionMode):

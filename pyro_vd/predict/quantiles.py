@@ -12,15 +12,18 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
 
 from pyro_vd.common.predictions import MOST_STEPS
 from pyro_vd.predict.stacking import take_apart
 
 
+@pyro.validation_enabled(False)
 def has_cdf(parts: Any) -> bool:
     """Whether a distribution has a cdf."""
     try:
-        parts.cdf(parts.sample())
+        parts, inside = _without_validation(parts)
+        parts.cdf(inside)
     except NotImplementedError:
         return False
     return True
@@ -34,9 +37,7 @@ def mixture_quantile(parts: Any, probability: float) -> Tensor:
         parts: a distribution of single numbers with a cdf.
         probability: between 0 and 1.
     """
-    inside = parts.sample()
-    structure, tensors = take_apart(parts)
-    parts = structure.build(tensors)
+    parts, inside = _without_validation(parts)
 
     def cdf(value: Tensor) -> Tensor:
         return _mean_cdf(parts, inside, value)
@@ -54,15 +55,42 @@ def mixture_quantile(parts: Any, probability: float) -> Tensor:
 @pyro.validation_enabled(False)
 def mixture_cdf(parts: Any, value: Tensor) -> Tensor:
     """The cdf of the equal mixture of the first batch axis at ``value``, which has the other axes."""
-    inside = parts.sample()
+    return _mean_cdf(*_without_validation(parts), value)
+
+
+def _without_validation(parts: Any) -> tuple[Any, Tensor]:
+    """The parts made again, and a value inside the support of each."""
     structure, tensors = take_apart(parts)
-    return _mean_cdf(structure.build(tensors), inside, value)
+    return structure.build(tensors), _sample(parts)
+
+
+def unmoved(parts: Any) -> Any:
+    """A context that leaves the state of random numbers as it was, on the devices of a distribution."""
+    return torch.random.fork_rng(devices={tensor.device for tensor in take_apart(parts)[1] if tensor.is_cuda})
+
+
+def _sample(parts: Any) -> Tensor:
+    with unmoved(parts):
+        return parts.sample()
 
 
 def _mean_cdf(parts: Any, inside: Tensor, value: Tensor) -> Tensor:
-    of_each = parts.cdf(value.expand(inside.shape))
-    of_each = torch.where(of_each.isnan(), (value > inside).to(of_each.dtype), of_each)  # outside the support
-    return of_each.clamp(0.0, 1.0).mean(0)
+    return _cdf(parts, inside, value.expand(inside.shape)).mean(0)
+
+
+def _cdf(parts: Any, inside: Tensor, value: Tensor) -> Tensor:
+    """The cdf of each part: 0 below its support, which has ``inside`` in it, and 1 above."""
+    if isinstance(parts, MixtureSameFamily):
+        each: Any = parts.component_distribution
+        weights: Any = parts.mixture_distribution
+        own = _sample(each)
+        return (_cdf(each, own, value.unsqueeze(-1).expand(own.shape)) * weights.probs).sum(-1)
+    of_each = parts.cdf(value)
+    support: Any = parts.support
+    within = support.check(value.floor() if support.is_discrete else value)
+    # A support that a transform moves is not always known to it: NaN is outside too.
+    outside = ~within | of_each.isnan()
+    return torch.where(outside, (value > inside).to(of_each.dtype), of_each).clamp(0.0, 1.0)
 
 
 def _bracket(parts: Any, inside: Tensor, probability: float, cdf: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

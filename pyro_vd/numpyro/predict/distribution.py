@@ -18,7 +18,7 @@ from jax import Array
 from jax.scipy.special import logsumexp, xlogy
 
 from pyro_vd.common.examples import is_array
-from pyro_vd.common.predictions import SAMPLES, check_shape
+from pyro_vd.common.predictions import SAMPLES, check_probability, check_shape
 from pyro_vd.numpyro.arguments import require_key
 from pyro_vd.numpyro.checks import describe
 from pyro_vd.numpyro.predict.mixtures import (
@@ -109,7 +109,7 @@ class Predictive:
                 f"site {self.site!r}: expected values in the support of {describe(self.draws)}, got {outside} of "
                 f"{value.size // max(1, math.prod(self.event_shape))} outside it in every draw, or NaN"
             )
-        return jnp.where(allowed, log_probs, -jnp.inf)
+        return self._defined("log_prob", jnp.where(allowed, log_probs, -jnp.inf))
 
     def sample(self, rng_key: Array, sample_shape: Any = ()) -> Array:
         """Values, shape ``(*sample_shape, *batch, *event)``; each takes one draw for all examples: one function."""
@@ -178,7 +178,7 @@ class Predictive:
         if isinstance(self._elements, _CATEGORICAL):
             raise self._without("an order of its values", "probs")
         if jnp.isnan(self._checked(value, sampled=False)).any():
-            raise ValueError(f"site {self.site!r}: expected numbers, got NaN; take them out, or mask the likelihood")
+            raise ValueError(f"site {self.site!r}: expected numbers, got NaN; take them out")
         if self.quantile_method == "bisection":
             return mixture_cdf(self._elements, value)
         return (self._samples <= value).mean(0)
@@ -189,8 +189,7 @@ class Predictive:
         By bisection of the mixture's cdf, to the last digit, where the likelihood has one; else from 4,000 samples
         of a fixed key (``quantile_method`` says which).
         """
-        if not 0 < probability < 1:
-            raise ValueError(f"probability: expected a number between 0 and 1, got {probability!r}")
+        check_probability(probability)
         if isinstance(self._elements, _CATEGORICAL):
             raise self._without("an order of its values", "probs")
         if self.quantile_method == "bisection":
@@ -203,13 +202,14 @@ class Predictive:
         Args:
             probability: of which half of the rest lies on either side.
         """
-        if not 0 < probability < 1:
-            raise ValueError(f"probability: expected a number between 0 and 1, got {probability!r}")
+        check_probability(probability)
         return self.quantile(0.5 - probability / 2), self.quantile(0.5 + probability / 2)
 
     @cached_property
     def quantile_method(self) -> str:
         """How quantiles are found: "bisection" of the cdf, or "samples"."""
+        for array in take_apart(self._elements)[1]:
+            self._defined("cdf or quantile", array)
         return "bisection" if has_cdf(self._elements) else "samples"
 
     @cached_property
@@ -259,10 +259,11 @@ class Predictive:
     def _defined(self, name: str, value: Array) -> Array:
         bad = int(jnp.isnan(value).sum())
         if bad:
+            where = f"at draws.{name}, or ask for quantile(0.5) or sample(rng_key, shape)"
+            where = "for NaN in its parameters" if name in ("log_prob", "cdf or quantile") else where
             raise ValueError(
                 f"site {self.site!r}: expected a likelihood whose {name} is defined, got NaN in {bad} of "
-                f"{value.size} values of {describe(self.draws)} (draws included); look at draws.{name}, or ask for "
-                "quantile(0.5) or sample(rng_key, shape)"
+                f"{value.size} values of {describe(self.draws)} (draws included); look {where}"
             )
         return value
 

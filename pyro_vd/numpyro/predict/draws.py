@@ -17,7 +17,7 @@ from pyro_vd.numpyro._numpyro import Prediction
 from pyro_vd.numpyro.arguments import check_call, check_finite
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
-from pyro_vd.numpyro.predict.sites import chosen_sites, names_of
+from pyro_vd.numpyro.predict.sites import check_same, chosen_sites, names_of, same_sites
 from pyro_vd.numpyro.weights import run_counted
 
 MODES = ("weights", "local", "mean")
@@ -52,7 +52,7 @@ def posterior_predictive(
             site, the mean network.
         batch_size: run this many examples at a time. Arrays among the arguments whose first axis is as long
             as that of the first one are cut along it. In modes "weights" and "mean" a draw stays the
-            same draw over the pieces.
+            same draw over the pieces. A value that is not along the examples must be the same in all pieces.
         return_sites: names of the sites to return, one or several, "_RETURN" for what the model returns; if empty,
             all but the guide's and those that are observed.
         shared_sites, reuse: in mode "local", see :func:`pyro_vd.numpyro.lrt`.
@@ -64,7 +64,8 @@ def posterior_predictive(
     Raises:
         ValueError: unknown mode or site; num_samples or batch_size < 1; batch_size with nothing to cut, or with
             a guide that has sites inside a plate; no random key; ``params`` that miss a parameter or have one more;
-            a model that observes all its sites (called with its labels); in mode "local", a weight used twice.
+            a model that observes all its sites (called with its labels); in mode "local", a weight used twice; with
+            batch_size, a site that is not in every piece, or has no axis of examples and differs between pieces.
         TypeError: an argument of a wrong type.
 
     Example:
@@ -129,7 +130,7 @@ def posterior_predictive(
             draw_key, *keys = jax.random.split(key, 1 + len(chunks))
             drawn = None if mode == "local" else drawer(draw_key, args, kwargs)
             pieces = [runner(key, drawn, *chunk) for key, chunk in zip(keys, chunks, strict=True)]
-            samples.append({name: _join([piece[name] for piece in pieces], lengths) for name in pieces[0]})
+            samples.append(_join(pieces, lengths))
     return {name: jnp.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
@@ -152,7 +153,13 @@ def _compiled(function: Callable) -> Callable:
     return call
 
 
-def _join(values: list[Array], lengths: list[int]) -> Array:
-    """Put the pieces of one site together along the axis of examples; a site without it is in every piece."""
-    along = [v.ndim > 0 and v.shape[0] == n for v, n in zip(values, lengths, strict=True)]
-    return jnp.concatenate(values) if len(values) > 1 and all(along) else values[0]
+def _join(pieces: list[dict[str, Array]], lengths: list[int]) -> dict[str, Array]:
+    """Put the pieces of every site together along the axis of examples; a site without it is in every piece."""
+    joined = {}
+    for name in same_sites(pieces):
+        values = [piece[name] for piece in pieces]
+        along = all(v.ndim > 0 and v.shape[0] == n for v, n in zip(values, lengths, strict=True))
+        if not along:
+            check_same(name, [[value] for value in values])
+        joined[name] = jnp.concatenate(values) if len(values) > 1 and along else values[0]
+    return joined

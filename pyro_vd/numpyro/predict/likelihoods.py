@@ -22,6 +22,7 @@ from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, pos
 from pyro_vd.numpyro.predict.distribution import Predictive
 from pyro_vd.numpyro.predict.draws import _compiled
 from pyro_vd.numpyro.predict.one_pass import OnePass
+from pyro_vd.numpyro.predict.sites import check_same, same_sites
 from pyro_vd.numpyro.predict.stacking import is_along, take_apart
 from pyro_vd.numpyro.weights import run_counted
 
@@ -29,6 +30,11 @@ from pyro_vd.numpyro.weights import run_counted
 BLOCK_BYTES = 2**25
 # An operation holds its input, its output, and something beside.
 _TENSORS_AT_A_TIME = 3
+# Mode "moments" draws every parameter of a likelihood around its mean.
+_OF_MOMENTS = (
+    '; a draw of a parameter in mode="moments" may leave its domain where it is taken for a Gaussian; write '
+    'mode="weights"'
+)
 
 
 def predictive_distribution(
@@ -164,7 +170,7 @@ def predictive_distribution(
             split = jax.vmap(lambda key: jax.random.split(key, 1 + len(pieces)))(keys)
             values = None if mode == "local" else drawer(split[:, 0], args, kwargs)
             found = [runner(split[:, 1 + i], values, *piece) for i, piece in enumerate(pieces)]
-            return {name: _joined([one[name] for one in found], structures[name][1]) for name in found[0]}
+            return {name: _joined(name, found, structures[name][1]) for name in same_sites(found)}
 
         keys = jax.random.split(rng_key, num_samples)
         start = min(2, num_samples) if mode == "mean" else 0
@@ -173,7 +179,7 @@ def predictive_distribution(
             blocks, start = [jax.tree.map(lambda a: a[:1], blocks[0])], num_samples
         blocks += [block(keys[i : i + size]) for i in range(start, num_samples, size)]
     arrays = jax.tree.map(lambda *parts: jnp.concatenate(parts), *blocks)
-    return {name: Predictive(structures[name][0].build(own), name) for name, own in arrays.items()}
+    return {name: Predictive(_built(name, structures[name][0], own), name) for name, own in arrays.items()}
 
 
 def _of_moments(
@@ -187,8 +193,15 @@ def _of_moments(
         for key, length, (args, kwargs) in zip(keys, lengths, pieces, strict=True)
     ]
     kept = one_pass.likelihoods
-    joined = {name: _joined([piece[name] for piece in found], kept[name][1]) for name in found[0]}
-    return {name: Predictive(kept[name][0].build(own), name) for name, own in joined.items()}
+    joined = {name: _joined(name, found, kept[name][1]) for name in same_sites(found)}
+    return {name: Predictive(_built(name, kept[name][0], own, _OF_MOMENTS), name) for name, own in joined.items()}
+
+
+def _built(site: str, structure: Structure, arrays: list[Array], advice: str = "") -> Any:
+    try:
+        return structure.build(arrays)
+    except ValueError as error:  # of a parameter outside its domain
+        raise ValueError(f"site {site!r}: {error}{advice}") from error
 
 
 def _largest(jaxpr: Any) -> int:
@@ -221,8 +234,11 @@ def _taken_apart(name: str, likelihood: Any) -> tuple[Structure, list[Array]]:
     return structure, arrays
 
 
-def _joined(pieces: list[list[Array]], along: bool) -> list[Array]:
+def _joined(name: str, pieces: list[dict[str, list[Array]]], along: bool) -> list[Array]:
     """The pieces of a site as one, the examples along axis 1, after the draws."""
+    of_site = [piece[name] for piece in pieces]
+    if not along:
+        check_same(name, of_site)
     if len(pieces) == 1 or not along:
-        return pieces[0]
-    return [jnp.concatenate(parts, 1) for parts in zip(*pieces, strict=True)]
+        return of_site[0]
+    return [jnp.concatenate(parts, 1) for parts in zip(*of_site, strict=True)]

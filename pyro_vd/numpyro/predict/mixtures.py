@@ -63,10 +63,13 @@ def mixture_cdf(parts: Any, value: Array) -> Array:
 
 
 def _mean_cdf(parts: Any, inside: Array, value: Array) -> Array:
+    """0 below the support of a part, which has ``inside`` in it, and 1 above."""
+    value = jnp.broadcast_to(value, inside.shape)
     with numpyro.validation_enabled(False):
-        of_each = parts.cdf(jnp.broadcast_to(value, inside.shape))
-    of_each = jnp.where(jnp.isnan(of_each), (value > inside).astype(of_each.dtype), of_each)  # outside the support
-    return of_each.clip(0.0, 1.0).mean(0)
+        of_each = parts.cdf(value)
+    # A support that a transform moves is not always known to it: NaN is outside too.
+    outside = ~parts.support(value) | jnp.isnan(of_each)
+    return jnp.where(outside, (value > inside).astype(of_each.dtype), of_each).clip(0.0, 1.0).mean(0)
 
 
 def _bracket(parts: Any, inside: Array, probability: float, cdf: Callable[[Array], Array]) -> tuple[Array, Array]:
@@ -142,13 +145,20 @@ def entropies_of_density(draws: Any) -> tuple[Array, Array] | None:
 
 
 def in_support(draws: Any, value: Array) -> Array:
-    """Which values lie in the support, by batch element; what a mask hides may be anything."""
+    """Which values lie in the support, by batch element; what a mask hides may be anything.
+
+    A support whose bounds are NaN is not known: its values are let through, to a density that is NaN.
+    """
     if isinstance(draws, dist.MaskedDistribution):
         return in_support(draws.base_dist, value) | ~jnp.asarray(draws._mask)
     if isinstance(draws, dist.Independent):
         each = in_support(draws.base_dist, value)
         return each.all(tuple(range(each.ndim - draws.reinterpreted_batch_ndims, each.ndim)))
-    return draws.support(value)
+    allowed = draws.support(value)
+    for name in ("lower_bound", "upper_bound"):
+        bound = getattr(draws.support, name, None)
+        allowed = allowed if bound is None else allowed | jnp.isnan(bound)
+    return allowed
 
 
 def _p_log_p(log_p: Array) -> Array:

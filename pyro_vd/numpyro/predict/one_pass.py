@@ -146,3 +146,8 @@ class NotSampled:
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _used
     __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __abs__ = _used
     __lt__ = __le__ = __gt__ = __ge__ = __getitem__ = __iter__ = __len__ = __float__ = __bool__ = _used
+    __eq__ = __ne__ = __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __pos__ = _used
+    __int__ = __index__ = __complex__ = __round__ = __divmod__ = __rdivmod__ = __contains__ = __call__ = _used
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __trunc__ = __floor__ = __ceil__ = _used
+    __setitem__ = __reversed__ = _used
+    __hash__ = object.__hash__

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from pyro_vd.common.options import check_known, check_names, shown
@@ -52,3 +53,33 @@ def chosen_sites(trace: Any, returned: Any, wanted: Collection[str], guided: Col
             "without the labels (leave y out), or name return_sites="
         )
     return {name: site["value"] for name, site in new.items() if name not in observed}
+
+
+def same_sites(pieces: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the sites of every piece of the examples.
+
+    Raises:
+        ValueError: a site that only some pieces have.
+    """
+    names = list(dict.fromkeys(name for piece in pieces for name in piece))
+    for name in names:
+        number = sum(name in piece for piece in pieces)
+        if number < len(pieces):
+            raise ValueError(
+                f"site {name!r}: expected the same sites in every piece of the examples, got it in {number} of "
+                f"{len(pieces)} pieces; leave batch_size out"
+            )
+    return names
+
+
+def check_same(name: str, pieces: Sequence[Sequence[Array]]) -> None:
+    """Raise ValueError unless a site without an axis of examples has the same arrays in every piece of them."""
+    first, *others = pieces
+    for other in others:
+        same = [a.shape == b.shape and bool(jnp.array_equal(a, b)) for a, b in zip(first, other, strict=True)]
+        if not all(same):
+            raise ValueError(
+                f"site {name!r}: expected a value for every example, along its first axis, or one that is the same in "
+                f"every piece of the examples, got shapes {[tuple(a.shape) for a in first]} and other values in other "
+                "pieces; leave batch_size out"
+            )
