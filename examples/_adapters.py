@@ -9,10 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import _options
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_options.require(peft='-e ".[networks]"', transformers='-e ".[networks]"')
 peft: Any = import_module("peft")  # of the extra "networks", as transformers is
 transformers: Any = import_module("transformers")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import _data
@@ -43,3 +44,14 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None, **quick: An
         made.set_defaults(**quick)
         args = made.parse_args(argv)
     return args
+
+
+def require(**packages: str) -> None:
+    """Exit with one sentence where a package is missing that the extra ``examples`` does not bring.
+
+    Args:
+        packages: the name of each, with what ``pip install`` is to be given.
+    """
+    for package, install in packages.items():
+        if find_spec(package) is None:
+            raise SystemExit(f"this example needs {package}, which is not installed; write pip install {install}")

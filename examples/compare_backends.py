@@ -6,6 +6,7 @@
 Each run is a process of its own. Reports, per backend, error after pruning, sparsity, held-out negative log-likelihood,
 time to a target error, peak memory; how far the loss curves are apart; and, as benchmark.py measures it, the time of
 a training step of LeNet-300-100, beside that of one written by hand in JAX. Writes the curves and the numbers to --out.
+Needs the other backend, too: pip install -e ".[examples,numpyro]" flax.
 """
 
 from __future__ import annotations
@@ -129,7 +130,9 @@ def table(runs: dict[str, list[dict]]) -> str:
 
 def main(args: argparse.Namespace) -> dict:
     import _figures
+    import _options
 
+    _options.require(numpyro='-e ".[numpyro]"', flax="flax")
     runs: dict[str, list[dict]] = {backend: [] for backend in BACKENDS}
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
         steps, step_table = alone.submit(step_times, args.programs, args.blocks).result()

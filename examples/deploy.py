@@ -9,7 +9,8 @@ Sparse variational dropout trains a net, a threshold is chosen on data held out 
 fine-tuned with its zeros held. Magnitude pruning trains as long without noise, takes out small weights as it does until
 as many are left, and is fine-tuned alike. One table has error and NLL on the test data, which nothing before has seen,
 weights, bytes of the file (beside the entropy of what is in it), and the fastest ms of a call of every form; a picture
-in --out has error against size, and files there have the nets.
+in --out has error against size, and files there have the nets. Needs the extra safetensors, too:
+pip install -e ".[examples,safetensors]".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import _data
 import _deployed
 import _figures
+import _options
 import pyro
 import torch
 from _pruning import LENET, NETS, RECIPES, Pruners
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace, seed: int, tick: Callable[[], object]) -> dict
     rows: dict[str, dict[str, dict[str, float]]] = {}
     curves: dict[str, list[tuple[int, float]]] = {}
     for name, pruned in (("sparse VD", pruners.variational), ("magnitude", pruners.magnitude)):
-        shares = [chosen.sparsity] if args.quick else args.shares
+        shares = args.shares or [chosen.sparsity]
         nets = {share: pruned(share) for share in {chosen.sparsity, *shares}}
         for net in nets.values():
             fit(net, held, epochs=tuning, lr=lr / 3)
@@ -98,8 +100,9 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
+    _options.require(safetensors='-e ".[safetensors]"')
     pyro.enable_validation(False)
-    seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=3 * len(seeds), unit="part", disable=args.quiet) as bar:
@@ -129,7 +132,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one seed, one budget, no compiled form")
     parser.add_argument("--out", default="out/deploy")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(argv)
+    args = _options.parse(parser, argv, seeds=1, shares=[])
     if (args.net, args.dataset) not in RECIPES:
         parser.error(f"expected a net and data set of {list(RECIPES)}, got {args.net} on {args.dataset}")
     return args

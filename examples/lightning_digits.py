@@ -1,5 +1,6 @@
 """Digits by Lightning's Trainer, in 25 lines: a net, a model, a guide, a schedule, and the table of sparsity.
 
+pip install -e ".[examples,lightning]"
 python examples/lightning_digits.py --epochs 60
 """
 
@@ -10,13 +11,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _data import load
-from lightning.pytorch import Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vd as vd
 from pyro_vd.guides import AutoSparseVD
 from pyro_vd.training import linear_warm_up
-from pyro_vd.training.lightning import SparsityTable, VariationalModule
+
+_options.require(lightning='-e ".[lightning]"')
+from lightning.pytorch import Trainer, seed_everything  # noqa: E402
+
+from pyro_vd.training.lightning import SparsityTable, VariationalModule  # noqa: E402
 
 parser = _options.parser(__doc__, None, data=False, bar=False)
 parser.add_argument("--epochs", type=int, default=60)
@@ -42,8 +46,7 @@ module = VariationalModule(
     optimizer=functools.partial(torch.optim.Adam, lr=2e-3),
     kl_schedule=linear_warm_up(0.1, 0.7, num_steps=1),  # shares of the run
 )
-epochs = 3 if options.quick else options.epochs
-trainer = Trainer(max_epochs=epochs, callbacks=[SparsityTable()], logger=False, enable_checkpointing=False)
+trainer = Trainer(max_epochs=options.epochs, callbacks=[SparsityTable()], logger=False, enable_checkpointing=False)
 trainer.fit(module, DataLoader(train, 100, shuffle=True), DataLoader(test, 360))
 guesses = module.eval()(data.x_test)["y"].probs.argmax(-1)  # of the predictive distribution
 print(f"held-out error: {100 * (guesses != data.y_test).float().mean():.2f} %")

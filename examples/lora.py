@@ -9,7 +9,7 @@ each of 5 to 9. Random adapters, with type B noise on A and group sparsity over 
 and LoRA with MC dropout; once with the bound itself (kl_weight 1), once with a colder one. The table has error, NLL and
 expected calibration error (15 bins) on the digits that nothing has seen, and the ranks that are kept; error, NLL and
 ECE of random adapters and of MC dropout are those of 30 draws. The adapter without its pruned ranks is in
---out/adapter, and peft has loaded it.
+--out/adapter, and peft has loaded it. Needs the extra networks, too: pip install -e ".[examples,networks]".
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@
 Reports held-out error before and after pruning, the sparsity of each layer and the held-out negative
 log-likelihood of posterior samples; writes four pictures and the numbers to --out. With ``--threshold auto`` the
 progress and the choice are on data held out of training, and the test data are used once, at the end.
+``--backend numpyro`` needs that backend: pip install -e ".[examples,numpyro]" flax.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ RECIPES = {
 
 
 def main(args: argparse.Namespace) -> dict[str, float]:
+    if args.backend == "numpyro":
+        _options.require(numpyro='-e ".[numpyro]"', flax="flax")
     torch.manual_seed(args.seed)
     pyro.clear_param_store()
     pyro.enable_validation(False)

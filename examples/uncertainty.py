@@ -7,7 +7,8 @@ Every method trains the same net on the same 10,000 images for as many epochs, a
 MNIST (for MNIST, the clothes) and uniform noise are images from elsewhere, which a good prediction is unsure of: its
 entropy is compared. One table has the mean over the seeds and its standard error: error (%), NLL (nats), calibration
 error (ECE, %), and of each kind of other images the AUROC and the share that passes where 95 % of the usual images do
-(FPR95), both in %. The ensemble trains five times as much as the others.
+(FPR95), both in %. The ensemble trains five times as much as the others. Needs the extra metrics, too:
+pip install -e ".[examples,metrics]".
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def run(args: argparse.Namespace, seed: int, tick: Callable[[], object]) -> tupl
 
 
 def main(args: argparse.Namespace) -> None:
+    _options.require(torchmetrics='-e ".[metrics]"')
     pyro.enable_validation(False)
     seeds = range(args.seed, args.seed + args.seeds)
     runs: list[Any] = []

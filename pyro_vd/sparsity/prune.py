@@ -25,7 +25,8 @@ def prune(
     """A plain copy of the net with posterior means for weights, zero where ``log_alpha > log_alpha_threshold``.
 
     Args:
-        bnn: the module of the model.
+        bnn: the module of the model that the guide was trained with. Names and shapes of weights are compared: one that
+            was made again fits them too, and brings its own biases.
         guide: a guide of :mod:`pyro_vd.guides`, or the dict that :func:`weight_posteriors` returns.
         log_alpha_threshold: see :func:`keep_masks`; ``math.inf`` gives the mean network.
         sparsity: the share of the weights to prune in the place of a threshold; see :func:`keep_masks`.

@@ -24,7 +24,7 @@ def threshold_curve(
     Choose on data that neither training nor the final test has seen.
 
     Args:
-        bnn: the module of the model.
+        bnn: the module of the model that the guide was trained with; see :func:`prune`.
         guide: a guide of :mod:`pyro_vd.guides`, or the dict that :func:`weight_posteriors` returns.
         evaluate: takes a pruned net, in eval mode and without gradients, to its error or loss on validation data, lower
             is better; or to a mapping of several numbers, the "error" among them.

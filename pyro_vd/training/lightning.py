@@ -25,7 +25,7 @@ from pyro_vd.predict import Predictive, predictive_distribution
 from pyro_vd.rollback import undone
 from pyro_vd.sparsity.masks import DEFAULT_THRESHOLD
 from pyro_vd.sparsity.report import sparsity_report
-from pyro_vd.training.random_states import check_random_states, random_states, set_random_states
+from pyro_vd.training.random_states import mixed_seed, random_states, resume_random_states
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -55,9 +55,9 @@ class VariationalModule(TrainedModule, LightningModule):
     sites. Prediction gives what :func:`pyro_vd.predictive_distribution` gives.
 
     Lightning's checkpoints hold the random states of every process, too: a run that goes on from the end of an
-    epoch, ``fit(..., ckpt_path=...)``, ends as one that was not interrupted, bit for bit. Processes of one
-    run are given different noise. Where a guide has to see its model before it knows all its sites, call
-    ``guide(*args)`` once before.
+    epoch, ``fit(..., ckpt_path=...)``, ends as one that was not interrupted, bit for bit; with fewer devices or another
+    number of processes it warns, and ends otherwise. Processes of one run are given different noise. Where a guide has
+    to see its model before it knows all its sites, call ``guide(*args)`` once before.
 
     Args:
         model, guide: Pyro model and guide, modules or functions.
@@ -119,7 +119,8 @@ class VariationalModule(TrainedModule, LightningModule):
         self.optimizer, self.kl_schedule = optimizer, kl_schedule
         self.num_samples = check_count("num_samples", num_samples, 1)
         self.mode = check_choice("mode", mode, (*MODES, "moments"))
-        self._states: list[dict[str, Any]] | None = None  # of a checkpoint that was loaded, for the run that follows
+        self._states: list[dict[str, Any]] | None = None  # of the checkpoint that was loaded last
+        self._seed: int | None = None  # of this process, in the last run
 
     @property
     def elbo(self) -> TraceVD_ELBO:
@@ -242,11 +243,11 @@ class VariationalModule(TrainedModule, LightningModule):
     def on_fit_start(self) -> None:
         states, rank = self._states, self.global_rank
         self._states = None
-        if states is not None and len(states) == self.trainer.world_size:
-            check_random_states(states[rank])
-            set_random_states(states[rank])
-        elif rank:  # a seed of its own for every process, or all have the same noise
-            torch.manual_seed(torch.initial_seed() + rank)
+        resumes = self.trainer.ckpt_path is not None  # or they are of a checkpoint that a test or a user loaded
+        if not (states and resumes and resume_random_states(states, rank, self.trainer.world_size)):
+            if rank and torch.initial_seed() != self._seed:  # a seed for each process, or all have the same noise
+                torch.manual_seed(mixed_seed(torch.initial_seed(), rank))
+        self._seed = torch.initial_seed()  # which a further run goes on with, unless the user sets one
 
 
 class SparsityTable(Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import sys
 
 import pytest
@@ -50,3 +51,31 @@ def test_quick_changes_defaults_and_nothing_that_was_asked_for(options):
     given = ([], ["--quick"], ["--quick", "--epochs", "7"])
     parsed = [options.parse(parser, argv, epochs=2, seeds=1) for argv in given]
     assert [(one.epochs, one.seeds) for one in parsed] == [(100, 3), (2, 1), (7, 1)]
+
+
+def test_quick_is_said_to_the_parser_alone():
+    """What reads it elsewhere undoes options that were given; in deploy.py it leaves out forms, which none names."""
+    readers = {file.name: len(re.findall(r"\.quick\b", file.read_text())) for file in EXAMPLES.glob("*.py")}
+    assert {name: count for name, count in readers.items() if count} == {"_options.py": 1, "deploy.py": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "install"),
+    [
+        (["lightning_digits.py"], "lightning", '-e ".[lightning]"'),
+        (["uncertainty.py", "--quick"], "torchmetrics", '-e ".[metrics]"'),
+        (["deploy.py", "--quick"], "safetensors", '-e ".[safetensors]"'),
+        (["lora.py", "--quick"], "peft", '-e ".[networks]"'),
+        (["sparse_mlp.py", "--quick", "--backend", "numpyro"], "flax", "flax"),
+        (["compare_backends.py", "--quick"], "numpyro", '-e ".[numpyro]"'),
+    ],
+    ids=lambda value: value[0].removesuffix(".py") if isinstance(value, list) else None,
+)
+def test_what_an_example_needs_besides_is_said_at_once(arguments, package, install, options, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(sys, "argv", arguments)
+    file = EXAMPLES / arguments[0]
+    with pytest.raises(SystemExit) as found:
+        runpy.run_path(str(file), run_name="__main__")
+    assert found.value.code == f"this example needs {package}, which is not installed; write pip install {install}"
+    assert "pip install -e" in file.read_text().split('"""')[1]

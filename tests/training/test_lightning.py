@@ -10,6 +10,7 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -241,7 +242,8 @@ def averaged_by_hand():
     """Three steps of two processes in one: the mean of their gradients, each with its own examples and noise."""
     made = module()
     optimizer = ADAM(made.loss.parameters())
-    states, losses = [torch.Generator().manual_seed(1 + rank).get_state() for rank in range(2)], [[], []]
+    seeds = 1, int(np.random.SeedSequence((1, 1)).generate_state(1, np.uint64)[0])
+    states, losses = [torch.Generator().manual_seed(seed).get_state() for seed in seeds], [[], []]
     for step in range(3):
         optimizer.zero_grad()
         made.elbo.kl_weight = SHORT_SCHEDULE(step)
