@@ -120,7 +120,7 @@ class VariationalModule(TrainedModule, LightningModule):
         self.num_samples = check_count("num_samples", num_samples, 1)
         self.mode = check_choice("mode", mode, (*MODES, "moments"))
         self._states: list[dict[str, Any]] | None = None  # of the checkpoint that was loaded last
-        self._seed: int | None = None  # of this process, in the last run
+        self._seed: tuple[int, int] | None = None  # of the last run, after the rank that it was for
 
     @property
     def elbo(self) -> TraceVD_ELBO:
@@ -245,9 +245,9 @@ class VariationalModule(TrainedModule, LightningModule):
         self._states = None
         resumes = self.trainer.ckpt_path is not None  # or they are of a checkpoint that a test or a user loaded
         if not (states and resumes and resume_random_states(states, rank, self.trainer.world_size)):
-            if rank and torch.initial_seed() != self._seed:  # a seed for each process, or all have the same noise
+            if rank and (rank, torch.initial_seed()) != self._seed:  # or all have the same noise
                 torch.manual_seed(mixed_seed(torch.initial_seed(), rank))
-        self._seed = torch.initial_seed()  # which a further run goes on with, unless the user sets one
+        self._seed = rank, torch.initial_seed()  # which a further run goes on with, unless the user sets one
 
 
 class SparsityTable(Callback):

@@ -112,6 +112,14 @@ def test_a_second_run_goes_on_unless_the_user_seeds_again(rank):
     assert started(made, rank, 2) not in {first, second, first_number(4 if rank else 3)}
 
 
+def test_a_run_on_several_processes_after_one_on_a_single_process_has_noise_of_its_own():
+    made = module()
+    torch.manual_seed(3)
+    started(made)
+    torch.manual_seed(3)
+    assert started(made, 1, 2) != first_number(3)
+
+
 def test_a_run_that_resumes_says_nothing():
     made = module()
     made.on_load_checkpoint({STATES: [states_of(5)]})
