@@ -224,10 +224,11 @@ class DrawsOfLikelihoods(Blocks):
                         'to use it, which has no value in one pass of moments; write mode="weights"'
                     )
                 parts: Parts = {}
+                seen: Any = []
                 for name, site in sites.items():
                     likelihood = _likelihood(site)
                     structure, own = take_apart(likelihood)
-                    parts[name] = structure, [drawn(tensor, number) for tensor in own]
+                    parts[name] = structure, [drawn(tensor, number, seen) for tensor in own]
                     self.along[name] = is_along(name, likelihood, length) and self.along.get(name, True)
                 found.append(parts)
         blocks.append(self._joined(found))

@@ -18,9 +18,9 @@ NAN = jnp.array([[1.0], [jnp.nan]])
 @pytest.mark.parametrize(
     "draws, value, expected",
     [
-        (dist.Weibull(ONE, ONE), -1.0, 0.0),
-        (dist.Kumaraswamy(ONE, ONE), 1.5, 1.0),
-        (dist.Kumaraswamy(ONE, ONE), -0.5, 0.0),
+        (dist.Weibull(ONE, 2 * ONE), -1.0, 0.0),
+        (dist.Kumaraswamy(2 * ONE, 2 * ONE), 1.5, 1.0),
+        (dist.Kumaraswamy(2 * ONE, 2 * ONE), -0.5, 0.0),
         (dist.Exponential(ONE), -1.0, 0.0),
         (dist.LogNormal(ONE, ONE), -1.0, 0.0),
         (dist.Uniform(0 * ONE, ONE), 2.0, 1.0),

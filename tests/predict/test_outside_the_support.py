@@ -13,8 +13,8 @@ ONE = torch.ones(2, 1)
 OUTSIDE = [
     (dist.Weibull(ONE, ONE), -1.0, 0.0),
     (dist.Weibull(ONE, 2 * ONE), -1.0, 0.0),
-    (dist.Kumaraswamy(ONE, ONE), 1.5, 1.0),
-    (dist.Kumaraswamy(ONE, ONE), -0.5, 0.0),
+    (dist.Kumaraswamy(2 * ONE, 2 * ONE), 1.5, 1.0),
+    (dist.Kumaraswamy(2 * ONE, 2 * ONE), -0.5, 0.0),
     (dist.Exponential(ONE), -1.0, 0.0),
     (dist.Gamma(ONE, ONE), -1.0, 0.0),
     (dist.LogNormal(ONE, ONE), -1.0, 0.0),

@@ -79,11 +79,13 @@ def predictive_distribution(
 
     Returns:
         ``{site: Predictive}``. Draws run side by side (``jax.vmap``), as many as fit 32 MiB of weights and activations.
+        The model is compiled: noise must come from NumPyro or ``jax.random``, a number of NumPy is one constant.
 
     Mode "moments" takes activations for independent Gaussians, as :func:`pyro_vd.predictive_distribution` does, which
     says what is dropped. It knows products, convolutions, lookups, sums, functions of each element, averages and
     maxima. Divisions by what is random are errors that name the operation: a softmax inside the net (attention) and
-    normalisation by statistics of the example (LayerNorm).
+    normalisation by statistics of the example (LayerNorm). So are functions of each element with a pole, or without a
+    value for some number (``1 / (1 + x)``, ``log``, ``sqrt``): they have no moments.
 
     Raises:
         ValueError: unknown mode or site; no observation site; num_samples or batch_size < 1; batch_size with a guide

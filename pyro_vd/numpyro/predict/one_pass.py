@@ -62,8 +62,7 @@ class OnePass:
             parameters = run(self._values(of))
             self.sampled = bool(of.sampled)
             flat, structure = jax.tree.flatten(parameters, is_leaf=lambda leaf: isinstance(leaf, GaussianArray))
-            keys = jax.random.split(keys[0], max(1, len(flat)))
-            return structure.unflatten([drawn(leaf, number, k) for leaf, k in zip(flat, keys, strict=False)])
+            return structure.unflatten(drawn(flat, number, keys[0]))
 
         jax.eval_shape(lambda key: one(key, 1), key)
         if not self.sampled:

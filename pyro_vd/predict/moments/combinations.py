@@ -21,10 +21,8 @@ def _like(*arguments: Any) -> GaussianTensor:
 
 
 def _shift(x: Any, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor] | None:
-    """How a shifted or scaled tensor is drawn, where the tensor is not drawn as a Gaussian."""
-    if not isinstance(x, GaussianTensor) or x.drawn is None:
-        return None
-    return lambda noise: function(x.at(noise))
+    """How a shifted or scaled tensor is drawn: by draws of the tensor."""
+    return (lambda values: function(x.at(values))) if isinstance(x, GaussianTensor) else None
 
 
 @rule(torch.add, T.add, T.__add__, T.__radd__, T.add_, T.__iadd__)
@@ -140,13 +138,11 @@ def _enter_selection(*operations: Callable[..., Any]) -> None:
             if not isinstance(input, GaussianTensor) or any(isinstance(a, GaussianTensor) for a in args):
                 return NotImplemented
             mean = _operation(input.mean_value, *args, **kwargs)
-            return input.like(mean, _operation(input.variance, *args, **kwargs), _anew(input, _operation, args, kwargs))
+            return input.like(mean, _operation(input.variance, *args, **kwargs), _view(input, _operation, args, kwargs))
 
 
-def _anew(input: GaussianTensor, operation: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    if input.drawn is None:
-        return None
-    return lambda noise: torch.func.vmap(lambda d: operation(d, *args, **kwargs))(input.draws(len(noise)))
+def _view(input: GaussianTensor, operation: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    return lambda values: torch.func.vmap(lambda d: operation(d, *args, **kwargs))(input.at(values))
 
 
 _enter_selection(T.expand, T.expand_as, torch.broadcast_to, T.broadcast_to, T.repeat, T.__getitem__)
@@ -218,7 +214,7 @@ def softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
         return NotImplemented
     mean = input.mean_value.softmax(dim)
     axis = dim if dim < 0 else dim - input.dim()
-    result = input.like(mean, torch.zeros_like(mean), lambda noise: input.at(noise).softmax(axis))
+    result = input.like(mean, torch.zeros_like(mean), lambda values: input.at(values).softmax(axis))
     result.sums_to_one = axis
     return result
 
@@ -230,7 +226,7 @@ def log_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = 
         return NotImplemented
     axis = dim if dim < 0 else dim - input.dim()
     mean = input.mean_value.log_softmax(dim)
-    return input.like(mean, input.variance, lambda noise: input.at(noise).log_softmax(axis))
+    return input.like(mean, input.variance, lambda values: input.at(values).log_softmax(axis))
 
 
 def maximum_of_two(m: Tensor, v: Tensor, n: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ _SMOOTH = (
 
 def _through(function: Callable[[Tensor], Tensor], x: GaussianTensor) -> Callable[[Tensor], Tensor]:
     """How the result is drawn at a likelihood: by the function, at draws of its input."""
-    return lambda noise: function(x.at(noise))
+    return lambda values: function(x.at(values))
 
 
 def _by_quadrature(function: Callable[[Tensor], Tensor], x: GaussianTensor) -> GaussianTensor:

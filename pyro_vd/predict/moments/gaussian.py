@@ -33,9 +33,11 @@ class GaussianTensor(Tensor):
         mean, variance: of each element.
         noise: of a weight, for the rules of the table, which find the weight by it.
         on_unknown: "error", or "sample" to draw it once where an operation has no rule.
-        drawn: standard normal noise -> values at a likelihood, where they are better drawn than as a Gaussian: the
+        drawn: values of ``root`` -> values at a likelihood, where they are better drawn than as a Gaussian: the
             softmax of draws of the logits rather than draws around the softmax of their mean.
         sampled: takes the names of operations that drew their input.
+        root: the Gaussian that this tensor is a function of; itself if it is None. Parameters of a likelihood with one
+            root share its noise.
 
     Raises:
         ValueError: by an operation without a rule.
@@ -53,6 +55,7 @@ class GaussianTensor(Tensor):
     sums_to_one: int | None = None  # a negative axis
     drawn: Callable[[Tensor], Tensor] | None
     sampled: list[str]
+    root: GaussianTensor | None
 
     @staticmethod
     def __new__(
@@ -63,32 +66,43 @@ class GaussianTensor(Tensor):
         on_unknown: str = "error",
         drawn: Callable[[Tensor], Tensor] | None = None,
         sampled: list[str] | None = None,
+        root: GaussianTensor | None = None,
     ) -> GaussianTensor:
         new = new_wrapper(cls, mean.shape, mean.dtype, mean.device)
         new.mean_value, new.variance, new.on_unknown, new.drawn = mean, variance, on_unknown, drawn
-        new.sampled = [] if sampled is None else sampled
+        new.sampled, new.root = [] if sampled is None else sampled, root
         if noise is not None:
             new.noise = noise
         return new
 
     def like(self, mean: Tensor, variance: Tensor, drawn: Callable[[Tensor], Tensor] | None = None) -> GaussianTensor:
-        """Another tensor of the same pass."""
-        return GaussianTensor(mean, variance, None, self.on_unknown, drawn, self.sampled)
+        """Another tensor of the same pass; a function of this one if it is drawn by it."""
+        root = None if drawn is None else self.source
+        return GaussianTensor(mean, variance, None, self.on_unknown, drawn, self.sampled, root)
+
+    @property
+    def source(self) -> GaussianTensor:
+        """The Gaussian that this tensor is a function of."""
+        return self if self.root is None else self.root
 
     def draws(self, number: int) -> Tensor:
         """``number`` draws, first, of each element by Latin hypercube: their mean and variance are exact."""
-        if number == 1:
-            return self.at(torch.randn((1, *self.shape), dtype=self.dtype, device=self.device))
-        places = torch.special.ndtri((torch.arange(number, dtype=torch.float64) + 0.5) / number)
-        places = places / places.square().mean().sqrt()
-        order = torch.rand((number, *self.shape), device=self.device).argsort(0)
-        return self.at(places.to(self.device, self.dtype)[order])
+        return self.at(self.source.values(number))
 
-    def at(self, noise: Tensor) -> Tensor:
-        """The values at standard normal ``noise``, draws first."""
-        if self.drawn is not None:
-            return self.drawn(noise)
+    def values(self, number: int) -> Tensor:
+        """``number`` draws, first, as a Gaussian."""
+        if number == 1:
+            noise = torch.randn((1, *self.shape), dtype=self.dtype, device=self.device)
+        else:
+            places = torch.special.ndtri((torch.arange(number, dtype=torch.float64) + 0.5) / number)
+            places = places / places.square().mean().sqrt()
+            order = torch.rand((number, *self.shape), device=self.device).argsort(0)
+            noise = places.to(self.device, self.dtype)[order]
         return self.mean_value + self.variance.clamp_min(0.0).sqrt() * noise
+
+    def at(self, values: Tensor) -> Tensor:
+        """What this tensor is at values of its source, draws first."""
+        return values if self.drawn is None else self.drawn(values)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"GaussianTensor(shape={tuple(self.shape)})"
@@ -191,22 +205,14 @@ def _viewed(func: Any, tensor: GaussianTensor, args: tuple, kwargs: dict) -> Any
             noise = independent_noise(mean, variance)
             result.append(GaussianTensor(mean, variance, noise, tensor.on_unknown, None, tensor.sampled))
             continue
-        drawn = _through(tensor, (lambda part: view(part)) if single else (lambda part, i=index: view(part)[i]), mean)
+        drawn = _through(tensor, (lambda part: view(part)) if single else (lambda part, i=index: view(part)[i]))
         result.append(tensor.like(mean, variance, drawn))
     return result[0] if single else tuple(result)
 
 
-def _through(tensor: GaussianTensor, function: Callable[[Tensor], Tensor], result: Tensor) -> Any:
-    """How a view of a tensor is drawn that is not drawn as a Gaussian: anew, and then viewed."""
-    if tensor.drawn is None:
-        return None
-
-    def drawn(noise: Tensor) -> Tensor:
-        # The noise is that of the result; the source has elements of its own.
-        fresh = tensor.draws(len(noise))
-        return torch.func.vmap(function)(fresh)
-
-    return drawn
+def _through(tensor: GaussianTensor, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """How a view of a tensor is drawn: as the view of its draws."""
+    return lambda values: torch.func.vmap(function)(tensor.at(values))
 
 
 def _unknown(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -223,6 +229,6 @@ def _unknown(func: Any, args: tuple, kwargs: dict) -> Any:
     def once(argument: Any) -> Any:
         if not isinstance(argument, GaussianTensor):
             return argument
-        return argument.at(torch.randn((1, *argument.shape), dtype=argument.dtype, device=argument.device))[0]
+        return argument.draws(1)[0]
 
     return func(*tree_map(once, args), **tree_map(once, kwargs))

@@ -27,11 +27,21 @@ def gaussian_weights(guide: Callable, on_unknown: str) -> Any:
     return _GaussianWeights(on_unknown)(guide)
 
 
-def drawn(parameter: Tensor, number: int) -> Tensor:
-    """``number`` draws of a parameter of a likelihood; of a constant one, itself."""
-    if isinstance(parameter, GaussianTensor):
-        return parameter.draws(number)
-    return parameter.unsqueeze(0).expand(number, *parameter.shape)
+def drawn(parameter: Tensor, number: int, seen: list[tuple[GaussianTensor, Tensor]]) -> Tensor:
+    """``number`` draws of a parameter of a likelihood; of a constant one, itself.
+
+    Args:
+        parameter: of any likelihood of the pass.
+        number: how many.
+        seen: the Gaussians that were drawn already, and their draws: functions of one share its noise.
+    """
+    if not isinstance(parameter, GaussianTensor):
+        return parameter.unsqueeze(0).expand(number, *parameter.shape)
+    values = next((values for one, values in seen if one is parameter.source), None)
+    if values is None:
+        values = parameter.source.values(number)
+        seen.append((parameter.source, values))
+    return parameter.at(values)
 
 
 class _GaussianWeights(Messenger):

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 
 from pyro_vd.numpyro.predict.moments.elementwise import through, together
 from pyro_vd.numpyro.predict.moments.gaussian import GaussianArray, UnknownOperation, first_of, moments_of, rule
+from pyro_vd.numpyro.predict.moments.ranges import is_without_zero
 from pyro_vd.numpyro.weights.views import SHAPE_VIEWS
 
 
@@ -66,10 +67,11 @@ def multiply(operands: Sequence[Any], params: dict[str, Any]) -> Any:
 @rule(lax.div_p)
 def divide(operands: Sequence[Any], params: dict[str, Any]) -> Any:
     """By a constant, or by another function of the same Gaussian."""
+    x, divisor = operands
     known = together(lax.div_p, operands)
     if known is not None:
-        return known
-    x, divisor = operands
+        function = divisor.view or (lambda value: value)
+        return known if is_without_zero(function, divisor.source[0]) else NotImplemented
     if isinstance(divisor, GaussianArray):
         if not isinstance(x, GaussianArray):
             return NotImplemented

@@ -74,7 +74,7 @@ def together(primitive: Any, operands: Sequence[Any]) -> GaussianArray | None:
         return None
     left, right = (one.view or Partial(_as_it_is) for one in operands)
     mean, variance = first.source
-    source = GaussianArray(mean, variance, first.of)
+    source = GaussianArray(mean, variance, first.of, root=first.root, path=first.path)
     function = Partial(functools.partial(_of_both, primitive), left, right)
     affine = primitive in (lax.add_p, lax.sub_p) and first.gaussian and second.gaussian
     return source.function(*quadrature(function, mean, variance), function, affine=affine)

@@ -1,7 +1,8 @@
 """Functions under ``jax.jit`` on a Gaussian: one of each element by quadrature of the whole, others step by step.
 
 ``jax.nn`` makes its activations of primitives: ``silu`` is ``x * logistic(x)``, whose factors are not independent.
-Under ``jax.jit`` it is one function, whose body says that it is of each element by itself.
+Under ``jax.jit`` it is one function, whose body says that it is of each element by itself. One with a pole, or that is
+not defined everywhere, goes step by step, to the operation that has no moments.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax.typing import ArrayLike
 from pyro_vd.numpyro._jax import jit_p, remat_p, stop_gradient_p
 from pyro_vd.numpyro.predict.moments.elementwise import SMOOTH, through
 from pyro_vd.numpyro.predict.moments.gaussian import GaussianArray, UnknownOperation
+from pyro_vd.numpyro.predict.moments.ranges import is_defined
 
 # Primitives that give each element of their result from the elements at its place.
 _ELEMENTWISE = {
@@ -33,8 +35,9 @@ def _(*args: ArrayLike | GaussianArray, **params: Any):
     if not random:
         return jit_p.bind(*args, **params)
     body = params["jaxpr"]
-    if len(random) == 1 and _is_of_each_element(body, random) and _nonlinear_steps(body) > 1:
-        (place,) = random
+    place = random[0]
+    alone = len(random) == 1 and _is_of_each_element(body, random) and _nonlinear_steps(body) > 1
+    if alone and is_defined(body, args, place):
         x: Any = args[place]
 
         def function(value: Array) -> Array:

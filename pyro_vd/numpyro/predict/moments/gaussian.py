@@ -63,6 +63,8 @@ class GaussianArray(quax.ArrayValue):
             taken for a Gaussian itself. At a likelihood the origin is drawn.
         elementwise: whether the view is a function of each element by itself.
         gaussian: whether the view, if any, is affine: the array is a Gaussian itself.
+        root, path: where the source is a view of another Gaussian: mean and variance of that one, and the view of its
+            values. Parameters of a likelihood with one root share its noise.
 
     Raises:
         ValueError: by an operation without a rule.
@@ -82,6 +84,8 @@ class GaussianArray(quax.ArrayValue):
     view: Partial | None = None
     elementwise: bool = eqx.field(static=True, default=True)
     gaussian: bool = eqx.field(static=True, default=True)
+    root: tuple[Array, Array] | None = None
+    path: Partial | None = None
 
     def aval(self) -> Any:
         return ShapedArray(self.mean_value.shape, self.mean_value.dtype)
@@ -125,18 +129,37 @@ class GaussianArray(quax.ArrayValue):
         """What ``function`` makes of this array, drawn by drawing this one."""
         elementwise, gaussian = elementwise and self.elementwise, affine and self.gaussian
         variance = jnp.broadcast_to(variance, mean.shape)
-        return GaussianArray(mean, variance, self.of, False, self.source, self.then(function), elementwise, gaussian)
+        whole = self.then(function)
+        return GaussianArray(
+            mean, variance, self.of, False, self.source, whole, elementwise, gaussian, self.root, self.path
+        )
 
     def viewed(self, view: Callable[[Array], Array], of_variance: Callable[[Array], Array] | None = None) -> Any:
         """A view: each element of one element; of a weight again a weight."""
         mean, variance = view(self.mean_value), (of_variance or view)(self.variance)
+        if self.gaussian and self.weight:
+            return self.like(mean, variance, True)
         if self.gaussian:
-            return self.like(mean, variance, self.weight)
+            whole = Partial(view) if self.whole is None else compose(view, self.whole)
+            variance = jnp.broadcast_to(variance, mean.shape).astype(mean.dtype)
+            return GaussianArray(mean, variance, self.of, root=self.drawn_from, path=whole)
         return self.function(mean, variance, view, elementwise=False)
+
+    @property
+    def drawn_from(self) -> tuple[Array, Array]:
+        """Mean and variance of the Gaussian whose draws are those of this array."""
+        return self.source if self.root is None else self.root
+
+    @property
+    def whole(self) -> Partial | None:
+        """What the array is of the values of that Gaussian; None if it is that."""
+        if self.path is None or self.view is None:
+            return self.view if self.path is None else self.path
+        return compose(self.view, self.path)
 
     def draws(self, number: int, key: Array) -> Array:
         """``number`` draws, first, of each element by Latin hypercube: their mean and variance are exact."""
-        mean, variance = self.source
+        mean, variance = self.drawn_from
         shape = (number, *mean.shape)
         if number == 1:
             noise = jax.random.normal(key, shape, mean.dtype)
@@ -145,14 +168,24 @@ class GaussianArray(quax.ArrayValue):
             places = places / jnp.sqrt(jnp.square(places).mean())
             noise = places[jnp.argsort(jax.random.uniform(key, shape), axis=0)]
         values = mean + safe_sqrt(variance) * noise
-        return values if self.view is None else jax.vmap(self.view)(values)
+        return values if self.whole is None else jax.vmap(self.whole)(values)
 
 
-def drawn(parameter: Any, number: int, key: Array) -> Array:
-    """``number`` draws of a parameter of a likelihood; of a constant one, itself."""
-    if isinstance(parameter, GaussianArray):
-        return parameter.draws(number, key)
-    return jnp.broadcast_to(parameter, (number, *jnp.shape(parameter)))
+def drawn(parameters: Sequence[Any], number: int, key: Array) -> list[Array]:
+    """``number`` draws of parameters of likelihoods; of a constant, itself. Functions of one Gaussian share noise."""
+    keys: list[tuple[tuple[Array, Array], Array]] = []
+    found = []
+    for parameter in parameters:
+        if not isinstance(parameter, GaussianArray):
+            found.append(jnp.broadcast_to(parameter, (number, *jnp.shape(parameter))))
+            continue
+        mean, variance = parameter.drawn_from
+        own = next((k for (m, v), k in keys if m is mean and v is variance), None)
+        if own is None:
+            own = jax.random.fold_in(key, len(keys))
+            keys.append(((mean, variance), own))
+        found.append(parameter.draws(number, own))
+    return found
 
 
 def rule(*primitives: Any) -> Callable[[Callable], Callable]:
