@@ -194,12 +194,15 @@ def cumulative_regret(regrets: dict[str, list[list[float]]], path: Path) -> None
     figure, axis = plt.subplots(figsize=(6, 4))
     for (policy, runs), style in zip(regrets.items(), ("-", "--", ":"), strict=True):
         sums = np.cumsum(np.array(runs), 1)
-        mean, error = sums.mean(0), sums.std(0, ddof=1) / np.sqrt(len(sums))
+        mean = sums.mean(0)
         rounds = np.arange(1, len(mean) + 1)
         (line,) = axis.plot(rounds, mean, style, label=policy)
-        axis.fill_between(rounds, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
+        if len(sums) > 1:  # one seed has no error
+            error = sums.std(0, ddof=1) / np.sqrt(len(sums))
+            axis.fill_between(rounds, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     seeds = len(next(iter(regrets.values())))
-    axis.set(title=f"One arm for a group of contexts: mean and standard error of {seeds} seeds", ylim=(0, None))
+    what = f"mean and standard error of {seeds} seeds" if seeds > 1 else "one seed"
+    axis.set(title=f"One arm for a group of contexts: {what}", ylim=(0, None))
     axis.set(xlabel="round", ylabel="cumulative regret (units of reward)")
     axis.legend()
     _save(figure, path)

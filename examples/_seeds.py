@@ -14,7 +14,13 @@ def table(runs: list[dict[str, dict[str, float]]], digits: int = 2) -> str:
         cells = []
         for column in columns:
             values = torch.tensor([one[name][column] for one in runs], dtype=torch.float64)
-            error = values.std().item() / len(runs) ** 0.5 if len(runs) > 1 else 0.0
-            cells.append(f"{values.mean():.{digits}f} +- {error:.{digits}f}")
+            cells.append(mean_and_error(values, digits))
         lines.append(f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
+
+
+def mean_and_error(values: torch.Tensor, digits: int = 2) -> str:
+    """Mean over the seeds +- its standard error, which one seed does not have."""
+    if len(values) == 1:
+        return f"{values.item():.{digits}f}"
+    return f"{values.mean():.{digits}f} +- {values.std() / len(values) ** 0.5:.{digits}f}"

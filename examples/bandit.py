@@ -24,6 +24,7 @@ import _options
 import pyro
 import pyro.distributions as dist
 import torch
+from _seeds import mean_and_error
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -124,8 +125,7 @@ def main(args: argparse.Namespace) -> None:
     for policy, runs in regrets.items():
         values, cells = torch.tensor(runs), ""
         for part in (values, values[:, -max(1, args.rounds // 4) :]):
-            sums = part.sum(1)
-            cells += f"{f'{sums.mean():.2f} +- {sums.std() / math.sqrt(len(sums)):.2f}':>18}"
+            cells += f"{mean_and_error(part.sum(1)):>18}"
         print(f"{policy:<18}{cells}")
     out = Path(args.out)
     _figures.cumulative_regret(regrets, out / "regret.png")

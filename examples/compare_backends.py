@@ -122,9 +122,10 @@ def table(runs: dict[str, list[dict]]) -> str:
             values = [r[measure] for r in runs[backend] if r[measure] is not None]
             means.append(mean(values or [0.0]))
             errors.append(stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
-            cells += f"{f'{means[-1]:.4g} +- {errors[-1]:.2g} {unit}' if values else 'not reached':>24}"
-        apart = abs(means[0] - means[1]) / math.hypot(*errors) if any(errors) else 0.0
-        lines.append(f"{measure:<20}{cells}" + (f"{apart:>24.2f}" if measure in COMPARED else ""))
+            error = f" +- {errors[-1]:.2g}" if len(values) > 1 else ""  # one seed has none
+            cells += f"{f'{means[-1]:.4g}{error} {unit}' if values else 'not reached':>24}"
+        apart = f"{abs(means[0] - means[1]) / math.hypot(*errors):.2f}" if any(errors) else "-"
+        lines.append(f"{measure:<20}{cells}" + (f"{apart:>24}" if measure in COMPARED else ""))
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ import _options
 import numpy as np
 import pyro
 import torch
+from _seeds import mean_and_error
 from _training import classifier, error, mlp, train
 from pyro.infer.autoguide.guides import AutoGuide
 from tqdm import tqdm
@@ -101,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"test error (%) of 3 hidden layers on {args.dataset}: mean +- standard error over {args.seeds} seeds")
     print(f"{'family':<10}" + "".join(f"{f'3 x {width}':>16}" for width in args.widths))
     for family, by_width in errors.items():
-        cells = (f"{np.mean(e):>7.2f} +- {standard_error(e):<5.2f}" for e in by_width.values())
+        cells = (mean_and_error(torch.tensor(e)) for e in by_width.values())
         print(f"{family:<10}" + "".join(f"{cell:>16}" for cell in cells))
 
     out = Path(args.out)

@@ -73,14 +73,15 @@ def probabilities(owner: str, prediction: Any) -> Tensor:
             f"{owner}: expected probabilities that are not negative and sum to 1, got rows that sum to "
             f"{probs.sum(-1).min():g} to {probs.sum(-1).max():g}, least value {probs.min():g}; write logits.softmax(-1)"
         )
-    return probs
+    # Where one is above 1 torchmetrics takes all for logits.
+    return (probs / probs.sum(-1, keepdim=True)).clamp(0.0, 1.0)
 
 
 def classes(owner: str, prediction: Any, labels: Any) -> tuple[Tensor, Tensor]:
     """Probabilities, shape (examples, classes), in float64, and labels, shape (examples,)."""
     probs, targets = probabilities(owner, prediction), tensor(owner, "labels", labels)
     if is_predictive(prediction) and "OneHot" in type(prediction._elements).__name__:
-        targets = targets.argmax(-1) if targets.shape == probs.shape else targets
+        targets = targets.long().argmax(-1) if targets.shape == probs.shape else targets
     if targets.shape != probs.shape[:-1]:
         raise ValueError(
             f"{owner}: expected labels of shape {tuple(probs.shape[:-1])}, one for each row of probabilities, got "

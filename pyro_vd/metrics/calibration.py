@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vd.common.options import check_number, shown
-from pyro_vd.metrics.arguments import classes, is_predictive, predictive, probabilities, tensor
+from pyro_vd.metrics.arguments import classes, is_predictive, probabilities, tensor
 
 
 def fit_temperature(logits: Any, labels: Any) -> float:
@@ -76,7 +76,8 @@ def conformal_threshold(prediction: Any, labels: Any, probability: float = 0.9) 
             training has not seen.
         labels: of these, shape (examples,).
         probability: that the set of a new example holds its label, over calibration data and examples that are drawn
-            alike; it says nothing of a single class, nor of other data.
+            alike; it says nothing of a single class, nor of other data. It holds where both are predicted by the same
+            draws of the weights: in one call of :func:`pyro_vd.predictive_distribution`, which is then split.
 
     Returns:
         The bound for :func:`conformal_sets`.
@@ -96,7 +97,7 @@ def conformal_threshold(prediction: Any, labels: Any, probability: float = 0.9) 
     probability = check_number("probability", probability, above=0.0, at_most=1.0, owner="conformal_threshold")
     probs, targets = classes("conformal_threshold", prediction, labels)
     scores = (1 - probs.gather(-1, targets[:, None])[:, 0]).sort().values
-    index = math.ceil((len(scores) + 1) * probability - 1e-9)
+    index = max(1, math.ceil((len(scores) + 1) * probability - 1e-9))
     if index > len(scores):
         needed = "infinitely many" if probability == 1 else math.ceil(probability / (1 - probability) - 1e-9)
         raise ValueError(
@@ -110,7 +111,8 @@ def conformal_sets(prediction: Any, threshold: float) -> Tensor:
     """The classes that cannot be left out: ``1 - p(class) <= threshold``.
 
     Args:
-        prediction: a ``Predictive`` of classes, or probabilities, shape (examples, classes), of new examples.
+        prediction: a ``Predictive`` of classes, or probabilities, shape (examples, classes), of new examples, by the
+            draws of the weights that the threshold is of.
         threshold: of :func:`conformal_threshold`.
 
     Returns:
@@ -128,27 +130,20 @@ def conformal_sets(prediction: Any, threshold: float) -> Tensor:
 
 def _logits(logits: Any, labels: Any) -> tuple[Tensor, Tensor]:
     """Shape (draws, examples, classes), in float64, and labels."""
-    targets = tensor("fit_temperature", "labels", labels)
     if is_predictive(logits):
-        elements = predictive("fit_temperature", logits)._elements
-        if not any(name in type(elements).__name__ for name in ("Categorical", "Bernoulli")):
-            raise ValueError(
-                f"fit_temperature: expected a Categorical or Bernoulli likelihood, got {logits!r}; there are no logits"
-            )
-        scores = tensor("fit_temperature", "logits", elements.logits).double()
-        if "Bernoulli" in type(elements).__name__:
+        probs, targets = classes("fit_temperature", logits, labels)  # refuses a likelihood without classes
+        scores = tensor("fit_temperature", "logits", logits._elements.logits).double()
+        if "Bernoulli" in type(logits._elements).__name__:
             scores = torch.stack([torch.zeros_like(scores), scores], -1)
-        if "OneHot" in type(elements).__name__:
-            targets = targets.argmax(-1)
-        scores = scores.flatten(1, -2)
+        scores = scores.reshape(-1, *probs.shape)
     else:
-        scores = tensor("fit_temperature", "logits", logits).double()
+        scores, targets = tensor("fit_temperature", "logits", logits).double(), None
         scores = scores[None] if scores.dim() == 2 else scores
-    targets = targets.reshape(-1)
-    if scores.dim() != 3 or scores.shape[1] != len(targets) or not len(targets) or not bool(scores.isfinite().all()):
+    if scores.dim() != 3 or not scores.numel() or not bool(scores.isfinite().all()):
         raise ValueError(
-            f"fit_temperature: expected finite logits of shape (examples, classes) or (draws, examples, classes) and "
-            f"as many labels, got {shown(scores)} and {len(targets)} labels; look at both"
+            "fit_temperature: expected finite logits of shape (examples, classes) or (draws, examples, classes), at "
+            f"least one, got {shown(scores)}; look at them, and flatten the axes of examples into one"
         )
-    _, whole = classes("fit_temperature", scores[0].softmax(-1), targets)
-    return scores, whole
+    if targets is None:
+        _, targets = classes("fit_temperature", scores[0].softmax(-1), labels)
+    return scores, targets

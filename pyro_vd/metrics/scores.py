@@ -1,10 +1,11 @@
-"""Scores of predicted classes and densities: those of torchmetrics, and the two that are not there."""
+"""Scores of predicted classes and densities: those of torchmetrics, and three of our own."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from pyro_vd.common.extras import imported
 from pyro_vd.common.options import check_choice, check_count
@@ -32,8 +33,14 @@ def nll(prediction: Any, labels: Any) -> float:
         '0.4904'
     """
     if is_predictive(prediction):
-        prediction = predictive("nll", prediction)
-        log_probs = prediction.log_prob(like(prediction, tensor("nll", "labels", labels)))
+        prediction, values = predictive("nll", prediction), tensor("nll", "labels", labels)
+        shape = (*prediction.batch_shape, *prediction.event_shape)
+        if values.shape != shape:
+            raise ValueError(
+                f"nll: expected labels of shape {shape}, that of site {prediction.site!r}, got {tuple(values.shape)}; "
+                "of several sets of labels write -prediction.log_prob(labels), which has a number for each"
+            )
+        log_probs = prediction.log_prob(like(prediction, values))
         return -tensor("nll", "labels", log_probs).double().mean().item()
     probs, targets = classes("nll", prediction, labels)
     return -probs.gather(-1, targets[:, None]).log().mean().item()
@@ -114,9 +121,11 @@ def auroc(prediction: Any, labels: Any) -> float:
 
 
 def calibration_error(prediction: Any, labels: Any, bins: int = 15, norm: Literal["l1", "l2", "max"] = "l1") -> float:
-    """Distance between the probability of the predicted class and how often it is right (ECE), by torchmetrics.
+    """Distance between the probability of the predicted class and how often it is right (ECE).
 
     ``sum over bins of (share of the examples) * abs(accuracy - mean probability)`` for "l1"
+
+    Bin k of K holds ``k / K <= p < (k + 1) / K``, and the last one ``p = 1`` as well.
 
     Args:
         prediction, labels: as for :func:`brier_score`.
@@ -127,13 +136,11 @@ def calibration_error(prediction: Any, labels: Any, bins: int = 15, norm: Litera
         Between 0 and 1. It depends on the bins, and few examples make it larger.
 
     Raises:
-        ImportError: torchmetrics is not installed (the extra "metrics").
         ValueError: as :func:`brier_score`; an unknown norm; fewer than one bin.
 
     Example:
-        ::
-
-            calibration_error(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 0]))  # 0.25
+        >>> f"{calibration_error(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 0])):.4f}"
+        '0.2500'
 
     References:
         Guo et al. 2017, arXiv:1706.04599, equations 2, 3 and 5.
@@ -141,8 +148,28 @@ def calibration_error(prediction: Any, labels: Any, bins: int = 15, norm: Litera
     check_choice("norm", norm, ("l1", "l2", "max"), "calibration_error")
     bins = check_count("bins", bins, 1, "calibration_error")
     probs, targets = classes("calibration_error", prediction, labels)
-    made = _torchmetrics("calibration_error").multiclass_calibration_error
-    return made(probs, targets, probs.shape[-1], n_bins=bins, norm=norm).item()
+    counts, right, mean = calibration_bins(probs, targets, bins)
+    gaps, shares = (right - mean).abs()[counts > 0], (counts / counts.sum())[counts > 0]
+    if norm == "max":
+        return gaps.max().item()
+    return (gaps * shares).sum().item() if norm == "l1" else (gaps.square() * shares).sum().sqrt().item()
+
+
+def calibration_bins(probs: Tensor, targets: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The examples by the probability of their predicted class, in bins of equal width; 1 is in the last.
+
+    Args:
+        probs, targets: what ``classes`` returns.
+
+    Returns:
+        Number of examples, share of right predictions, and mean probability of each bin, NaN of one without examples.
+    """
+    sure, predicted = probs.max(-1)
+    edges = torch.linspace(0, 1, bins + 1, dtype=probs.dtype)[1:-1]
+    index = torch.bucketize(sure, edges, right=True)
+    counts = index.bincount(minlength=bins)
+    right = index.bincount((predicted == targets).to(probs.dtype), bins)
+    return counts, right / counts, index.bincount(sure, bins) / counts
 
 
 def _torchmetrics(owner: str) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vd.common.options import check_count, shown
 from pyro_vd.metrics.arguments import classes, is_predictive, tensor
+from pyro_vd.metrics.scores import calibration_bins, calibration_error
 from pyro_vd.metrics.selection import RiskCoverage
 from pyro_vd.plots.style import COLOURS, FILL, HATCHES, LINES, axes, finish
 
@@ -45,12 +46,8 @@ def reliability_diagram(prediction: Any, labels: Any, bins: int = 15, ax: Any = 
     bins = check_count("bins", bins, 1, "reliability_diagram")
     probs, targets = classes("reliability_diagram", prediction, labels)
     ax = axes(ax, "reliability_diagram")
-    sure, predicted = probs.max(-1)
-    index = (sure * bins).long().clamp_max(bins - 1)
-    counts = index.bincount(minlength=bins)
-    right = index.bincount((predicted == targets).double(), bins) / counts
-    mean = index.bincount(sure, bins) / counts
-    error = ((right - mean).abs().nan_to_num() * counts).sum().item() / len(targets)
+    counts, right, mean = calibration_bins(probs, targets, bins)
+    error = calibration_error(probs, targets, bins)
     used = (counts > 0).nonzero()[:, 0].tolist()
     left = [i / bins for i in used]
     ax.bar(left, right[used].tolist(), 1 / bins, align="edge", color=FILL, edgecolor="black", label="share right")

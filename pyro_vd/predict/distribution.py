@@ -18,7 +18,7 @@ from torch.distributions import Categorical, Independent, LowRankMultivariateNor
 
 from pyro_vd.checks import describe
 from pyro_vd.common.predictions import SAMPLES, check_probability, check_shape
-from pyro_vd.predict.outcomes import entropies_of_density, in_support, outcomes
+from pyro_vd.predict.outcomes import as_sampled, entropies_of_density, in_support, outcomes
 from pyro_vd.predict.quantiles import has_cdf, mixture_cdf, mixture_quantile, sample_quantile, unmoved
 from pyro_vd.predict.stacking import take_apart
 
@@ -175,7 +175,7 @@ class Predictive:
         """Probability of at most ``value``, of each element, shape ``(*batch, *event)``; found as quantiles are."""
         if isinstance(self._elements, Categorical):
             raise self._without("an order of its values", "probs")
-        if self._checked(value, sampled=False).isnan().any():
+        if (value := self._checked(value, sampled=False)).isnan().any():
             raise ValueError(f"site {self.site!r}: expected numbers, got NaN; take them out")
         if self.quantile_method == "bisection":
             return mixture_cdf(self._elements, value)
@@ -239,7 +239,7 @@ class Predictive:
                 f"site {self.site!r}: expected a tensor, got {type(value).__name__}; write torch.tensor(...)"
             )
         check_shape(self.site, value, self.batch_shape + self.event_shape, sampled)
-        return value
+        return as_sampled(self.draws, value)
 
     def _number(self, name: str) -> Tensor:
         if isinstance(self._elements, Categorical):

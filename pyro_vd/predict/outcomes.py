@@ -78,6 +78,24 @@ def _p_log_p(log_p: Tensor) -> Tensor:
     return torch.where(log_p > -math.inf, log_p.exp() * log_p, 0.0)
 
 
+def as_sampled(draws: Any, value: Tensor) -> Tensor:
+    """Integers and truth values as floating numbers, where those are what a likelihood samples: labels of a Bernoulli.
+
+    In them, and not in their own type: ``uint8(255) + 1`` is 0 in the density of a Poisson.
+    """
+    if value.is_floating_point():
+        return value
+    with torch.random.fork_rng([value.device] if value.is_cuda else []):
+        try:
+            structure, tensors = take_apart(draws)
+            sampled = structure.build([tensor[:1] for tensor in tensors]).sample()  # of one draw
+        except (NotImplementedError, TypeError):  # no samples to be had
+            return value
+    if not sampled.is_floating_point():
+        return value.long()
+    return value.to(torch.promote_types(sampled.dtype, torch.float32))
+
+
 def in_support(draws: Any, value: Tensor) -> Tensor:
     """Which values lie in the support, by batch element; what a mask hides may be anything.
 

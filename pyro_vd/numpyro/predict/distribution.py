@@ -177,7 +177,7 @@ class Predictive:
         """Probability of at most ``value``, of each element, shape ``(*batch, *event)``; found as quantiles are."""
         if isinstance(self._elements, _CATEGORICAL):
             raise self._without("an order of its values", "probs")
-        if jnp.isnan(self._checked(value, sampled=False)).any():
+        if jnp.isnan(value := self._checked(value, sampled=False)).any():
             raise ValueError(f"site {self.site!r}: expected numbers, got NaN; take them out")
         if self.quantile_method == "bisection":
             return mixture_cdf(self._elements, value)
@@ -238,7 +238,9 @@ class Predictive:
         if not is_array(value):
             raise TypeError(f"site {self.site!r}: expected an array, got {type(value).__name__}; write jnp.array(...)")
         check_shape(self.site, value, self.batch_shape + self.event_shape, sampled)
-        return value
+        value = jnp.asarray(value)  # of a few bits integers overflow in a density: uint8(255) + 1 is 0
+        is_small = value.dtype.itemsize < 4 and not jnp.issubdtype(value.dtype, jnp.inexact)
+        return value.astype(jnp.int32) if is_small else value
 
     def _number(self, name: str) -> Array:
         if isinstance(self._elements, _CATEGORICAL):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -11,16 +10,14 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.handlers import replay, seed, substitute, trace
 
-from pyro_vd.common.examples import batch_bounds, is_array, number_of_examples, take_examples
-from pyro_vd.common.options import check_choice, check_count
+from pyro_vd.common.examples import is_array
+from pyro_vd.common.predictions import MODES, check_cut, check_prediction, pieces_of
 from pyro_vd.numpyro._numpyro import Prediction
 from pyro_vd.numpyro.arguments import check_call, check_finite
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
 from pyro_vd.numpyro.predict.sites import check_same, chosen_sites, names_of, same_sites
 from pyro_vd.numpyro.weights import run_counted
-
-MODES = ("weights", "local", "mean")
 
 
 def posterior_predictive(
@@ -81,30 +78,17 @@ def posterior_predictive(
     """
     owner = "posterior_predictive"
     params = dict(check_finite(owner, check_call(owner, rng_key, params, model, guide, args, kwargs)))
-    check_choice("mode", mode, MODES)
+    check_prediction(MODES, mode, num_samples, batch_size)
     wanted = names_of(return_sites)
-    if check_count("num_samples", num_samples) < 1:
-        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-    if batch_size is not None and check_count("batch_size", batch_size) < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     guide = posterior_mean(guide) if mode == "mean" else guide
     guide = EstimatorMessenger(guide, "local" if mode == "local" else "shared", shared_sites, reuse)
-    chunks, lengths = [(args, kwargs)], [0]
-    if batch_size is not None:
-        cuts = batch_bounds(number_of_examples(args, kwargs), batch_size)
-        chunks = [take_examples(args, kwargs, slice(*ends)) for ends in pairwise(cuts)]
-        lengths = [number_of_examples(*chunk) for chunk in chunks]
+    pieces, lengths = pieces_of(args, kwargs, batch_size)
     with Prediction():
         first = trace(substitute(seed(guide, rng_key), data=params)).get_trace(*args, **kwargs)
     check_parameter_sites(owner, params, first)
     latent = dict(latent_sites(first))
-    if mode != "local" and len(chunks) > 1:
-        local = [name for name, site in latent.items() if site["cond_indep_stack"]]
-        if local:
-            raise ValueError(
-                f"batch_size: expected a guide without sites inside a plate, got {local}, which cannot be cut; call "
-                "posterior_predictive once for each piece of the data instead"
-            )
+    if mode != "local":
+        check_cut([name for name, site in latent.items() if site["cond_indep_stack"]], len(pieces), owner)
 
     def draw(key: Array, args: tuple, kwargs: dict) -> dict[str, Any]:
         drawn = trace(substitute(seed(guide, key), data=params)).get_trace(*args, **kwargs)
@@ -128,10 +112,10 @@ def posterior_predictive(
     samples: list[dict[str, Array]] = []
     with Prediction():
         for key in jax.random.split(rng_key, num_samples):
-            draw_key, *keys = jax.random.split(key, 1 + len(chunks))
+            draw_key, *keys = jax.random.split(key, 1 + len(pieces))
             drawn = None if mode == "local" else drawer(draw_key, args, kwargs)
-            pieces = [runner(key, drawn, *chunk) for key, chunk in zip(keys, chunks, strict=True)]
-            samples.append(_join(pieces, lengths))
+            runs = [runner(key, drawn, *piece) for key, piece in zip(keys, pieces, strict=True)]
+            samples.append(_join(runs, lengths))
     return {name: jnp.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 

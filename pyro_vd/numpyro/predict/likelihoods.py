@@ -70,7 +70,8 @@ def predictive_distribution(
             "mean": the posterior mean of every guide site, the mean network; one draw, unless the model draws
             something too. "moments": one pass of the net, without draws of the weights, that carries the mean and the
             variance of every activation; ``num_samples`` draws of the likelihood's parameters at its end, whose mean
-            and variance are exact.
+            and variance are exact where those parameters are affine in the outputs of the net, as ``loc`` and
+            ``logits`` mostly are.
         batch_size: run this many examples at a time, as in :func:`pyro_vd.numpyro.posterior_predictive`.
         sites: names of the sites to keep; if empty, all.
         shared_sites, reuse: of mode "local", see :func:`pyro_vd.numpyro.lrt`.
