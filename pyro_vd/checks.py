@@ -82,7 +82,9 @@ def _is_real(support: Any) -> bool:
 def check_sites(model_trace: Any, guide_trace: Any) -> None:
     """Raise for a site of the guide that is not reparameterised, that the model does not have, or that it observes."""
     for name, site in guide_trace.nodes.items():
-        if site["type"] != "sample" or (site["is_observed"] and name in model_trace.nodes):
+        if site["type"] != "sample" or site["infer"].get("_deterministic"):
+            continue
+        if site["is_observed"] and name in model_trace.nodes:
             continue
         other = model_trace.nodes.get(name)
         if other is not None and not other["is_observed"] and not _is_of_shape(site["fn"], other["fn"]):

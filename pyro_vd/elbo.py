@@ -239,7 +239,8 @@ class TraceVD_ELBO(ELBO):
             constants = functools.partial(_constants, name, model_trace, guide_trace)
             kl[name] = self._site_kl(name, site, guide_trace.nodes[name], constants)
         for name, site in guide_trace.nodes.items():
-            if site["type"] == "sample" and name not in model_trace.nodes:  # pyro.factor counts too
+            counts = site["type"] == "sample" and not site["infer"].get("_deterministic")
+            if counts and name not in model_trace.nodes:  # pyro.factor counts too
                 of = name.removesuffix("_unconstrained")
                 kl[name] = _log_prob_sum(site, _constants(of, model_trace, guide_trace) if of != name else None)
         return kl
@@ -250,9 +251,8 @@ class TraceVD_ELBO(ELBO):
         fixed = model_site.get("fixed")
         try:
             if isinstance(base_distribution(q), Delta):  # whose rule in pyro/distributions/kl.py is without log_density
-                kl = _log_prob(guide_site, constants()) - _log_prob(model_site, constants())
-            else:
-                kl = kl_divergence(q, p) if fixed is None else kl_of_free_elements(q, p, fixed())
+                return _log_prob_sum(guide_site, constants()) - _log_prob_sum(model_site, constants())
+            kl = kl_divergence(q, p) if fixed is None else kl_of_free_elements(q, p, fixed())
         except NotImplementedError:
             if self.analytic_only:
                 names = " and ".join(describe(fn) for fn in (q, p))

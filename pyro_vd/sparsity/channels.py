@@ -214,6 +214,7 @@ class Channels(TorchFunctionMode):
         tables = [one for one in args[:2] if isinstance(one, Tensor) and one in self.leaves]
         if len(tables) != 1 or kwargs.get("max_norm") is not None or kwargs.get("per_sample_weights") is not None:
             return None
+        self.labels.need(self._of(tables[0], 0))  # of a table that is the weight of a Linear too
         labels = self._of(tables[0], 1)
         return self._value(output, output.dim() - 1, labels, (tables[0] == 0).all(0).cpu())
 
@@ -263,6 +264,8 @@ class Channels(TorchFunctionMode):
         if found is None:
             return None
         labels, constant = value.labels, value.constant
+        if name == "sum":  # whose number of terms is a size of the example
+            constant = constant & (value.values == 0)
         if found.together > 1:
             groups = [labels[i :: found.together] for i in range(found.together)]
             self.labels.join(*groups)
