@@ -138,7 +138,7 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
             continue
         if messenger.estimator in getattr(base_distribution(site["fn"]), "estimators", ()):
             continue  # a handler of the user has given it a value: posterior_mean, say
-        if _is_point(name, guide_trace):
+        if is_point(name, guide_trace):
             continue
         if (name, "drawn once") not in warned:
             warned.add((name, "drawn once"))
@@ -151,7 +151,7 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
             )
 
 
-def _is_point(name: str, guide_trace: Any) -> bool:
+def is_point(name: str, guide_trace: Any) -> bool:
     """Whether a weight has no noise at all, as by ``AutoDelta``; ``AutoNormal`` has its noise in a site beside it."""
     noises = [other for other, site in guide_trace.iter_stochastic_nodes() if site["infer"].get("is_auxiliary")]
     joint = any(not other.endswith("_unconstrained") for other in noises)

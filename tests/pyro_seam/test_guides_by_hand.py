@@ -1,4 +1,4 @@
-"""What a guide by hand may have beside its sites, masks of one side, and states of a net with two names for a buffer."""
+"""What a guide by hand may have beside its sites, masks of one side, and states of a layer of two names."""
 
 from __future__ import annotations
 

@@ -47,3 +47,72 @@ def test_a_table_that_is_the_weight_of_an_inner_layer_stays_whole():
     smaller = vd.shrink(net, words)
     assert smaller.a.weight is smaller.table.weight and smaller.table.weight.shape == (7, 4)
     torch.testing.assert_close(smaller(words), net(words))
+
+
+def attention(read_size, **layers):
+    """Each head by itself; logits are scaled by a size that the forward method reads."""
+
+    def call(s, x):
+        q, k, v = (layer(x) for layer in (s.q, s.k, s.v))
+        scale = read_size(q) ** -0.5
+        q, k, v = (one.unflatten(-1, (-1, 3)).transpose(1, 2) for one in (q, k, v))
+        return s.out(((q @ k.transpose(-2, -1) * scale).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    net = Net(call, **{name: nn.Linear(12, 12) for name in ("q", "k", "v", "out")}, **layers)
+    with torch.no_grad():
+        net.out.weight[:, :6] = 0.0  # no one reads two heads of four
+        net.q.weight *= 4
+    return net.double().eval()
+
+
+BLIND = {"tokens that are the same": torch.ones(2, 5, 12), "one token": torch.ones(1, 1, 12)}
+
+
+@pytest.mark.parametrize("x", BLIND.values(), ids=BLIND)
+def test_a_scale_of_attention_that_the_example_does_not_show(x):
+    """The width of all heads changes with their number: refused; that of one head does not: half of the units go."""
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"apart, for inputs of .* a number computed from the size of an activation"):
+        vd.shrink(attention(lambda q: q.shape[-1]), x.double())
+    net, other = attention(lambda q: 3), torch.randn(2, 4, 12).double()
+    torch.set_rng_state(state)
+    smaller = vd.shrink(net, x.double())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert smaller.q.out_features == 6
+    torch.testing.assert_close(smaller(other), net(other))
+
+
+@pytest.mark.parametrize("words", [torch.zeros(2, 5).long(), torch.full((1, 1), 3)], ids=["the same", "one"])
+def test_words_that_the_example_does_not_show(words):
+    net = attention(lambda q: q.shape[-1])
+    net = nn.Sequential(nn.Embedding(5, 12), net).double().eval()
+    with pytest.raises(ValueError, match="apart, for inputs of"):
+        vd.shrink(net, words)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_number_read_from_a_shape_is_no_constant(axis):
+    """Units that read no input stay where what they give depends on the sizes."""
+    net = Net(lambda s, x: s.b(F.relu(s.a(x)) * x.shape[axis]), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    net, x = with_dead_units(net), torch.randn(5, 4, 4).double()
+    smaller = vd.shrink(net, torch.randn(2, 3, 4).double())
+    torch.testing.assert_close(smaller(x), net(x))
+    assert smaller.a.out_features == 6
+
+
+def test_inputs_that_the_net_does_not_take_are_not_compared():
+    """An image of one size, whose net checks it; inputs, buffers and the global random state stay."""
+
+    def call(s, x, words):
+        assert x.shape[2:] == (6, 6) and (words < 3).all(), "one size, three words"
+        s.calls += 1
+        return s.b(F.relu(s.a(x + s.table(words)[:, None])).flatten(1))
+
+    net = Net(call, a=nn.Conv2d(1, 6, 3), b=nn.Linear(96, 2), table=nn.Embedding(3, 6))
+    net.register_buffer("calls", torch.zeros(()))
+    net = with_dead_units(net)
+    x, words = torch.randn(2, 1, 6, 6).double(), torch.randint(3, (2, 6))
+    smaller = vd.shrink(net, (x.clone(), words))
+    assert smaller.a.out_channels == 3 and net.calls == 0
+    torch.testing.assert_close(smaller(x.clone(), words), net(x.clone(), words))
