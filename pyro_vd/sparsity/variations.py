@@ -32,8 +32,9 @@ class Variation(NamedTuple):
 def variations(net: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Variation]:
     """The example with noise, and the same of twice the size along each axis, as far as ``net`` takes them.
 
-    Integers are drawn up to one more than the largest, or to it, or permuted, or left, whichever ``net`` takes first.
-    A copy of ``net`` runs on the CPU, where an index that is too large is an error that does no harm.
+    Floating point inputs of a net with a recurrent layer keep their last axis. Integers are drawn up to the largest
+    (if all are the same, to one more), or permuted, or left, whichever ``net`` takes first. A copy of ``net``
+    runs on the CPU, where an index that is too large is an error that does no harm.
 
     Returns:
         The calls that ``net`` takes without an error or a NaN; the global random state is as before.
@@ -44,10 +45,12 @@ def variations(net: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Vari
         return []
     args, kwargs = tree_map(lambda one: one.detach().cpu() if isinstance(one, Tensor) else one, (args, kwargs))
     tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+    # PyTorch's kernel for an LSTM does not look at the number of features, and reads what lies behind the weights.
+    features = any(isinstance(layer, nn.RNNBase) for layer in net.modules())
     found = []
     for axis in (None, *range(max((one.dim() for one in tensors), default=0))):
         what = "of the sizes of the example" if axis is None else f"of twice its size along axis {axis}"
-        for made_args, made_kwargs in _tries(args, kwargs, axis):
+        for made_args, made_kwargs in _tries(args, kwargs, axis, features):
             try:
                 outputs = _call(net, made_args, made_kwargs)
             except Exception:  # noqa: S112  of a net that does not take them
@@ -58,16 +61,16 @@ def variations(net: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Vari
     return found
 
 
-def _tries(args: tuple, kwargs: dict[str, Any], axis: int | None) -> Iterator[Any]:
+def _tries(args: tuple, kwargs: dict[str, Any], axis: int | None, features: bool) -> Iterator[Any]:
     for integers in ("one more", "drawn", "permuted", "left"):
         make = Generator().manual_seed(SEED)
-        yield tree_map(partial(_varied, make, axis, integers), (args, kwargs))
+        yield tree_map(partial(_varied, make, axis, features, integers), (args, kwargs))
 
 
-def _varied(make: Generator, axis: int | None, integers: str, one: Any) -> Any:
+def _varied(make: Generator, axis: int | None, features: bool, integers: str, one: Any) -> Any:
     if not isinstance(one, Tensor):
         return one
-    if axis is not None and axis < one.dim():
+    if axis is not None and axis < one.dim() - (features and one.is_floating_point()):
         one = torch.cat([one, one], axis)
     if one.is_floating_point():
         finite = one[one.isfinite()].double()
@@ -77,7 +80,8 @@ def _varied(make: Generator, axis: int | None, integers: str, one: Any) -> Any:
         return one
     if integers == "permuted" or one.dtype == torch.bool:
         return one.flatten()[torch.randperm(one.numel(), generator=make)].reshape(one.shape)
-    low, high = min(0, int(one.min())), int(one.max()) + 1 + (integers == "one more")
+    low, high = min(0, int(one.min())), int(one.max()) + 1
+    high += integers == "one more" and bool((one == one.flatten()[0]).all())
     order = torch.randperm(one.numel(), generator=make)  # so that not all are the same
     return (low + order % (high - low)).reshape(one.shape).to(one.dtype)
 

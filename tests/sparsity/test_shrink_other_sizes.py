@@ -9,6 +9,7 @@ from torch import nn
 
 import pyro_vd as vd
 from helpers.shrink_nets import Net
+from pyro_vd.sparsity.variations import variations
 
 
 def with_dead_units(net, bias=1.0):
@@ -116,3 +117,13 @@ def test_inputs_that_the_net_does_not_take_are_not_compared():
     smaller = vd.shrink(net, (x.clone(), words))
     assert smaller.a.out_channels == 3 and net.calls == 0
     torch.testing.assert_close(smaller(x.clone(), words), net(x.clone(), words))
+
+
+def test_the_features_of_a_recurrent_layer_are_not_varied():
+    """PyTorch's kernel takes more of them than there are weights for, and reads what lies behind."""
+    net = nn.LSTM(8, 4, batch_first=True)
+    called = variations(Net(lambda s, x: s.a(x)[0], a=net).eval(), (torch.randn(2, 3, 8),), {})
+    assert [one.args[0].shape for one in called] == [(2, 3, 8), (4, 3, 8), (2, 6, 8), (2, 3, 8)]
+    words = variations(nn.Embedding(5, 8), (torch.full((2, 3), 4),), {})
+    assert [one.args[0].shape for one in words] == [(2, 3), (4, 3), (2, 6)]
+    assert all(one.args[0].max() <= 4 and one.args[0].unique().numel() > 1 for one in words)
