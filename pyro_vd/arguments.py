@@ -69,7 +69,7 @@ def check_finite_state(module: Any, state: Mapping[str, Any], prefix: str, *_: A
 
     An element of a buffer that is not finite as it is, in the mask of an attention say, may be so in the checkpoint.
     """
-    buffers = dict(module.named_buffers())
+    buffers = dict(module.named_buffers(remove_duplicate=False))
     for name, value in state.items():
         if name.startswith(prefix) and isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta:
             own, where = buffers.get(name.removeprefix(prefix)), f"load_state_dict: {name!r}"

@@ -82,7 +82,9 @@ def _is_real(support: Any) -> bool:
 def check_sites(model_trace: Any, guide_trace: Any) -> None:
     """Raise for a site of the guide that is not reparameterised, that the model does not have, or that it observes."""
     for name, site in guide_trace.nodes.items():
-        if site["type"] != "sample" or (site["is_observed"] and name in model_trace.nodes):
+        if site["type"] != "sample" or site["infer"].get("_deterministic"):
+            continue
+        if site["is_observed"] and name in model_trace.nodes:
             continue
         other = model_trace.nodes.get(name)
         if other is not None and not other["is_observed"] and not _is_of_shape(site["fn"], other["fn"]):
@@ -136,7 +138,7 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
             continue
         if messenger.estimator in getattr(base_distribution(site["fn"]), "estimators", ()):
             continue  # a handler of the user has given it a value: posterior_mean, say
-        if _is_point(name, guide_trace):
+        if is_point(name, guide_trace):
             continue
         if (name, "drawn once") not in warned:
             warned.add((name, "drawn once"))
@@ -149,7 +151,7 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
             )
 
 
-def _is_point(name: str, guide_trace: Any) -> bool:
+def is_point(name: str, guide_trace: Any) -> bool:
     """Whether a weight has no noise at all, as by ``AutoDelta``; ``AutoNormal`` has its noise in a site beside it."""
     noises = [other for other, site in guide_trace.iter_stochastic_nodes() if site["infer"].get("is_auxiliary")]
     joint = any(not other.endswith("_unconstrained") for other in noises)

@@ -33,6 +33,7 @@ from pyro_vd.checks import (
     check_sites,
     describe,
     holds_non_finite,
+    is_point,
     non_finite_input,
     warn_of_single_draws,
 )
@@ -51,7 +52,8 @@ class TraceVD_ELBO(ELBO):
 
     Works in ``pyro.infer.SVI``, and as ``TraceVD_ELBO()(model, guide)``, a module that returns the loss, with any
     ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO`` does: plates, masks,
-    auxiliary sites; and counts the ``log_density`` of a Delta, the Jacobian of an ``AutoNormal``, which it leaves out.
+    auxiliary sites; and counts the ``log_density`` of a Delta, the Jacobian of an ``AutoNormal``, which it leaves out,
+    and masks of the model alone at a point, as by ``AutoDelta``.
 
     Args:
         estimator: how layers use a random weight: "local" (noise per output element, the local
@@ -162,9 +164,8 @@ class TraceVD_ELBO(ELBO):
         # Inputs may hold NaN and infinity where the loss does not depend on them, such as the mask of an attention.
         if bool(torch.isfinite(terms.loss)):
             return terms
-        reason = (
-            non_finite_input(guide, args, kwargs) or "no input of the step is at fault; is a learning rate too high?"
-        )
+        reason = non_finite_input(guide, args, kwargs)
+        reason = reason or "no input of the step is at fault; is a learning rate too high?"
         for name, group in (("negative log likelihood", terms.nll), ("KL", terms.kl)):
             for site, value in group.items():
                 if not math.isfinite(float(value.detach())):
@@ -234,21 +235,22 @@ class TraceVD_ELBO(ELBO):
 
     def _kl(self, model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
         """KL of each latent site of the model, then the auxiliary sites of the guide, whose term is log q."""
-        kl = {}
-        for name, site in model_trace.iter_stochastic_nodes():
-            constants = functools.partial(_constants, name, model_trace, guide_trace)
-            kl[name] = self._site_kl(name, site, guide_trace.nodes[name], constants)
+        kl = {name: self._site_kl(name, model_trace, guide_trace) for name, _ in model_trace.iter_stochastic_nodes()}
         for name, site in guide_trace.nodes.items():
-            if site["type"] == "sample" and name not in model_trace.nodes:  # pyro.factor counts too
+            counts = site["type"] == "sample" and not site["infer"].get("_deterministic")
+            if counts and name not in model_trace.nodes:  # pyro.factor counts too
                 of = name.removesuffix("_unconstrained")
                 kl[name] = _log_prob_sum(site, _constants(of, model_trace, guide_trace) if of != name else None)
         return kl
 
-    def _site_kl(self, name: str, model_site: Any, guide_site: Any, constants: Callable[[], Any]) -> Tensor:
-        q, p = guide_site["fn"], model_site["fn"]
+    def _site_kl(self, name: str, model_trace: Any, guide_trace: Any) -> Tensor:
+        model_site, guide_site = model_trace.nodes[name], guide_trace.nodes[name]
+        constants = functools.partial(_constants, name, model_trace, guide_trace)
+        q, p, fixed = guide_site["fn"], model_site["fn"], model_site.get("fixed")
         check_scales(name, model_site["scale"], guide_site["scale"])
-        fixed = model_site.get("fixed")
         try:
+            if is_point(name, guide_trace):  # a log density, under the mask of its own site
+                return _log_prob_sum(guide_site, constants()) - _log_prob_sum(model_site, constants())
             if isinstance(base_distribution(q), Delta):  # whose rule in pyro/distributions/kl.py is without log_density
                 kl = _log_prob(guide_site, constants()) - _log_prob(model_site, constants())
             else:
@@ -265,8 +267,7 @@ class TraceVD_ELBO(ELBO):
         except ValueError as error:
             raise ValueError(f"site {name!r}: {error}") from error
         kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
-        kl = kl if isinstance(kl, Tensor) else torch.tensor(float(kl))
-        return kl.sum() if kl.dim() else kl
+        return kl.sum() if isinstance(kl, Tensor) else torch.tensor(float(kl))
 
 
 def _nll(model_trace: Any) -> dict[str, Tensor]:

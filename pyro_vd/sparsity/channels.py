@@ -30,10 +30,11 @@ class Channels(TorchFunctionMode):
         net: in eval mode.
         no_folding: weights whose bias cannot take a constant of their input, since they are used more than once.
         sizes_are_free: take a view to a size given as a number as one that follows the channels.
-        add_biases: a layer without a bias can be given one.
+        folding: which layers take constants into their biases: with "own" those that have one, with "added" also those
+            that can be given one, with "none" no layer.
     """
 
-    def __init__(self, net: nn.Module, no_folding: list[Tensor], sizes_are_free: bool, add_biases: bool):
+    def __init__(self, net: nn.Module, no_folding: list[Tensor], sizes_are_free: bool, folding: str):
         super().__init__()
         self.labels = Labels()
         self.products: list[Product] = []
@@ -44,7 +45,8 @@ class Channels(TorchFunctionMode):
             self.leaves[tensor] = {}
         self._folds = WeakTensorKeyDictionary()  # weights beside which a bias can take a constant
         for layer in net.modules():
-            if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) and (layer.bias is not None or add_biases):
+            is_product = folding != "none" and isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
+            if is_product and (layer.bias is not None or folding == "added"):
                 self._folds[layer.weight] = True
         for weight in no_folding:
             self._folds.pop(weight, None)
@@ -214,6 +216,7 @@ class Channels(TorchFunctionMode):
         tables = [one for one in args[:2] if isinstance(one, Tensor) and one in self.leaves]
         if len(tables) != 1 or kwargs.get("max_norm") is not None or kwargs.get("per_sample_weights") is not None:
             return None
+        self.labels.need(self._of(tables[0], 0))  # of a table that is the weight of a Linear too
         labels = self._of(tables[0], 1)
         return self._value(output, output.dim() - 1, labels, (tables[0] == 0).all(0).cpu())
 
@@ -263,6 +266,8 @@ class Channels(TorchFunctionMode):
         if found is None:
             return None
         labels, constant = value.labels, value.constant
+        if name == "sum":  # whose number of terms is a size of the example
+            constant = constant & (value.values == 0)
         if found.together > 1:
             groups = [labels[i :: found.together] for i in range(found.together)]
             self.labels.join(*groups)

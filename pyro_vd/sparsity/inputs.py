@@ -21,7 +21,8 @@ class IndexedLinear(nn.Module):
 
     Attributes:
         index: the numbers of the inputs that are used.
-        weight: their columns, of shape (out_features, len(index)).
+        columns: their columns of the weight, of shape (out_features, len(index)).
+        weight: the weight of all inputs, made at each access.
 
     Example:
         >>> layer = nn.Linear(4, 2)
@@ -37,10 +38,15 @@ class IndexedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.register_buffer("index", (linear.weight != 0).any(0).nonzero()[:, 0])
-        weight = linear.weight.detach().index_select(1, self.index)
-        self.weight = nn.Parameter(weight, linear.weight.requires_grad)
+        columns = linear.weight.detach().index_select(1, self.index)
+        self.columns = nn.Parameter(columns, linear.weight.requires_grad)
         bias = linear.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+
+    @property
+    def weight(self) -> Tensor:
+        whole = self.columns.new_zeros(self.out_features, self.in_features)
+        return whole.index_copy(1, self.index, self.columns)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
@@ -48,7 +54,7 @@ class IndexedLinear(nn.Module):
                 f"IndexedLinear: expected inputs of {self.in_features} features, got the shape {tuple(x.shape)}; pass "
                 "all inputs, those that are not used too"
             )
-        return F.linear(x.index_select(-1, self.index), self.weight, self.bias)
+        return F.linear(x.index_select(-1, self.index), self.columns, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, used={len(self.index)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +19,10 @@ from pyro_vd.sparsity.channels import Channels
 from pyro_vd.sparsity.heads import without_dead_heads
 from pyro_vd.sparsity.labels import Product
 from pyro_vd.sparsity.prune import remove_masks
+from pyro_vd.sparsity.variations import Variation, on_cpu, variations
 
 TOLERANCE = 1e-5  # of the outputs, absolute and relative; 100 roundings of their type where that is more
+VARIED_TOLERANCE = 1e-4  # of those for other inputs, which may be larger
 
 Examples = Tensor | tuple | list | Mapping[str, Any]
 
@@ -44,13 +47,15 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     Args:
         net: any torch module; masks of ``torch.nn.utils.prune`` are made permanent in the copy.
         example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments, as ``net`` takes them. All
-            other inputs must take the same way through ``net``.
+            other inputs must take the same way through ``net``. The outputs are compared on it, and on others made
+            from it, with noise and of twice its sizes, that ``net`` takes.
 
     Returns:
         The smaller net, in the modes of ``net``. Where a layer has no live unit it keeps one.
 
     Raises:
-        ValueError: ``net`` does not take the examples, or the smaller net does not give its outputs to 1e-5.
+        ValueError: ``net`` does not take the examples, or the smaller net does not give its outputs (to 1e-5; for other
+            inputs to 1e-4).
 
     Warns:
         UserWarning: a layer has no live unit: what comes after does not depend on what comes before.
@@ -74,24 +79,21 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     reference = call_net("shrink", plain, args, kwargs)
     problem = ""
     start, empty_heads = _without_heads(plain, args, kwargs, reference)
-    # Where a size is written in the forward method, or a weight is read beside its layer, less can go.
-    for sizes_are_free, add_biases in ((True, True), (False, True), (True, False), (False, False)):
+    others = variations(start, args, kwargs)
+    # Where a size is written or read in the forward method, or a weight is read beside its layer, less can go.
+    for folding, sizes_are_free in itertools.product(("added", "own", "none"), (True, False)):
         smaller = copy.deepcopy(start)
-        empty = empty_heads + _take_out(smaller, _look(smaller, args, kwargs, sizes_are_free, add_biases))
-        try:
-            with torch.no_grad():
-                output = smaller(*args, **kwargs)
-        except (RuntimeError, ValueError, IndexError) as error:
-            problem = problem or f"a failure ({str(error).splitlines()[0]})"
-            continue
-        if not (problem_here := difference(output, reference)):
+        empty = empty_heads + _take_out(smaller, _look(smaller, args, kwargs, sizes_are_free, folding))
+        problem_here = _problem(smaller, args, kwargs, reference, others)
+        if not problem_here:
             break
         problem = problem or problem_here
     else:
         raise ValueError(
             f"shrink: expected the outputs of the net without its dead units to be those of the net, got {problem}; "
             "the net uses its units in a way that is not seen (a custom autograd function, a scripted part, random "
-            "numbers in eval mode); shrink its parts: net.part = shrink(net.part, inputs_of_the_part)"
+            "numbers in eval mode, a number computed from the size of an activation); shrink its parts: "
+            "net.part = shrink(net.part, inputs_of_the_part)"
         )
     if empty:
         warnings.warn(
@@ -135,11 +137,27 @@ def _without_heads(net: nn.Module, args: tuple, kwargs: dict[str, Any], referenc
 
 
 @torch.no_grad()
-def _look(net: nn.Module, args: tuple, kwargs: dict[str, Any], sizes_are_free: bool, add_biases: bool) -> Channels:
+def _problem(net: nn.Module, args: tuple, kwargs: dict[str, Any], reference: Any, others: list[Variation]) -> str:
+    """What is wrong with the outputs of a smaller net, for the example and other inputs; empty where nothing is."""
+    try:
+        problem = difference(net(*args, **kwargs), reference)
+        if problem or not others:
+            return problem
+        net = on_cpu(net)
+        for other in others:
+            if found := difference(other.call(net), other.outputs, VARIED_TOLERANCE):
+                return f"{found}, for inputs {other.what}"
+        return ""
+    except Exception as error:  # of whatever the net does with fewer units
+        return f"a failure ({str(error).partition(chr(10))[0]})"
+
+
+@torch.no_grad()
+def _look(net: nn.Module, args: tuple, kwargs: dict[str, Any], sizes_are_free: bool, folding: str) -> Channels:
     """The channels of ``net``; biases that serve several products take no constants."""
     no_folding: list[Tensor] = []
     while True:
-        channels = Channels(net, no_folding, sizes_are_free, add_biases)
+        channels = Channels(net, no_folding, sizes_are_free, folding)
         with channels:
             output = net(*args, **kwargs)
         channels.finish(output)

@@ -30,7 +30,7 @@ def test_the_outputs_are_the_same(used, bias, shape):
     smaller, x = vd.index_inputs(net), torch.randn(shape, dtype=torch.float64)
     torch.testing.assert_close(smaller(x), net(x))
     assert type(smaller[0]) is IndexedLinear and smaller[0].index.tolist() == list(used)
-    assert smaller[0].weight.shape == (6, len(used)) and not smaller[0].weight.requires_grad
+    assert smaller[0].columns.shape == (6, len(used)) and not smaller[0].columns.requires_grad
     assert type(smaller[2]) is nn.Linear, "a sixth of its inputs is less than a quarter"
     assert type(vd.index_inputs(net, 0.1)[2]) is IndexedLinear and type(net[0]) is nn.Linear
     smaller.load_state_dict(smaller.state_dict())
@@ -68,3 +68,15 @@ def test_as_a_form_of_deploy():
     assert done.form == "dense" and done.rows[0].problem.endswith(
         "no Linear layer of the shrunk net has an unused input"
     )
+
+
+@pytest.mark.parametrize("unused", ["linear1", "linear2"])
+def test_in_a_layer_that_reads_the_weight_itself(unused):
+    """PyTorch's fast path, which an encoder takes in eval mode without gradients, calls no Linear."""
+    net = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).double().eval()
+    with torch.no_grad():
+        getattr(net, unused).weight[:, ::2] = 0
+        smaller, x = vd.index_inputs(net), torch.randn(2, 3, 8).double()
+        assert type(getattr(smaller, unused)) is IndexedLinear
+        assert torch.equal(getattr(smaller, unused).weight, getattr(net, unused).weight)
+        torch.testing.assert_close(smaller(x), net(x))
