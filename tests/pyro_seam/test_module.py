@@ -233,6 +233,17 @@ def test_batchnorm_buffers_are_those_of_the_plain_net():
     torch.testing.assert_close(net[1].running_var, 0.9 + 0.1 * mean.var(0).detach())
 
 
+def test_a_batch_that_is_not_finite_leaves_all_buffers_of_a_net_called_by_itself_as_they_were():
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2))
+    bnn = BayesianModule(net, dist.Normal(0.0, 1.0))
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    for bad in (torch.nan, torch.inf):
+        bnn(torch.full((4, 3), bad))
+        assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    bnn(torch.randn(4, 3))
+    assert not any(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+
+
 @pytest.mark.parametrize("validation", [True, False])
 def test_a_nan_batch_leaves_the_buffers_as_they_were(validation):
     pyro.enable_validation(validation)

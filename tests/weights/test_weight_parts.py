@@ -63,6 +63,7 @@ def test_disjoint_parts_may_be_used_once_each(first, second):
     [
         (lambda w: w[:3], lambda w: w[2:]),
         (lambda w: w[:3], lambda w: w[2:, 3:]),  # the last element of one is the first of the other
+        (lambda w: w[2:, 3:], lambda w: w[:3]),
         (lambda w: w, lambda w: w[5:]),
         (lambda w: w[:, :3], lambda w: w[4:]),
         (lambda w: w[::2], lambda w: w[4:]),
