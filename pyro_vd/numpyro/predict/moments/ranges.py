@@ -109,7 +109,7 @@ def _quotient(_: Any, a: Range, b: Range) -> Range:
 
 def _power(params: Any, a: Range) -> Range:
     if params["y"] % 2 == 0 and params["y"] > 0:
-        ends = sorted(_product(None, (abs(end),) * 2, (abs(end),) * 2)[0] for end in a)
+        ends = sorted(_product(None, (abs(end), abs(end)), (abs(end), abs(end)))[0] for end in a)
         # Of a square; of a higher even power only the sign is known.
         low = 0.0 if a[0] <= 0 <= a[1] or params["y"] != 2 else ends[0]
         return low, ends[1] if params["y"] == 2 else math.inf
