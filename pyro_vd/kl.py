@@ -190,14 +190,15 @@ class _Additive(torch.autograd.Function):
         return by_loc.sum_to_size(loc.shape), slope.sum_to_size(log_sigma2.shape), None
 
 
-# Each method: its value and its slope, in as few passes over memory as there can be without a compiler.
+# Each method: its value and its slope, in few passes over memory. Nothing is done in place: under torch.compile in
+# torch 2.11 (aot_eager) the gradient would be another.
 
 
 def _sigmoid(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     # k1 - k1 * sigmoid(x) is written k1 * sigmoid(-x): no cancellation where the KL is small.
-    s = torch.mul(log_alpha, -c.SIGMOID_K3).sub_(c.SIGMOID_K2).sigmoid_()
+    s = torch.sigmoid(torch.mul(log_alpha, -c.SIGMOID_K3) - c.SIGMOID_K2)
     value, slope = _ard(log_alpha)
-    return value.add_(s, alpha=c.SIGMOID_K1), torch.addcmul(slope, s, s - 1.0, value=c.SIGMOID_K1 * c.SIGMOID_K3)
+    return torch.add(value, s, alpha=c.SIGMOID_K1), torch.addcmul(slope, s, s - 1.0, value=c.SIGMOID_K1 * c.SIGMOID_K3)
 
 
 def _cubic(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,7 +229,7 @@ def _exact(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
 def _ard(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     negative = -log_alpha
     # PyTorch's default threshold of 20 would cost 1e-9 in float64.
-    return softplus(negative, threshold=40.0).mul_(0.5), -0.5 * torch.sigmoid(negative)
+    return 0.5 * softplus(negative, threshold=40.0), -0.5 * torch.sigmoid(negative)
 
 
 def _chebyshev(coefficients: Sequence[float], terms_single: int, t: Tensor) -> Tensor:
