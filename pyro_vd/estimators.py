@@ -115,7 +115,7 @@ class _SafeSqrt(torch.autograd.Function):
 
     @staticmethod
     def forward(variance: Tensor) -> Tensor:
-        return variance.clamp(min=0.0).sqrt_()
+        return variance.clamp(min=0.0).sqrt()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -12,6 +12,7 @@ from scipy import integrate, special
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from helpers.paths import DATA
+from pyro_vd.estimators import safe_sqrt
 from pyro_vd.kl import kl_ard, kl_log_uniform, log_alpha_additive
 
 METHODS = ("sigmoid", "cubic", "lower_bound", "exact")
@@ -235,3 +236,11 @@ def test_gradient_of_the_kl_for_small_loc(dtype, error):
     assert ((gradient.double() - expected) / expected).abs().max() <= error
     small = loc.detach().abs() < 1e-4
     torch.testing.assert_close(gradient[small].double(), loc.detach()[small].double() / sigma2, rtol=1e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_root_under_torch_compile_has_its_own_gradient():
+    variance = torch.linspace(0.1, 4.0, 9, dtype=torch.float64)
+    compiled = torch.compile(lambda x: (safe_sqrt(x) * x).sum(), fullgraph=True, backend="aot_eager")
+    gradient = value_and_gradient(compiled, variance)[1]
+    torch.testing.assert_close(gradient, 1.5 * variance.sqrt(), rtol=1e-12, atol=0)
