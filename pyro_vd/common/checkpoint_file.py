@@ -18,7 +18,6 @@ from typing import Any
 
 _BLANK = "0" * 64
 _DICTS: dict[str, type] = {"dict": dict, "counter": Counter, "ordered": OrderedDict}
-INSTALL = "expected safetensors, found none; write pip install pyro_vd[safetensors]"
 
 
 def encode(value: Any, keep: Callable[[Any, str], str | None], where: str) -> Any:

@@ -31,6 +31,16 @@ def check_prediction(modes: Collection[str], mode: str, num_samples: int, batch_
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
 
 
+def check_on_unknown(mode: str, on_unknown: str) -> None:
+    """Raise ValueError for an unknown choice, and for one that the mode has no use for."""
+    if mode != "moments" and on_unknown != "error":
+        raise ValueError(
+            f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"
+        )
+    if on_unknown not in ("error", "sample"):
+        raise ValueError(f"on_unknown: expected 'error' or 'sample', got {on_unknown!r}")
+
+
 def check_probability(probability: Any) -> None:
     """Raise TypeError for what is no number, ValueError unless it lies between 0 and 1."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,3 +44,18 @@ class Structure:
             return argument._build(tensors) if isinstance(argument, Structure) else argument
 
         return self.make(**{name: fill(argument) for name, argument in self.arguments})
+
+
+def is_made_of_transforms(distribution: Any) -> bool:
+    """Whether it is made of a base and transforms, and no family of its own as ``LogNormal`` is."""
+    return "transforms" in inspect.signature(type(distribution).__init__).parameters
+
+
+def event_dim_of(distribution: Any, name: str, ndim: int) -> int:
+    """How many of the ``ndim`` dimensions of a parameter are no batch of the distribution."""
+    constraint = distribution.arg_constraints.get(name)
+    try:
+        least = 0 if constraint is None else constraint.event_dim
+    except NotImplementedError:  # "dependent" on other arguments
+        least = 0
+    return min(ndim, max(least, ndim - len(distribution.batch_shape)))

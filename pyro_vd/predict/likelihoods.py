@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vd._pyro import Prediction
 from pyro_vd.arguments import check_programs, data_explained
-from pyro_vd.common.predictions import MODES, check_prediction, pieces_of
+from pyro_vd.common.predictions import MODES, check_on_unknown, check_prediction, pieces_of
 from pyro_vd.handlers import EstimatorMessenger, posterior_mean
 from pyro_vd.predict.blocks import DrawsOfLikelihoods
 from pyro_vd.predict.distribution import Predictive
@@ -99,15 +99,12 @@ def predictive_distribution(
     """
     check_programs(model, guide)
     check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
+    check_on_unknown(mode, on_unknown)
     if mode == "moments":
         guide = gaussian_weights(guide, on_unknown)
     elif mode == "mean":
         guide = posterior_mean(guide)
     guide = EstimatorMessenger("local" if mode == "local" else "shared", shared_sites, reuse)(guide)
-    if mode != "moments" and on_unknown != "error":
-        raise ValueError(
-            f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"
-        )
     pieces, lengths = pieces_of(args, kwargs, batch_size)
     run = DrawsOfLikelihoods(
         model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", sites=sites

@@ -25,7 +25,7 @@ from torch.distributions import (
 )
 
 from pyro_vd.checks import describe
-from pyro_vd.common.structure import ALTERNATIVES, Slot, Structure
+from pyro_vd.common.structure import ALTERNATIVES, Slot, Structure, event_dim_of, is_made_of_transforms
 
 
 def take_apart(distribution: Any, batch_shape: torch.Size | None = None) -> tuple[Structure, list[Tensor]]:
@@ -69,7 +69,7 @@ def take_apart(distribution: Any, batch_shape: torch.Size | None = None) -> tupl
             "component_distribution": nested(component, batch_shape + component.batch_shape[-1:]),
         }
         return Structure(type(distribution), tuple(names.items())), tensors
-    if isinstance(distribution, TransformedDistribution) and _is_plain(distribution):
+    if isinstance(distribution, TransformedDistribution) and is_made_of_transforms(distribution):
         base = distribution.base_dist
         shape = batch_shape + base.batch_shape[len(distribution.batch_shape) :]
         steps = tuple(_transform(t, shape + base.event_shape, tensors) for t in distribution.transforms)
@@ -81,7 +81,7 @@ def take_apart(distribution: Any, batch_shape: torch.Size | None = None) -> tupl
         if isinstance(value, Tensor) and not value.dim() and name not in distribution.arg_constraints:
             float(value)  # (an error under vmap.) A setting such as a temperature, the same in every draw
         elif isinstance(value, Tensor):
-            value = slot(value, _event_dim(distribution, name, value))
+            value = slot(value, event_dim_of(distribution, name, value.dim()))
         elif isinstance(value, Distribution):
             value = nested(value)
         arguments.append((name, value))
@@ -153,11 +153,6 @@ def _transformed(base: Any, **steps: Any) -> Any:
     return dist.TransformedDistribution(base, list(steps.values()))
 
 
-def _is_plain(distribution: TransformedDistribution) -> bool:
-    """Whether it is made of a base and transforms, and no family of its own as ``LogNormal`` is."""
-    return "transforms" in inspect.signature(type(distribution).__init__).parameters
-
-
 def _transform(transform: Transform, shape: torch.Size, tensors: list[Tensor]) -> Any:
     """A transform without its tensors, which are added to ``tensors``; ``shape`` is that of what it transforms."""
     if isinstance(transform, ComposeTransform):
@@ -214,12 +209,3 @@ def _arguments(distribution: Any) -> dict[str, Any]:
                     f"has no attribute {name!r} for its argument of that name"
                 ) from None
     return found
-
-
-def _event_dim(distribution: Any, name: str, value: Tensor) -> int:
-    constraint = distribution.arg_constraints.get(name)
-    try:
-        least = 0 if constraint is None else constraint.event_dim
-    except NotImplementedError:  # "dependent" on other arguments
-        least = 0
-    return min(value.dim(), max(least, value.dim() - len(distribution.batch_shape)))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vd.common.extras import imported
 from pyro_vd.sparsity.prune import remove_masks
 
 # Of a tensor "name" that is stored sparse: gaps between the nonzero elements, their values, sizes.
@@ -54,7 +54,7 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
         >>> size < 2000, torch.equal(state["weight"], torch.eye(100))
         (True, True)
     """
-    files = _safetensors()
+    files = imported("safetensors.torch", "safetensors", "save_sparse")
     held: dict[str, Tensor] = {}
     for name, tensor in remove_masks(net).state_dict().items():
         if name.endswith((*PARTS, INDICES)):
@@ -105,7 +105,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
     Example:
         See :func:`save_sparse`.
     """
-    held = _safetensors().load_file(path)
+    held = imported("safetensors.torch", "safetensors", "save_sparse").load_file(path)
     for key in [found for found in held if found.endswith((PARTS[0], INDICES))]:
         name = key.removesuffix(PARTS[0]).removesuffix(INDICES)
         missing = [name + part for part in PARTS[1:] if name + part not in held]
@@ -123,13 +123,3 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
             )
         held[name] = dense.index_copy(0, indices, values).reshape(shape.tolist())
     return held
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ImportError(
-            "save_sparse: expected safetensors, found none; write pip install pyro_vd[safetensors]"
-        ) from None
-    return safetensors.torch

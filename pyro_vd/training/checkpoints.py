@@ -11,7 +11,8 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from pyro_vd.common.checkpoint_file import INSTALL, decode, encode, metadata_of, read_sealed, write_sealed
+from pyro_vd.common.checkpoint_file import decode, encode, metadata_of, read_sealed, write_sealed
+from pyro_vd.common.extras import imported
 from pyro_vd.common.options import check_count, check_flag
 from pyro_vd.compiled.svi import CompiledSVI
 from pyro_vd.training.parts import Part, parts_of
@@ -74,7 +75,7 @@ def save_checkpoint(
         ...     load_checkpoint(file, modules={"net": net}, optimizers={"adam": adam})
         Checkpoint(step=7, extra={'epoch': 1})
     """
-    files = _safetensors()
+    files = imported("safetensors.torch", "safetensors", "checkpoint")
     step = check_count("step", step, 0)
     tensors: dict[str, Tensor] = {}
 
@@ -130,7 +131,7 @@ def load_checkpoint(
     Example:
         See :func:`save_checkpoint`.
     """
-    files = _safetensors()
+    files = imported("safetensors.torch", "safetensors", "checkpoint")
     check_flag("random_states", random_states)
     content, tree = read_sealed(path, "a training in torch")
     tensors = files.load(content)
@@ -167,11 +168,3 @@ def _load(parts: list[Part], state: dict[str, Any], with_random_states: bool) ->
 
 def _no_tensor(value: Any, where: str) -> None:
     return None
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ImportError(f"checkpoint: {INSTALL}") from None
-    return safetensors.torch

@@ -12,25 +12,10 @@ import pytest
 import torch
 
 import pyro_vd as vd
-from helpers.guide_cases import FAMILIES, SITES, X, Y, make_model, prior_for, seeded
-from pyro_vd import guides
-from pyro_vd.guides import AutoSparseVD, AutoVariationalDropout, mixed_guide
+from helpers.guide_cases import FAMILIES, SITES, X, Y, fresh_guide, make_model, seeded, two_parts
+from pyro_vd.guides import AutoSparseVD
 
 ELBO = vd.TraceVD_ELBO(analytic_only=False)
-
-
-def make(name, options, noise_site=None):
-    model, net = make_model(prior_for(name), noise_site)
-    return model, net, getattr(guides, name)(model, **options)
-
-
-def assert_same_draws(first, second):
-    one, other = seeded(1, first, X), seeded(1, second, X)
-    assert list(one) == list(other) and all(torch.equal(one[site], other[site]) for site in one)
-
-
-def two_parts(model):
-    return mixed_guide(model, AutoSparseVD(model, where="net.0.*"), AutoVariationalDropout(model, where="net.2.*"))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -49,7 +34,7 @@ def test_an_optimizer_made_before_the_first_call_trains_every_weight(mixed):
 
 
 def trained(name, options, noise_site):
-    model, net, guide = make(name, options, noise_site)
+    model, net, guide = fresh_guide(name, options, noise_site)
     guide(X, Y)
     with torch.no_grad():
         for parameter in guide.parameters():
@@ -63,7 +48,7 @@ def test_a_state_dict_is_loaded_into_fresh_objects_without_labels(name, options,
     _, guide = trained(name, options, noise_site)
     expected = seeded(4, guide, X)
     state = copy.deepcopy(guide.state_dict())
-    model, _, fresh = make(name, options, noise_site)
+    model, _, fresh = fresh_guide(name, options, noise_site)
     fresh.load_state_dict(state)
     optimizer = {id(parameter) for parameter in fresh.parameters()}
     posteriors = fresh.posteriors()
@@ -114,7 +99,7 @@ BAD_STATES = {
 def test_a_state_dict_that_does_not_fit_leaves_the_guide_as_it_was(bad):
     _, guide = trained("AutoSparseVD", {}, "before")
     change, message = BAD_STATES[bad]
-    model, _, fresh = make("AutoSparseVD", {}, "before")
+    model, _, fresh = fresh_guide("AutoSparseVD", {}, "before")
     keys, shown = list(fresh.state_dict()), repr(fresh)
     with pytest.raises(RuntimeError, match=message):
         fresh.load_state_dict(change(copy.deepcopy(guide.state_dict())))
@@ -124,7 +109,7 @@ def test_a_state_dict_that_does_not_fit_leaves_the_guide_as_it_was(bad):
 
 def test_a_loaded_site_that_the_model_does_not_have_is_an_error():
     _, guide = trained("AutoSparseVD", {}, "before")
-    _, _, fresh = make("AutoSparseVD", {}, None)
+    _, _, fresh = fresh_guide("AutoSparseVD", {}, None)
     fresh.load_state_dict(guide.state_dict())
     with pytest.raises(ValueError, match=r"the state dict that was loaded, got one that does not sample \['noise'\]"):
         fresh(X, Y)
@@ -133,7 +118,7 @@ def test_a_loaded_site_that_the_model_does_not_have_is_an_error():
 @pytest.mark.parametrize("name, options", FAMILIES)
 def test_a_guide_and_its_net_are_moved_before_the_first_call(name, options):
     for moved in ("guide and net", "net"):
-        model, net, guide = make(name, options)
+        model, net, guide = fresh_guide(name, options)
         parameters = list(guide.parameters())
         net.double()
         if moved == "guide and net":
@@ -146,8 +131,8 @@ def test_a_guide_and_its_net_are_moved_before_the_first_call(name, options):
 
 
 def test_a_net_loaded_after_the_guide_was_made_is_where_the_guide_starts():
-    model, net, guide = make("AutoSparseVD", {})
-    other = make("AutoSparseVD", {})[1]
+    model, net, guide = fresh_guide("AutoSparseVD", {})
+    other = fresh_guide("AutoSparseVD", {})[1]
     net.load_state_dict(other.state_dict())
     guide(X, Y)
     assert all(torch.equal(q.mean, other.get_parameter(s.removeprefix("net."))) for s, q in guide.posteriors().items())
@@ -159,7 +144,7 @@ def test_a_net_loaded_after_the_guide_was_made_is_where_the_guide_starts():
 
 
 def test_a_guide_that_was_loaded_or_stepped_does_not_follow_its_net():
-    model, net, guide = make("AutoSparseVD", {})
+    model, net, guide = fresh_guide("AutoSparseVD", {})
     with torch.no_grad():
         guide.locs.get_parameter(SITES[0]).fill_(2.0)
         net[0].weight.fill_(5.0)
@@ -188,7 +173,7 @@ def test_a_copy_and_its_original_work(mixed, called):
 
 
 def test_a_pickled_guide_says_what_it_lacks():
-    _, _, guide = make("AutoSparseVD", {}, "after")
+    _, _, guide = fresh_guide("AutoSparseVD", {}, "after")
     with pytest.raises(
         ValueError, match=r"got one that was pickled before .*; make AutoSparseVD\(model\) and load its"
     ):

@@ -16,30 +16,16 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import pyro_vd as vd
-from helpers.guide_cases import FAMILIES, SITES, X, Y, make_model, prior_for, seeded
+from helpers.guide_cases import FAMILIES, SITES, X, Y, fresh_guide, make_model, two_parts
 from pyro_vd import guides
-from pyro_vd.guides import AutoMeanField, AutoSparseVD, AutoVariationalDropout, mixed_guide
+from pyro_vd.guides import AutoMeanField, AutoSparseVD
 
 ELBO = vd.TraceVD_ELBO(analytic_only=False)
 
 
-def make(name, options, noise_site=None):
-    model, net = make_model(prior_for(name), noise_site)
-    return model, net, getattr(guides, name)(model, **options)
-
-
-def assert_same_draws(first, second):
-    one, other = seeded(1, first, X), seeded(1, second, X)
-    assert list(one) == list(other) and all(torch.equal(one[site], other[site]) for site in one)
-
-
-def two_parts(model):
-    return mixed_guide(model, AutoSparseVD(model, where="net.0.*"), AutoVariationalDropout(model, where="net.2.*"))
-
-
 @pytest.mark.parametrize("name, options", FAMILIES)
 def test_everything_of_a_weight_is_there_before_the_first_call(name, options):
-    model, net, guide = make(name, options)
+    model, net, guide = fresh_guide(name, options)
     before = {key: (tensor, tensor.detach().clone()) for key, tensor in guide.state_dict(keep_vars=True).items()}
     assert {key.partition(".")[2] for key in before} == set(SITES) and len(before) >= 4
     assert guide.weight_sites == tuple(guide.posteriors()) == SITES

@@ -42,9 +42,14 @@ def make_model(prior, noise_site=None):
     return model, net
 
 
-def make_guide(name, options=None, noise_site=None):
+def fresh_guide(name, options=None, noise_site=None):
+    """A guide that no data has seen, its model and its net."""
     model, net = make_model(prior_for(name), noise_site)
-    guide = getattr(guides, name)(model, **(options or {}))
+    return model, net, getattr(guides, name)(model, **(options or {}))
+
+
+def make_guide(name, options=None, noise_site=None):
+    model, net, guide = fresh_guide(name, options, noise_site)
     guide(X, Y)
     return model, net, guide
 
@@ -56,3 +61,14 @@ def seeded(seed, function, *args):
 
 def latent_sites(fn, *args):
     return [name for name, _ in prune_subsample_sites(poutine.trace(fn).get_trace(*args)).iter_stochastic_nodes()]
+
+
+def assert_same_draws(first, second):
+    one, other = seeded(1, first, X), seeded(1, second, X)
+    assert list(one) == list(other) and all(torch.equal(one[site], other[site]) for site in one)
+
+
+def two_parts(model):
+    return guides.mixed_guide(
+        model, guides.AutoSparseVD(model, where="net.0.*"), guides.AutoVariationalDropout(model, where="net.2.*")
+    )

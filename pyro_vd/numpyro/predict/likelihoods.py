@@ -13,7 +13,7 @@ from numpyro.distributions import Unit
 from numpyro.handlers import replay, seed, substitute, trace
 
 from pyro_vd.common.examples import number_of_examples
-from pyro_vd.common.predictions import MODES, check_cut, check_prediction, pieces_of, wanted_sites
+from pyro_vd.common.predictions import MODES, check_cut, check_on_unknown, check_prediction, pieces_of, wanted_sites
 from pyro_vd.common.structure import Structure
 from pyro_vd.numpyro._numpyro import Prediction
 from pyro_vd.numpyro.arguments import check_call, check_finite
@@ -110,10 +110,7 @@ def predictive_distribution(
     owner = "predictive_distribution"
     params = dict(check_finite(owner, check_call(owner, rng_key, params, model, guide, args, kwargs)))
     check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
-    if mode != "moments" and on_unknown != "error":
-        raise ValueError(
-            f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"
-        )
+    check_on_unknown(mode, on_unknown)
     guide = posterior_mean(guide) if mode == "mean" else guide
     guide = EstimatorMessenger(guide, "local" if mode == "local" else "shared", shared_sites, reuse)
     pieces, _ = pieces_of(args, kwargs, batch_size)

@@ -44,8 +44,6 @@ class OnePass:
         sites: Collection[str],
         on_unknown: str,
     ):
-        if on_unknown not in ("error", "sample"):
-            raise ValueError(f"on_unknown: expected 'error' or 'sample', got {on_unknown!r}")
         self.params, self.model, self.guided, self.latent = dict(params), model, guided, latent
         self.sites, self.on_unknown = sites, on_unknown
         # Of each site the structure, and whether the examples of every piece lie along its first axis.

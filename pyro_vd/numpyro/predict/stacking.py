@@ -18,7 +18,7 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
 from pyro_vd.common.examples import is_array
-from pyro_vd.common.structure import ALTERNATIVES, Slot, Structure
+from pyro_vd.common.structure import ALTERNATIVES, Slot, Structure, event_dim_of, is_made_of_transforms
 from pyro_vd.numpyro.checks import describe
 
 
@@ -65,7 +65,7 @@ def take_apart(distribution: Any, batch_shape: tuple[int, ...] | None = None) ->
             "component_distribution": nested(component, batch_shape + tuple(component.batch_shape[-1:])),
         }
         return Structure(type(distribution), tuple(names.items())), arrays
-    if isinstance(distribution, dist.TransformedDistribution) and _is_plain(distribution):
+    if isinstance(distribution, dist.TransformedDistribution) and is_made_of_transforms(distribution):
         base = distribution.base_dist
         shape = batch_shape + tuple(base.batch_shape[len(distribution.batch_shape) :])
         steps = tuple(_transform(t, shape + tuple(base.event_shape), arrays) for t in distribution.transforms)
@@ -77,7 +77,7 @@ def take_apart(distribution: Any, batch_shape: tuple[int, ...] | None = None) ->
         if isinstance(value, Distribution):
             value = nested(value)
         elif name in distribution.arg_constraints or is_array(value):
-            value = slot(value, _event_dim(distribution, name, value))
+            value = slot(value, event_dim_of(distribution, name, np.ndim(value)))
         elif isinstance(value, (list, tuple)) and any(isinstance(part, Distribution) for part in value):
             raise TypeError(f"expected a distribution of arrays, got {type(distribution).__name__}, a list of others")
         found.append((name, value))
@@ -101,11 +101,6 @@ def is_along(name: str, likelihood: Any, length: int) -> bool:
 
 def _transformed(base: Any, **steps: Any) -> Any:
     return dist.TransformedDistribution(base, list(steps.values()))
-
-
-def _is_plain(distribution: Any) -> bool:
-    """Whether it is made of a base and transforms, and no family of its own as ``LogNormal`` is."""
-    return "transforms" in inspect.signature(type(distribution).__init__).parameters
 
 
 def _transform(transform: Transform, shape: tuple[int, ...], arrays: list[Array]) -> Any:
@@ -177,12 +172,3 @@ def _attribute(distribution: Any, name: str) -> Any:
         return getattr(distribution, name)
     except (AttributeError, NotImplementedError):
         return _MISSING
-
-
-def _event_dim(distribution: Any, name: str, value: Any) -> int:
-    constraint = distribution.arg_constraints.get(name)
-    try:
-        least = 0 if constraint is None else constraint.event_dim
-    except NotImplementedError:  # "dependent" on other arguments
-        least = 0
-    return min(np.ndim(value), max(least, np.ndim(value) - len(distribution.batch_shape)))

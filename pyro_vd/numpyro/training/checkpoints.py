@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pyro_vd.common.checkpoint_file import INSTALL, decode, encode, metadata_of, read_sealed, write_sealed
+from pyro_vd.common.checkpoint_file import decode, encode, metadata_of, read_sealed, write_sealed
+from pyro_vd.common.extras import imported
 from pyro_vd.common.options import check_count
 
 
@@ -56,7 +57,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi_state: Any, *, step: int =
         >>> found.step, found.state["loc"].tolist()
         (7, [1.0, 1.0])
     """
-    files = _safetensors()
+    files = imported("safetensors.numpy", "safetensors", "checkpoint")
     step = check_count("step", step, 0)
     arrays, kinds = {}, {}
     for name, leaf in _leaves(svi_state).items():
@@ -93,7 +94,7 @@ def load_checkpoint(path: str | os.PathLike[str], like: Any) -> Checkpoint:
     Example:
         See :func:`save_checkpoint`.
     """
-    files = _safetensors()
+    files = imported("safetensors.numpy", "safetensors", "checkpoint")
     content, tree = read_sealed(path, "a training in NumPyro")
     saved, arrays, leaves = decode(tree["leaves"], {}), files.load(content), _leaves(like)
     missing, extra = [name for name in leaves if name not in saved], [name for name in saved if name not in leaves]
@@ -147,11 +148,3 @@ def _restored(content: np.ndarray, leaf: Any, value: np.ndarray, is_weak: bool) 
 
 def _no_array(value: Any, where: str) -> None:
     return None
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(f"checkpoint: {INSTALL}") from None
-    return safetensors.numpy

@@ -22,8 +22,6 @@ def gaussian_weights(guide: Callable, on_unknown: str) -> Any:
         guide: a Pyro guide.
         on_unknown: "error" or "sample", where a weight has noise that its elements share, or an operation no rule.
     """
-    if on_unknown not in ("error", "sample"):
-        raise ValueError(f"on_unknown: expected 'error' or 'sample', got {on_unknown!r}")
     return _GaussianWeights(on_unknown)(guide)
 
 
