@@ -4,6 +4,7 @@
     python examples/benchmark.py --net lenet-300-100 --fresh-cache   # one net, and what compiling it takes
     python examples/benchmark.py --net mlp --widths 1024 2048 4096 --depths --batches
     python examples/benchmark.py --net lenet-300-100 --memory-steps 10000
+    python examples/benchmark.py --net lenet-300-100 --waiting 60    # with and without CompiledSVI(warm=True)
 
 All programs train the same net from the same weights, in turn, a short block of steps each, on random images. Printed
 are the median over blocks, the fastest block, ratios of medians, and the floor (see _machine.py). benchmark.csv
@@ -25,6 +26,7 @@ from pathlib import Path
 import _machine
 import _options
 import _report
+import _waiting
 import pyro
 import torch
 from _measurement import Running, resident
@@ -118,6 +120,9 @@ def main(args: argparse.Namespace) -> None:
             if args.memory_steps:
                 memory_over_steps(problem, args.memory_steps)
                 continue
+            if args.waiting:
+                print(f"\n{problem}\n{_waiting.table(problem, args.waiting, args.threads)}", flush=True)
+                continue
             rows += measure(problem, args)
             print(f"\n{problem}")
             print(_report.table([one for one in rows if one["problem"] == str(problem)]), flush=True)
@@ -141,6 +146,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="PyTorch programs under autocast")
     parser.add_argument("--fresh-cache", action="store_true", help="first steps in new processes, cache cold and warm")
     parser.add_argument("--memory-steps", type=int, help="print the memory of CompiledSVI over so many steps instead")
+    parser.add_argument("--waiting", type=float, help="print steps and longest step of so many seconds instead")
     quick = {"net": ["lenet-300-100"], "widths": [], "depths": [], "batches": [], "blocks": 3}
     args = _options.parse(parser, argv, **quick)
     missing = {"lrt-cuda-graph"} if args.device == "cpu" else set()

@@ -6,8 +6,10 @@ https://github.com/pytorch/pytorch/tree/v2.13.0. ``tests/compiled/test_compiler_
 
 from __future__ import annotations
 
+import copyreg
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,6 +92,32 @@ def inductor_compile(graph: GraphModule, example: list[Tensor], options: Mapping
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
     known = torch._inductor.list_options()
     chosen = {name: value for name, value in options.items() if name in known}
-    with warnings.catch_warnings(), tracing(TracingContext(mode)):
+    with warnings.catch_warnings(), tracing(TracingContext(mode)), _memory_formats_by_name():
         warnings.simplefilter("ignore")  # of the compiler, about itself
         return torch._inductor.compile(graph, example, options=chosen)  # type: ignore[arg-type, return-value]
+
+
+@contextmanager
+def _memory_formats_by_name() -> Iterator[None]:
+    """Within it ``pickle`` writes a ``torch.memory_format`` alike in every program.
+
+    Otherwise it names whichever module imported torch first, and so does the key of Inductor's cache: a program would
+    not find what another has compiled.
+
+    Corner: ``FxGraphCachePickler``, torch/_inductor/codecache.py, which copies ``copyreg.dispatch_table``, tried since
+    2.13.
+    """
+    table, kind = copyreg.dispatch_table, torch.memory_format
+    before = table.get(kind)
+    copyreg.pickle(kind, lambda one: (_memory_format, (str(one).rpartition(".")[2],)))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if before is None:
+            table.pop(kind, None)
+        else:
+            table[kind] = before
+
+
+def _memory_format(name: str) -> torch.memory_format:
+    return getattr(torch, name)

@@ -13,7 +13,7 @@ from pyro_vd.compiled.agreement import agree, moved_alike, only_rounding, same_n
 from pyro_vd.compiled.optimizers import StepOptimizer
 
 if TYPE_CHECKING:
-    from pyro_vd.compiled.inductor import CompiledProgram
+    from pyro_vd.compiled.inductor import CompiledProgram, Recording
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,20 @@ class Trial:
                 tensor.copy_(value)
 
 
-def compile_step(parts: tuple, tensors: list[Tensor], *step: Any) -> CompiledProgram:
-    """Record and compile a step; this imports the compiler.
+def record_step(parts: tuple, tensors: list[Tensor], *step: Any, for_elsewhere: bool = False) -> Recording:
+    """Record a step, to be compiled; this imports the compiler.
 
     Args:
         parts: of :class:`pyro_vd.compiled.step.StepInputs`.
         tensors: those among the arguments of the step.
         *step: the other arguments of :func:`pyro_vd.compiled.step.recordable_step`.
+        for_elsewhere: as in :func:`pyro_vd.compiled.inductor.record_program`.
     """
-    from pyro_vd.compiled.inductor import compile_program
+    from pyro_vd.compiled.inductor import record_program
     from pyro_vd.compiled.step import StepInputs, recordable_step
 
     read = StepInputs(*parts)
-    return compile_program(recordable_step(read, *step), read.flat(), tensors)
+    return record_program(recordable_step(read, *step), read.flat(), tensors, for_elsewhere)
 
 
 def tried(program: CompiledProgram, tensors: list[Tensor]) -> Trial:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_vd._pyro import handlers_are_active
 from pyro_vd.compiled.agreement import agree
-from pyro_vd.compiled.comparison import compile_step, tried
+from pyro_vd.compiled.ahead import Elsewhere
+from pyro_vd.compiled.comparison import record_step, tried
 from pyro_vd.compiled.eager import EagerStep
 from pyro_vd.compiled.loss_program import signature
 from pyro_vd.compiled.optimizers import UnrecordableOptimizer
@@ -31,16 +32,18 @@ class CompiledStep:
     Args:
         eager: the step that programs are made of, and compared with.
         backup: returns a backup of all that a step may change.
+        warm: let another process compile, and take eager steps until it has.
 
     Attributes:
         done: number of compiled steps; that of the programs is ``counted``, a tensor.
         counted, failed: counted by the programs: finite steps, and steps since the first that was not finite.
     """
 
-    def __init__(self, eager: EagerStep, backup: Callable[[], Backup]):
+    def __init__(self, eager: EagerStep, backup: Callable[[], Backup], warm: bool):
         self._eager, self._programs = eager, eager.programs
         self._optimizer, self._parameters = eager.optimizer, eager.parameters
         self._backup = backup
+        self._elsewhere = Elsewhere() if warm else None
         self._known: Surroundings | None = None  # those in which the parameters were looked at last
         self.done = 0
         self.counted: Tensor | None = None
@@ -145,7 +148,8 @@ class CompiledStep:
         step: int,
     ) -> Tensor | None:
         """Compile a program and take its step, and an eager one beside it; keep the program if both agree."""
-        if not self._programs.may_compile():
+        elsewhere = self._elsewhere
+        if (elsewhere is not None and elsewhere.is_busy()) or not self._programs.may_compile():
             return None
         eager, trained = self._eager, self._parameters.tensors
         with all_or_nothing(self._backup()) as backup:
@@ -154,8 +158,12 @@ class CompiledStep:
             what = (eager.loss, self._optimizer, args, kwargs, eager.accumulate, update)
             try:
                 with progress(f"the step of {sum(parameter.numel() for parameter in trained):,} parameters"):
-                    program = compile_step(known, tensors, *what)
-                backup.surroundings.restore()  # recording has run the model, on tensors without values
+                    recording = record_step(known, tensors, *what, for_elsewhere=elsewhere is not None)
+                    backup.surroundings.restore()  # recording has run the model, on tensors without values
+                    if elsewhere is not None and elsewhere.begin((backup.surroundings.key, key), recording):
+                        backup.restore()
+                        return None
+                    program = recording.compile()
                 trial = tried(program, tensors)
             except UnrecordableOptimizer as error:
                 raise ValueError(str(error)) from error.__cause__

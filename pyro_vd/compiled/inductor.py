@@ -5,12 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from subprocess import Popen
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from pyro_vd.compiled._compiler import inductor_compile
-from pyro_vd.compiled.draws import take_out_draws
+from pyro_vd.compiled.ahead import compile_elsewhere, portable
+from pyro_vd.compiled.draws import Draw, take_out_draws
 from pyro_vd.compiled.recording import Recordable, record
 from pyro_vd.compiled.user_code import warn_user
 
@@ -95,13 +100,47 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(frozen=True)
+class Recording:
+    """A function as a graph, to be compiled.
+
+    Attributes:
+        read: the tensors that it reads and writes besides its arguments.
+        example: inputs of the graph: those tensors, the arguments, and noise.
+        draws: a function for each tensor of noise.
+    """
+
+    graph: GraphModule
+    read: list[Tensor]
+    example: list[Tensor]
+    draws: list[Draw]
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return _CPU_OPTIONS if all(tensor.is_cpu for tensor in self.example) else _OPTIONS
+
+    @_without_garbage_collection()
+    def compile(self) -> CompiledProgram:
+        """Compile it here, or load it from the compiler's cache on disk."""
+        with torch.no_grad():
+            run = inductor_compile(self.graph, self.example, self._options)
+        draws = self.draws
+        return CompiledProgram((lambda *inputs: run(*inputs, *[draw() for draw in draws])) if draws else run, self.read)
+
+    def compile_elsewhere(self) -> Popen:
+        """Let another process compile it into that cache."""
+        return compile_elsewhere(self.graph, self.example, self._options)
+
+
 @_without_garbage_collection()
-def compile_program(function: Recordable, tensors: Sequence[Tensor], arguments: Sequence[Tensor]) -> CompiledProgram:
-    """Record ``function`` (see :func:`pyro_vd.compiled.recording.record`) and compile it."""
+def record_program(
+    function: Recordable, tensors: Sequence[Tensor], arguments: Sequence[Tensor], for_elsewhere: bool = False
+) -> Recording:
+    """Record ``function`` (see :func:`pyro_vd.compiled.recording.record`).
+
+    With ``for_elsewhere`` two processes that record the same function have the same graph.
+    """
     graph, read = record(function, tensors, arguments)
     graph, draws, noise = take_out_draws(graph)
     example = [*(tensor.detach() for tensor in (*read, *arguments)), *noise]
-    with torch.no_grad():
-        options = _CPU_OPTIONS if all(tensor.is_cpu for tensor in example) else _OPTIONS
-        run = inductor_compile(graph, example, options)
-    return CompiledProgram((lambda *inputs: run(*inputs, *[draw() for draw in draws])) if draws else run, read)
+    return Recording(portable(graph) if for_elsewhere else graph, read, example, draws)

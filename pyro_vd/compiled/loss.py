@@ -133,11 +133,11 @@ class CompiledLoss(TrainedModule):
     def _compile(
         self, read: list[Tensor], tensors: list[Tensor], args: tuple, kwargs: dict, parameters: list, used: list[Tensor]
     ) -> CompiledProgram:
-        from pyro_vd.compiled.inductor import compile_program
+        from pyro_vd.compiled.inductor import record_program
         from pyro_vd.compiled.step import recordable_loss
 
         function = recordable_loss(self._loss_program, parameters, args, kwargs, used)
-        return compile_program(function, read, tensors)
+        return record_program(function, read, tensors).compile()
 
 
 class _Loss(torch.autograd.Function):

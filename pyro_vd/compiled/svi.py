@@ -58,6 +58,9 @@ class CompiledSVI:
             ``clip_args``.
         accumulate: average the gradients of that many steps before the parameters change.
         strict: raise, instead of a warning and eager steps, where there is no compiled program.
+        warm: do not wait for the compiler. Another process compiles, with less priority, and leaves the program in
+            Inductor's cache on disk; steps are eager until it is there. Which step is the first compiled one depends
+            on the time, and with it the rounding of later steps, not their noise.
 
     Raises:
         TypeError: optim or loss of another kind.
@@ -88,9 +91,11 @@ class CompiledSVI:
         clip_norm: float | None = None,
         accumulate: int = 1,
         strict: bool = False,
+        warm: bool = False,
     ):
         accumulate = check_count("accumulate", accumulate, 1)
         check_flag("strict", strict)
+        check_flag("warm", warm)
         self.model, self.guide, self.optim, self.loss = model, guide, optim, loss
         self.accumulate = accumulate
         self._loss = LossProgram(model, guide, loss)
@@ -98,7 +103,7 @@ class CompiledSVI:
         self._programs = ProgramCache(self._walk, "a step", "step with pyro.infer.SVI", strict)
         self._parameters = TrainedParameters()
         self._eager = EagerStep(self._loss, self._optimizer, self._parameters, self._programs, accumulate)
-        self._compiled = CompiledStep(self._eager, self._backup)
+        self._compiled = CompiledStep(self._eager, self._backup, warm)
         self._steps = 0
 
     @property

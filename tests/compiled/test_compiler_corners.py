@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
+import pickle
+
 import torch
 from torch import nn
 from torch.func import functionalize
@@ -80,6 +83,22 @@ def test_inductor_has_the_options_and_is_given_no_others(monkeypatch):
     graph = _compiler.graph_of(torch.sin, torch.ones(2))
     run = _compiler.inductor_compile(graph, [torch.ones(2)], {"fallback_random": True, "no such option": 1})
     assert run is graph and given == {"fallback_random": True}
+
+
+def test_the_key_of_the_compilers_cache_is_that_of_every_program(monkeypatch):
+    seen = []
+
+    def compiled(graph, example, options):
+        seen.append(pickle.dumps(torch.contiguous_format))
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+    table = dict(copyreg.dispatch_table)
+    _compiler.inductor_compile(_compiler.graph_of(torch.sin, torch.ones(2)), [torch.ones(2)], {})
+    # Outside, pickle names the module that imported torch first.
+    assert b"_compiler" in seen[0] and b"_compiler" not in pickle.dumps(torch.contiguous_format)
+    assert pickle.loads(seen[0]) is torch.contiguous_format
+    assert copyreg.dispatch_table == table
 
 
 def test_a_context_with_shapes_is_there_while_inductor_compiles(monkeypatch):
