@@ -1,6 +1,6 @@
 """The private corners of Pyro: its parameter store's tables, its handler stack, and what evaluates a trace.
 
-Tried with the versions of Pyro that ``constraints.txt`` names. Sources: https://github.com/pyro-ppl/pyro,
+Tried with pyro-ppl 1.9.2. Sources: https://github.com/pyro-ppl/pyro,
 ``pyro/params/param_store.py`` (``_params``), ``pyro/poutine/messenger.py`` (``_context_wrap``),
 ``pyro/poutine/runtime.py`` (``_PYRO_STACK``), ``pyro/poutine/trace_struct.py``,
 ``pyro/infer/trace_mean_field_elbo.py``, ``pyro/optim/optim.py`` (``_get_optim``,

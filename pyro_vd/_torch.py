@@ -1,8 +1,8 @@
 """The private corners of PyTorch that random weights stand on, each in one place; and two numerical helpers.
 
-Tried with the versions of PyTorch that ``constraints.txt`` names. Sources: https://github.com/pytorch/pytorch, at the
-path beside each name. ``test_torch_corners.py`` and ``test_backward_corners.py`` in ``tests/core`` have one test for
-each, which names what broke. The corners that compiled steps use are in ``compiled/``.
+Tried with torch 2.11.0 to 2.15.0. Sources: https://github.com/pytorch/pytorch, at the path beside each name.
+``test_torch_corners.py`` and ``test_backward_corners.py`` in ``tests/core`` have one test for each, which names what
+broke. The corners that compiled steps use are in ``compiled/``.
 """
 
 from __future__ import annotations

@@ -203,7 +203,8 @@ def _sigmoid(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cubic(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     valid = log_alpha <= 0
-    log_alpha = log_alpha.clamp(max=0.0)
+    # Not a clamp, whose own derivative at 0, where alpha = 1 is projected to, is 1 up to torch 2.13 and 0 from 2.14.
+    log_alpha = torch.where(log_alpha > 0, 0.0, log_alpha)
     alpha = log_alpha.exp()
     value = c.KL_CONSTANT - 0.5 * log_alpha - alpha * (c.CUBIC_C1 + alpha * (c.CUBIC_C2 + alpha * c.CUBIC_C3))
     slope = -0.5 - alpha * (c.CUBIC_C1 + alpha * (2 * c.CUBIC_C2 + alpha * (3 * c.CUBIC_C3)))

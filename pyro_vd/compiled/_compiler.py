@@ -26,7 +26,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 def graph_of(function: Callable, *arguments: Any, decompositions: Mapping[Any, Callable] | None = None) -> GraphModule:
     """Run ``function`` on fake tensors and return the graph of ATen operations that it calls.
 
-    Corner: ``make_fx`` with ``_allow_non_fake_inputs``, torch/fx/experimental/proxy_tensor.py, tried since 2.13. It
+    Corner: ``make_fx`` with ``_allow_non_fake_inputs``, torch/fx/experimental/proxy_tensor.py, tried since 2.11. It
     records below every torch function mode and Pyro handler, which torch.export and torch.compile do not.
     """
     table = None if decompositions is None else dict(decompositions)
@@ -37,7 +37,7 @@ def is_recorded(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a recording: it is fake, or wrapped by a transform of torch.func.
 
     Corners: ``FakeTensor``, torch/_subclasses/fake_tensor.py, and ``is_functorch_wrapped_tensor``,
-    torch/csrc/functorch/init.cpp, tried since 2.13. A real tensor that a recording meets is an input of its graph.
+    torch/csrc/functorch/init.cpp, tried since 2.11. A real tensor that a recording meets is an input of its graph.
     """
     return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
 
@@ -45,7 +45,7 @@ def is_recorded(tensor: Tensor) -> bool:
 def overrides_are_on() -> bool:
     """Whether ``__torch_function__`` is looked at, which it is not within ``DisableTorchFunctionSubclass``.
 
-    Corner: ``_is_torch_function_enabled``, torch/csrc/utils/disable_torch_function.cpp, tried since 2.13.
+    Corner: ``_is_torch_function_enabled``, torch/csrc/utils/disable_torch_function.cpp, tried since 2.11.
     """
     return torch._C._is_torch_function_enabled()
 
@@ -53,7 +53,7 @@ def overrides_are_on() -> bool:
 def was_written(tensor: Tensor) -> bool:
     """Whether a tensor that was just made has been written to in place.
 
-    Corner: ``Tensor._version``, torch/csrc/autograd/python_variable.cpp, tried since 2.13. A buffer such as those of
+    Corner: ``Tensor._version``, torch/csrc/autograd/python_variable.cpp, tried since 2.11. A buffer such as those of
     BatchNorm is written back after a step, and only if the model wrote it.
     """
     return tensor._version > 0
@@ -62,7 +62,7 @@ def was_written(tensor: Tensor) -> bool:
 def writes(operation: Any) -> bool | None:
     """Whether an ATen operation writes to an argument; None for what is no ATen operation.
 
-    Corner: ``OpOverload._schema``, torch/_ops.py, tried since 2.13.
+    Corner: ``OpOverload._schema``, torch/_ops.py, tried since 2.11.
     """
     schema = getattr(operation, "_schema", None)
     return None if schema is None else schema.is_mutable
@@ -72,7 +72,7 @@ def is_random(operation: Any) -> bool:
     """Whether an ATen operation draws random numbers: two equal calls of it are two draws.
 
     Corner: ``OpOverload._schema``, torch/_ops.py, and the tag ``nondeterministic_seeded``,
-    aten/src/ATen/native/tags.yaml, tried since 2.13. Operations that take a generator count, tagged or not.
+    aten/src/ATen/native/tags.yaml, tried since 2.11. Operations that take a generator count, tagged or not.
     """
     schema = getattr(operation, "_schema", None)
     takes_generator = schema is not None and any("Generator" in str(argument.type) for argument in schema.arguments)
@@ -86,7 +86,7 @@ def inductor_compile(graph: GraphModule, example: list[Tensor], options: Mapping
 
     Corners: ``torch._inductor.compile`` and ``list_options``, torch/_inductor/__init__.py, with the options of
     torch/_inductor/config.py; ``TracingContext``, torch/_guards.py; ``FakeTensorMode`` and ``ShapeEnv``,
-    torch/fx/experimental/symbolic_shapes.py; tried since 2.13. Inductor looks into its cache on disk only where it has
+    torch/fx/experimental/symbolic_shapes.py; tried since 2.11. Inductor looks into its cache on disk only where it has
     a context with a ``ShapeEnv``.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)

@@ -1,6 +1,6 @@
 """Every private corner of JAX and Quax that this package rests on, each tried by one canary test.
 
-Tried with jax 0.8.2 to 0.10.2 and quax 0.4.0 to 0.4.6.
+Tried with jax 0.9.1 to 0.12.0.1 and quax 0.4.0 to 0.4.6.
 """
 
 from __future__ import annotations

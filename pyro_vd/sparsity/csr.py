@@ -48,6 +48,9 @@ class CSRLinear(nn.Module):
         self.register_buffer("values", weight.values().clone())
         bias = torch.zeros(self.out_features).to(weight) if linear.bias is None else linear.bias.detach().clone()
         self.register_buffer("bias", bias)
+        with warnings.catch_warnings():  # said once by torch 2.11, although the checks are disabled explicitly
+            warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+            self._sparse()
 
     @property
     def weight(self) -> Tensor:
