@@ -96,14 +96,17 @@ def variance_against_batch_size(sizes: list[int], curves: dict[str, list[float]]
 
 
 def error_against_width(
-    widths: list[int], means: dict[str, list[float]], bars: dict[str, list[float]], path: Path
+    widths: list[int], means: dict[str, list[float]], bars: dict[str, list[float]] | None, path: Path
 ) -> None:
-    """Test error of every family against the units of a hidden layer, one standard error up and down."""
+    """Test error of every family against the units of a hidden layer; ``bars``: standard errors, None for one seed."""
     figure, axis = plt.subplots(figsize=(7, 4.5))
     for i, name in enumerate(means):
         shifted = [width * 1.015 ** (i - len(means) / 2) for width in widths]  # so that bars do not hide each other
-        axis.errorbar(shifted, means[name], yerr=bars[name], marker="o", markersize=4, capsize=3, label=name)
-    axis.set(title="Families of dropout over widths, +- one standard error", xscale="log", ylim=(0, None))
+        axis.errorbar(
+            shifted, means[name], yerr=bars[name] if bars else None, marker="o", markersize=4, capsize=3, label=name
+        )
+    what = "mean +- standard error" if bars else "one seed"
+    axis.set(title=f"Test error of dropout families over the width: {what}", xscale="log", ylim=(0, None))
     axis.set(xlabel="units in each of 3 hidden layers", ylabel="test error (%)")
     axis.set_xticks(widths, labels=[str(width) for width in widths])
     axis.minorticks_off()
@@ -156,12 +159,16 @@ def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], path: Pa
     figure, axis = plt.subplots(figsize=(6, 4.5))
     for name, color, marker in (("sparse VD", "C0", "o"), ("magnitude", "C1", "s")):
         points = np.array([run[name] for run in runs], dtype=float)  # seeds, budgets, (bytes, error)
+        points[..., 0] /= 1e3
         for one in points:
             axis.plot(one[:, 0], one[:, 1], color=color, linewidth=0.7, alpha=0.5)
         mean = points.mean(0)
-        axis.plot(mean[:, 0], mean[:, 1], color=color, marker=marker, label=f"{name}, mean of {len(points)} seeds")
+        what = f"mean of {len(points)} seeds" if len(points) > 1 else "one seed"
+        axis.plot(mean[:, 0], mean[:, 1], color=color, marker=marker, label=f"{name}, {what}")
+    sizes = np.array([point for run in runs for points in run.values() for point in points])[:, 0] / 1e3
     axis.set(title="Error of a pruned net against its size", xscale="log", yscale="log")
-    axis.set(xlabel="size of the file (bytes)", ylabel="test error (%)")
+    axis.set(xlabel="size of the file (kB)", ylabel="test error (%)", xlim=(0.8 * sizes.min(), 1.25 * sizes.max()))
+    _plain_numbers(axis)
     axis.legend()
     _save(figure, path)
 
@@ -180,10 +187,12 @@ def judged_classes(name: str, inside: Any, labels: Any, outside: dict[str, Any],
 
 
 def regression_bands(predictions: dict[str, Any], x: Any, data: tuple, path: Path) -> None:
-    """A panel for each method."""
-    figure, axes = plt.subplots(1, len(predictions), figsize=(4.2 * len(predictions), 4), sharey=True)
-    for i, (axis, (name, prediction)) in enumerate(zip(np.atleast_1d(axes), predictions.items(), strict=True)):
-        vd.plots.regression_band(x, prediction, data, ax=axis).set(title=name, ylabel="" if i else "y", ylim=(-4, 4))
+    """A panel for each method, three in a row."""
+    rows = -(-len(predictions) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(11, 3.6 * rows), sharex=True, sharey=True, squeeze=False)
+    for i, (axis, (name, prediction)) in enumerate(zip(axes.flat, predictions.items(), strict=False)):
+        vd.plots.regression_band(x, prediction, data, ax=axis)
+        axis.set(title=name, ylabel="" if i % 3 else "y", xlabel="x" if i // 3 == rows - 1 else "", ylim=(-4, 4))
         if i:
             axis.get_legend().remove()
     _save(figure, path)
@@ -202,17 +211,18 @@ def cumulative_regret(regrets: dict[str, list[list[float]]], path: Path) -> None
             axis.fill_between(rounds, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     seeds = len(next(iter(regrets.values())))
     what = f"mean and standard error of {seeds} seeds" if seeds > 1 else "one seed"
-    axis.set(title=f"One arm for a group of contexts: {what}", ylim=(0, None))
+    axis.set(title=f"Regret: {what}", ylim=(0, None))
     axis.set(xlabel="round", ylabel="cumulative regret (units of reward)")
     axis.legend()
     _save(figure, path)
 
 
 def _plain_numbers(axis: plt.Axes) -> None:
-    """Write 60 at a logarithmic axis, and not 6 times a power of ten."""
-    if axis.get_yscale() == "log":
-        axis.yaxis.set_major_formatter(LogFormatter())
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    """Write 60 at logarithmic axes, and not 6 times a power of ten."""
+    for one in (axis.xaxis, axis.yaxis):
+        if one.get_scale() == "log":
+            one.set_major_formatter(LogFormatter())
+            one.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -50,15 +50,23 @@ def reliability_diagram(prediction: Any, labels: Any, bins: int = 15, ax: Any = 
     error = calibration_error(probs, targets, bins)
     used = (counts > 0).nonzero()[:, 0].tolist()
     left = [i / bins for i in used]
-    ax.bar(left, right[used].tolist(), 1 / bins, align="edge", color=FILL, edgecolor="black", label="share right")
-    ax.plot([0, 1], [0, 1], color="gray", linestyle="--", label="as predicted")
+    ax.bar(
+        left,
+        right[used].tolist(),
+        1 / bins,
+        align="edge",
+        color=FILL,
+        edgecolor="black",
+        label="share right; above it the examples",
+    )
+    ax.plot([0, 1], [0, 1], color="gray", linestyle="--", label="calibrated: share = probability")
     ax.plot(
         mean[used].tolist(),
         right[used].tolist(),
         "o",
         color="white",
         markeredgecolor="black",
-        label="at the mean probability",
+        label="mean probability of the bin",
     )
     for i in used:
         ax.text((i + 0.5) / bins, right[i].item() + 0.025, f"{int(counts[i])}", ha="center", va="bottom", fontsize=7)
