@@ -10,11 +10,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 import pyro_vd as vd
 
 plt.style.use(Path(__file__).with_name("figures.mplstyle"))
+COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 
 
 def training_curves(
@@ -102,9 +103,9 @@ def error_against_width(
     figure, axis = plt.subplots(figsize=(7, 4.5))
     for i, name in enumerate(means):
         shifted = [width * 1.015 ** (i - len(means) / 2) for width in widths]  # so that bars do not hide each other
-        axis.errorbar(
-            shifted, means[name], yerr=bars[name] if bars else None, marker="o", markersize=4, capsize=3, label=name
-        )
+        line = {"color": "0.4", "linestyle": "--"} if i == len(COLOURS) else {"color": COLOURS[i]}
+        bar = bars[name] if bars else None
+        axis.errorbar(shifted, means[name], yerr=bar, marker="osv^D<>"[i], capsize=3, label=name, **line)
     what = "mean +- standard error" if bars else "one seed"
     axis.set(title=f"Test error of dropout families over the width: {what}", xscale="log", ylim=(0, None))
     axis.set(xlabel="units in each of 3 hidden layers", ylabel="test error (%)")
@@ -128,6 +129,7 @@ def time_against_size(curves: dict[str, dict[str, tuple[list[float], list[float]
             )
             axis.plot(sizes, ms, markersize=4, label=name, **style)
         axis.set(title=f"Time over {varied}", xlabel=varied, xscale="log", yscale="log")
+        _plain_numbers(axis)
     np.atleast_1d(axes)[0].set_ylabel("time of a training step (ms)")
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
@@ -142,6 +144,8 @@ def loss_of_backends(curves: dict[str, list[list[float]]], path: Path) -> None:
             axis.plot(range(1, len(loss) + 1), loss, style, color=color, linewidth=0.8, label=None if i else name)
     axis.set(title="The same training on both backends, a line a seed", yscale="log")
     axis.set(xlabel="epoch", ylabel="negative ELBO (nats per example)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain_numbers(axis)
     axis.legend()
     _save(figure, path)
 
@@ -151,6 +155,8 @@ def loss_over_steps(nats: list[float], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 4))
     axis.plot(range(1, len(nats) + 1), nats)
     axis.set(title=title, xlabel="step", ylabel="negative log-likelihood (nats per example)", yscale="log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain_numbers(axis)
     _save(figure, path)
 
 
@@ -193,8 +199,8 @@ def regression_bands(predictions: dict[str, Any], x: Any, data: tuple, path: Pat
     for i, (axis, (name, prediction)) in enumerate(zip(axes.flat, predictions.items(), strict=False)):
         vd.plots.regression_band(x, prediction, data, ax=axis)
         axis.set(title=name, ylabel="" if i % 3 else "y", xlabel="x" if i // 3 == rows - 1 else "", ylim=(-4, 4))
-        if i:
-            axis.get_legend().remove()
+        axis.get_legend().remove()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     _save(figure, path)
 
 

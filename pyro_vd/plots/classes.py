@@ -32,7 +32,7 @@ def reliability_diagram(prediction: Any, labels: Any, bins: int = 15, ax: Any = 
 
     Raises:
         ImportError: matplotlib is not installed (the extra "plots").
-        ValueError: what are no probabilities, or labels of other classes.
+        ValueError: values that are not probabilities, or labels of other classes.
 
     Example:
         >>> import matplotlib
@@ -57,7 +57,7 @@ def reliability_diagram(prediction: Any, labels: Any, bins: int = 15, ax: Any = 
         align="edge",
         color=FILL,
         edgecolor="black",
-        label="share right; above it the examples",
+        label="share right; number of examples above",
     )
     ax.plot([0, 1], [0, 1], color="gray", linestyle="--", label="calibrated: share = probability")
     ax.plot(
@@ -89,7 +89,7 @@ def entropy_histogram(entropies: Mapping[str, Any], bins: int = 40, ax: Any = No
 
     Raises:
         ImportError: matplotlib is not installed (the extra "plots").
-        TypeError: no dict, or something in it that is no prediction and no array.
+        TypeError: not a dict, or a value in it that is neither a prediction nor an array.
         ValueError: an empty dict, more than five entries, no examples, or NaN.
 
     Example:
@@ -135,7 +135,7 @@ def risk_coverage_curve(curves: Mapping[str, RiskCoverage], ax: Any = None, loss
 
     Raises:
         ImportError: matplotlib is not installed (the extra "plots").
-        TypeError: no dict, or something in it that ``risk_coverage`` did not make.
+        TypeError: not a dict, or a value in it that ``risk_coverage`` did not make.
         ValueError: an empty dict, or more than five entries.
 
     Example:

@@ -33,7 +33,7 @@ def regression_band(
         ImportError: matplotlib is not installed (the extra "plots").
         ValueError: a prediction without mean and variance; other numbers of inputs; ``deviations`` that is not
             positive.
-        TypeError: no prediction, or inputs that are no arrays.
+        TypeError: not a prediction, or inputs that are not arrays.
 
     Example:
         >>> import matplotlib, torch
