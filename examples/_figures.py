@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
 import pyro_vd as vd
 
@@ -130,6 +130,8 @@ def time_against_size(curves: dict[str, dict[str, tuple[list[float], list[float]
             axis.plot(sizes, ms, markersize=4, label=name, **style)
         axis.set(title=f"Time over {varied}", xlabel=varied, xscale="log", yscale="log")
         _plain_numbers(axis)
+        axis.yaxis.set_major_formatter("{x:g}")  # also below 1
+        axis.yaxis.set_minor_formatter(NullFormatter())
     np.atleast_1d(axes)[0].set_ylabel("time of a training step (ms)")
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")

@@ -95,8 +95,8 @@ class ProgramCache:
         elif len(self) >= MAX_PROGRAMS:
             self.give_up(
                 f"it has been compiled {MAX_PROGRAMS} times, and shapes, arguments that are not tensors, options of "
-                f"the optimizer or {changed or 'attributes of the modules'} are new again; pad sequences of many lengths "
-                "to a few, with a mask (docs/compiled.md)"
+                f"the optimizer or {changed or 'attributes of the modules'} are new again; pad sequences of many "
+                "lengths to a few, with a mask (docs/compiled.md)"
             )
         return not self.ended
 
