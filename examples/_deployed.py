@@ -109,12 +109,12 @@ def row(form: Form, data: Data) -> dict[str, float]:
 
 
 @torch.no_grad()
-def times(made: dict[str, Form], data: Data, batch: int) -> dict[str, float]:
-    """The fastest ms of a call of each form."""
+def times(made: dict[str, Form], data: Data, batch: int, seconds: float) -> dict[str, float]:
+    """The fastest ms of a call of each form, which is called for so many ``seconds`` in each round."""
     x = data.x_train.repeat(1 + batch // len(data.x_train), 1)[:batch]
     best = dict.fromkeys(made, math.inf)
     for _ in range(ROUNDS):
         for name, form in made.items():
             timer = benchmark.Timer("call(x)", globals={"call": form.call, "x": x}, num_threads=torch.get_num_threads())
-            best[name] = min(best[name], 1e3 * min(timer.blocked_autorange(min_run_time=0.1).times))
+            best[name] = min(best[name], 1e3 * min(timer.blocked_autorange(min_run_time=seconds).times))
     return best

@@ -10,11 +10,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
 import pyro_vd as vd
 
 plt.style.use(Path(__file__).with_name("figures.mplstyle"))
+COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 
 
 def training_curves(
@@ -96,14 +97,17 @@ def variance_against_batch_size(sizes: list[int], curves: dict[str, list[float]]
 
 
 def error_against_width(
-    widths: list[int], means: dict[str, list[float]], bars: dict[str, list[float]], path: Path
+    widths: list[int], means: dict[str, list[float]], bars: dict[str, list[float]] | None, path: Path
 ) -> None:
-    """Test error of every family against the units of a hidden layer, one standard error up and down."""
+    """Test error of every family against the units of a hidden layer; ``bars``: standard errors, None for one seed."""
     figure, axis = plt.subplots(figsize=(7, 4.5))
     for i, name in enumerate(means):
         shifted = [width * 1.015 ** (i - len(means) / 2) for width in widths]  # so that bars do not hide each other
-        axis.errorbar(shifted, means[name], yerr=bars[name], marker="o", markersize=4, capsize=3, label=name)
-    axis.set(title="Families of dropout over widths, +- one standard error", xscale="log", ylim=(0, None))
+        line = {"color": "0.4", "linestyle": "--"} if i == len(COLOURS) else {"color": COLOURS[i]}
+        bar = bars[name] if bars else None
+        axis.errorbar(shifted, means[name], yerr=bar, marker="osv^D<>"[i], capsize=3, label=name, **line)
+    what = "mean +- standard error" if bars else "one seed"
+    axis.set(title=f"Test error of dropout families over the width: {what}", xscale="log", ylim=(0, None))
     axis.set(xlabel="units in each of 3 hidden layers", ylabel="test error (%)")
     axis.set_xticks(widths, labels=[str(width) for width in widths])
     axis.minorticks_off()
@@ -125,6 +129,9 @@ def time_against_size(curves: dict[str, dict[str, tuple[list[float], list[float]
             )
             axis.plot(sizes, ms, markersize=4, label=name, **style)
         axis.set(title=f"Time over {varied}", xlabel=varied, xscale="log", yscale="log")
+        _plain_numbers(axis)
+        axis.yaxis.set_major_formatter("{x:g}")  # also below 1
+        axis.yaxis.set_minor_formatter(NullFormatter())
     np.atleast_1d(axes)[0].set_ylabel("time of a training step (ms)")
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
@@ -139,6 +146,8 @@ def loss_of_backends(curves: dict[str, list[list[float]]], path: Path) -> None:
             axis.plot(range(1, len(loss) + 1), loss, style, color=color, linewidth=0.8, label=None if i else name)
     axis.set(title="The same training on both backends, a line a seed", yscale="log")
     axis.set(xlabel="epoch", ylabel="negative ELBO (nats per example)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain_numbers(axis)
     axis.legend()
     _save(figure, path)
 
@@ -148,6 +157,8 @@ def loss_over_steps(nats: list[float], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 4))
     axis.plot(range(1, len(nats) + 1), nats)
     axis.set(title=title, xlabel="step", ylabel="negative log-likelihood (nats per example)", yscale="log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain_numbers(axis)
     _save(figure, path)
 
 
@@ -156,12 +167,16 @@ def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], path: Pa
     figure, axis = plt.subplots(figsize=(6, 4.5))
     for name, color, marker in (("sparse VD", "C0", "o"), ("magnitude", "C1", "s")):
         points = np.array([run[name] for run in runs], dtype=float)  # seeds, budgets, (bytes, error)
+        points[..., 0] /= 1e3
         for one in points:
             axis.plot(one[:, 0], one[:, 1], color=color, linewidth=0.7, alpha=0.5)
         mean = points.mean(0)
-        axis.plot(mean[:, 0], mean[:, 1], color=color, marker=marker, label=f"{name}, mean of {len(points)} seeds")
+        what = f"mean of {len(points)} seeds" if len(points) > 1 else "one seed"
+        axis.plot(mean[:, 0], mean[:, 1], color=color, marker=marker, label=f"{name}, {what}")
+    sizes = np.array([point for run in runs for points in run.values() for point in points])[:, 0] / 1e3
     axis.set(title="Error of a pruned net against its size", xscale="log", yscale="log")
-    axis.set(xlabel="size of the file (bytes)", ylabel="test error (%)")
+    axis.set(xlabel="size of the file (kB)", ylabel="test error (%)", xlim=(0.8 * sizes.min(), 1.25 * sizes.max()))
+    _plain_numbers(axis)
     axis.legend()
     _save(figure, path)
 
@@ -180,12 +195,14 @@ def judged_classes(name: str, inside: Any, labels: Any, outside: dict[str, Any],
 
 
 def regression_bands(predictions: dict[str, Any], x: Any, data: tuple, path: Path) -> None:
-    """A panel for each method."""
-    figure, axes = plt.subplots(1, len(predictions), figsize=(4.2 * len(predictions), 4), sharey=True)
-    for i, (axis, (name, prediction)) in enumerate(zip(np.atleast_1d(axes), predictions.items(), strict=True)):
-        vd.plots.regression_band(x, prediction, data, ax=axis).set(title=name, ylabel="" if i else "y", ylim=(-4, 4))
-        if i:
-            axis.get_legend().remove()
+    """A panel for each method, three in a row."""
+    rows = -(-len(predictions) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(11, 3.6 * rows), sharex=True, sharey=True, squeeze=False)
+    for i, (axis, (name, prediction)) in enumerate(zip(axes.flat, predictions.items(), strict=False)):
+        vd.plots.regression_band(x, prediction, data, ax=axis)
+        axis.set(title=name, ylabel="" if i % 3 else "y", xlabel="x" if i // 3 == rows - 1 else "", ylim=(-4, 4))
+        axis.get_legend().remove()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     _save(figure, path)
 
 
@@ -202,17 +219,18 @@ def cumulative_regret(regrets: dict[str, list[list[float]]], path: Path) -> None
             axis.fill_between(rounds, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     seeds = len(next(iter(regrets.values())))
     what = f"mean and standard error of {seeds} seeds" if seeds > 1 else "one seed"
-    axis.set(title=f"One arm for a group of contexts: {what}", ylim=(0, None))
+    axis.set(title=f"Regret: {what}", ylim=(0, None))
     axis.set(xlabel="round", ylabel="cumulative regret (units of reward)")
     axis.legend()
     _save(figure, path)
 
 
 def _plain_numbers(axis: plt.Axes) -> None:
-    """Write 60 at a logarithmic axis, and not 6 times a power of ten."""
-    if axis.get_yscale() == "log":
-        axis.yaxis.set_major_formatter(LogFormatter())
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    """Write 60 at logarithmic axes, and not 6 times a power of ten."""
+    for one in (axis.xaxis, axis.yaxis):
+        if one.get_scale() == "log":
+            one.set_major_formatter(LogFormatter())
+            one.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

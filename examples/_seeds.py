@@ -19,6 +19,11 @@ def table(runs: list[dict[str, dict[str, float]]], digits: int = 2) -> str:
     return "\n".join(lines)
 
 
+def over_seeds(number: int) -> str:
+    """What the numbers of a table or picture are, for its heading: one seed has no standard error."""
+    return "1 seed" if number == 1 else f"mean +- standard error over {number} seeds"
+
+
 def mean_and_error(values: torch.Tensor, digits: int = 2) -> str:
     """Mean over the seeds +- its standard error, which one seed does not have."""
     if len(values) == 1:

@@ -24,7 +24,7 @@ import _options
 import pyro
 import pyro.distributions as dist
 import torch
-from _seeds import mean_and_error
+from _seeds import mean_and_error, over_seeds
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -121,7 +121,8 @@ def main(args: argparse.Namespace) -> None:
             for policy in POLICIES:
                 regrets[policy].append(play(policy, seed, args))
                 bar.update()
-    print(f"regret over {args.rounds} rounds, {args.seeds} seeds\n{'policy':<18}{'all rounds':>18}{'last quarter':>18}")
+    print(f"regret over {args.rounds} rounds, {over_seeds(args.seeds)}")
+    print(f"{'policy':<18}{'all rounds':>18}{'last quarter':>18}")
     for policy, runs in regrets.items():
         values, cells = torch.tensor(runs), ""
         for part in (values, values[:, -max(1, args.rounds // 4) :]):

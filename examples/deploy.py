@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, seed: int, tick: Callable[[], object]) -> dict
         made = _deployed.forms(pruners.dense[name], nets[chosen.sparsity], held, timed and not args.quick)
         rows[name] = {form: _deployed.row(one, data) for form, one in made.items()}
         for batch in BATCHES if timed else ():
-            for form, ms in _deployed.times(made, held, batch).items():
+            for form, ms in _deployed.times(made, held, batch, args.timing).items():
                 rows[name][form][f"ms at {batch}"] = ms
         plain = [remove_masks(nets[share]) for share in shares]
         curves[name] = sorted((_deployed.sparse_file(net), error(net, data.x_test, data.y_test)) for net in plain)
@@ -112,7 +112,8 @@ def main(args: argparse.Namespace) -> None:
             (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
     for one in runs:
         print(f"threshold {one['threshold']:.2f} of log_alpha, {100 * one['sparsity']:.2f} % of the weights pruned")
-    print(f"{args.net}, {args.dataset}, {len(runs)} seeds; error in %, NLL in nats per example\n{table(runs)}")
+    what = f"mean of {len(runs)} seeds" if len(runs) > 1 else "1 seed"
+    print(f"{args.net}, {args.dataset}, {what}; error in %, NLL in nats per example\n{table(runs)}")
     _figures.error_against_bytes([one["curves"] for one in runs], out / "deploy.png")
     print(f"deploy.png and result.json are in {out}/")
 
@@ -127,12 +128,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--examples", type=int, help="so many of the training data only")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="pruned, for the picture")
+    parser.add_argument("--timing", type=float, default=0.1, help="seconds for each form in a round of timing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one seed, one budget, no compiled form")
     parser.add_argument("--out", default="out/deploy")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = _options.parse(parser, argv, seeds=1, shares=[])
+    args = _options.parse(parser, argv, seeds=1, shares=[], timing=0.001)
     if (args.net, args.dataset) not in RECIPES:
         parser.error(f"expected a net and data set of {list(RECIPES)}, got {args.net} on {args.dataset}")
     return args

@@ -21,7 +21,7 @@ import _options
 import numpy as np
 import pyro
 import torch
-from _seeds import mean_and_error
+from _seeds import mean_and_error, over_seeds
 from _training import classifier, error, mlp, train
 from pyro.infer.autoguide.guides import AutoGuide
 from tqdm import tqdm
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
         errors[family][width].append(test_error(family, width, seed, data, args.epochs))
         bar.set_postfix_str(f"{family}, {width} units: {errors[family][width][-1]:.2f} %")
 
-    print(f"test error (%) of 3 hidden layers on {args.dataset}: mean +- standard error over {args.seeds} seeds")
+    print(f"test error (%) of 3 hidden layers on {args.dataset}: {over_seeds(args.seeds)}")
     print(f"{'family':<10}" + "".join(f"{f'3 x {width}':>16}" for width in args.widths))
     for family, by_width in errors.items():
         cells = (mean_and_error(torch.tensor(e)) for e in by_width.values())
@@ -108,13 +108,13 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     means = {family: [float(np.mean(e)) for e in by_width.values()] for family, by_width in errors.items()}
     bars = {family: [standard_error(e) for e in by_width.values()] for family, by_width in errors.items()}
-    _figures.error_against_width(args.widths, means, bars, out / "families.png")
+    _figures.error_against_width(args.widths, means, bars if args.seeds > 1 else None, out / "families.png")
     (out / "result.json").write_text(json.dumps({"arguments": vars(args), "error": errors}, indent=1))
     print(f"families.png and result.json are in {out}/")
 
 
 def standard_error(values: list[float]) -> float:
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -8,7 +8,7 @@ A small vision transformer is trained on the digits 0 to 4 of scikit-learn, froz
 each of 5 to 9. Random adapters, with type B noise on A and group sparsity over the ranks on B, stand beside plain LoRA
 and LoRA with MC dropout; once with the bound itself (kl_weight 1), once with a colder one. The table has error, NLL and
 expected calibration error (15 bins) on the digits that nothing has seen, and the ranks that are kept; error, NLL and
-ECE of random adapters and of MC dropout are those of 30 draws. The adapter without its pruned ranks is in
+ECE of random adapters and of MC dropout are those of --draws draws. The adapter without its pruned ranks is in
 --out/adapter, and peft has loaded it. Needs the extra networks, too: pip install -e ".[examples,networks]".
 """
 
@@ -30,6 +30,7 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from _adapters import Task
+from _seeds import over_seeds
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,7 +39,7 @@ from pyro_vd.guides import AutoGroupSparse, AutoVariationalDropout, mixed_guide
 
 RATES = (0.1, 0.3)  # of MC dropout
 KL_WEIGHTS = (1.0, 0.2)
-DRAWS, BINS = 30, 15
+BINS = 15
 
 
 def scores(log_probs: Tensor, y: Tensor) -> dict[str, float]:
@@ -56,7 +57,7 @@ def deterministic(base: nn.Module, rate: float, train: Task, test: Task, args: a
     net = _adapters.adapted(base, args.rank, args.dora, rate)
     _adapters.fit_plain(net, train, args.steps, args.lr)
     with torch.no_grad():
-        draws = torch.stack([net(test.x).logits.log_softmax(-1) for _ in range(DRAWS if rate else 1)])
+        draws = torch.stack([net(test.x).logits.log_softmax(-1) for _ in range(args.draws if rate else 1)])
     ranks = torch.cat(list(_adapters.ranks_of(net).values()))
     return scores(draws.logsumexp(0) - math.log(len(draws)), test.y) | {
         "ranks": int(ranks.sum()), "bytes": _adapters.check_in_passing(base, net, test.x[:8])
@@ -89,7 +90,7 @@ def random(
 
     _adapters.fit(warmed, loss, len(train.y), args.steps, args.lr)
     with torch.no_grad():
-        forecast = vd.predictive_distribution(model, guide, test.x, num_samples=DRAWS)["y"]
+        forecast = vd.predictive_distribution(model, guide, test.x, num_samples=args.draws)["y"]
     small = _adapters.without_ranks(base, vd.prune(bnn, guide), args.rank, args.dora)
     row = scores(forecast.probs.log(), test.y)
     row["ranks"] = sum(int(mask.sum()) for mask in _adapters.ranks_of(small).values())
@@ -139,7 +140,7 @@ def main(args: argparse.Namespace) -> None:
     with tqdm(total=5 * len(seeds), unit="training", disable=args.quiet) as bar:
         runs = [run(args, seed, bar.update) for seed in seeds]
     kind = "DoRA" if args.dora else "LoRA"
-    print(f"{kind}, {args.shots} examples a class, {len(runs)} seeds, mean +- standard error\n{table(runs)}")
+    print(f"{kind}, {args.shots} examples a class, {over_seeds(len(runs))}\n{table(runs)}")
     out = Path(args.out)
     (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
     print(f"the adapter without its pruned ranks, and result.json, are in {out}/")
@@ -152,7 +153,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shots", type=int, default=20, help="examples of each class")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--lr", type=float, default=5e-3)
-    return _options.parse(parser, argv, steps=10, seeds=1)
+    parser.add_argument("--draws", type=int, default=30, help="of the adapters, and of the masks of MC dropout")
+    return _options.parse(parser, argv, steps=5, seeds=1, draws=3)
 
 
 if __name__ == "__main__":

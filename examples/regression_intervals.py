@@ -23,7 +23,7 @@ import _options
 import pyro
 import pyro.distributions as dist
 import torch
-from _seeds import table
+from _seeds import over_seeds, table
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> None:
     for seed in tqdm(range(args.seed, args.seed + args.seeds), unit="seed", disable=args.quiet):
         rows, found, data = run(args, seed)
         runs.append(rows)
-    print(f"90 % intervals (coverage in %), mean +- standard error of {len(runs)} seeds\n{table(runs)}")
+    print(f"90 % intervals (coverage in %), {over_seeds(len(runs))}\n{table(runs)}")
     inputs = torch.linspace(-3.5, 3.5, 200)[:, None]
     bands = {name: predict(inputs) for name, predict in found.items()}
     _figures.regression_bands(bands, inputs, data, Path(args.out) / "intervals.png")

@@ -26,7 +26,7 @@ import _options
 import pyro
 import pyro.distributions as dist
 import torch
-from _seeds import table
+from _seeds import over_seeds, table
 from _training import classifier, fit, mlp, train
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -152,7 +152,7 @@ def main(args: argparse.Namespace) -> None:
             rows, shown = run(args, seed, bar.update)
             runs.append(rows)
     title = f"{args.dataset}, {args.examples} images, {args.epochs} epochs, {args.draws} draws"
-    print(f"{title}: mean +- standard error of {len(runs)} seeds; seconds: of a prediction\n{table(runs)}")
+    print(f"{title}: {over_seeds(len(runs))}; seconds: of a prediction\n{table(runs)}")
     out = Path(args.out)
     _figures.judged_classes(*shown, path=out / "uncertainty.png")
     (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
@@ -170,7 +170,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--draws", type=int, default=50)
-    quick = {"dataset": "digits", "epochs": 20, "seeds": 1, "hidden": 30, "families": list(FAMILIES)[:1]}
+    quick = {"dataset": "digits", "epochs": 10, "seeds": 1, "hidden": 30, "judged": 200, "families": list(FAMILIES)[:1]}
     return _options.parse(parser, argv, **quick)
 
 

@@ -39,7 +39,7 @@ class AutoSparseVD(AdditiveGuide):
         model: a Pyro model.
         init_log_sigma2: where the log-variance starts.
         kl: a method of :func:`pyro_vd.kl.kl_log_uniform`.
-        zero_above: set the mean of a weight to 0 whenever its log_alpha is above this threshold, as training
+        zero_above: set the mean of a weight to 0 whenever its log_alpha is above this threshold, while training
             goes: such a weight comes back only where a single step takes it below. It sparsifies
             faster than the bound alone, whose last nats are slow. None leaves all means alone.
         **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
@@ -76,7 +76,7 @@ class AutoSparseVD(AdditiveGuide):
     def posterior(self, site: str) -> DropoutNormal:
         posterior = super().posterior(site)
         if self.zero_above is not None:
-            # On .data, as a projection: it is no part of the graph.
+            # On .data, as a projection, which is not part of the graph.
             posterior.loc.data.masked_fill_(posterior.log_alpha.detach() > self.zero_above, 0.0)
         return posterior
 

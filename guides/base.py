@@ -1,4 +1,4 @@
-"""What every guide of random weights shares: which sites it covers, where it starts, how it samples."""
+"""The base of every guide of random weights: which sites it covers, where it starts, how it samples."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class WeightGuide(SiteGuide):
         self.see(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         result: dict[str, Tensor] = {}
-        for site, prototype in self._prototypes.items():  # as the model: other ELBOs take it for dependence else
+        for site, prototype in self._prototypes.items():  # another order looks like dependence
             posterior = None if site in self._others else self._posterior(site)
             with ExitStack() as stack:
                 for frame in prototype.frames:
@@ -156,7 +156,7 @@ class WeightGuide(SiteGuide):
     def set_learnable(self, quantity: str, learnable: bool = True, where: Where = None) -> None:
         """Make a stored quantity a parameter that is trained, or a buffer that is not.
 
-        Make the optimizer anew afterwards.
+        Make a new optimizer afterwards.
 
         Args:
             quantity: name of a container of this guide, such as "locs", "log_sigma2s" or "log_alphas".

@@ -1,8 +1,8 @@
-"""Which latent sites of a model are a guide's to cover, and which are the model's own to predict.
+"""Which latent sites of a model a guide covers, and which it leaves to the model.
 
-A guide may be called first without labels: a label that is not observed then looks as any latent site does. What tells
+A guide may be called first without labels, and a label that is not observed looks like any latent site. What tells
 them apart is evidence. The posterior of a site on which no observation depends is its prior given what it depends on:
-the model's own draw of it is exact, and an automatic guide leaves it alone.
+the model's own draw of it is exact, so an automatic guide leaves it to the model.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class Latent:
 
 @dataclass(frozen=True)
 class Look:
-    """What one run of a model shows: its latent sites in order, and the names of those that it observes."""
+    """The result of one run of a model: its latent sites in order, and the names of the observed ones."""
 
     latent: dict[str, Latent]
     observed: tuple[str, ...]
     trace: Any
 
     def is_the_guides(self, site: str) -> bool | None:
-        """Whether a latent site is an automatic guide's to cover; None where this run does not tell.
+        """Whether an automatic guide covers a latent site; None where this run does not tell.
 
         It does not where the model observes nothing, and no latent site comes before this one, or some do and it
         might be a label.
@@ -101,7 +101,7 @@ def look(model: Callable, args: tuple, kwargs: dict) -> Look:
     alone is not seen. Nothing is trained and no buffer of the modules that the model refers to changes.
     """
     recorder = _Recorder()
-    recorded = in_handlers_of(model, recorder(innermost(model)))  # inside of what hides sites
+    recorded = in_handlers_of(model, recorder(innermost(model)))  # inside of handlers that hide sites
     with torch.enable_grad(), _buffers_kept(model), undone():
         args, kwargs = tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (args, kwargs))
         trace: Any = poutine.block(poutine.trace(recorded).get_trace)(*args, **kwargs)
@@ -134,7 +134,7 @@ def known_weights(model: Callable) -> dict[str, Any]:
 
 
 def kind_of_call(args: tuple, kwargs: dict) -> Any:
-    """What may decide which sites a call observes: which arguments there are, and those that are no data."""
+    """What may decide which sites a call observes: which arguments it has, and those that are not data."""
     leaves, structure = tree_flatten((args, kwargs))
     return repr(structure), tuple(leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf) for leaf in leaves)
 
@@ -183,7 +183,7 @@ def _dependence(trace: Any, recorder: _Recorder) -> Look:
                 name.removesuffix("_unobserved") + "_observed" in observed
             )  # of obs_mask, which Pyro has guides cover
             found[name] = Latent(message, recorder.in_minibatch(name), on, evidence=imputed)
-    for one in reversed(found.values()):  # what a site with evidence depends on has it too
+    for one in reversed(found.values()):  # a site on which one with evidence depends has evidence too
         for other in one.on if one.evidence else ():
             found[other].evidence = True
     visible = {name: one for name, one in found.items() if name in trace.nodes}
@@ -191,7 +191,7 @@ def _dependence(trace: Any, recorder: _Recorder) -> Look:
 
 
 def _tensors(value: Any, within: tuple[Any, ...] = ()) -> Iterator[Tensor]:
-    """Those in a distribution, its transforms, and containers; ``within`` are what holds it."""
+    """The tensors in a distribution, its transforms and containers; ``within`` are the objects that hold it."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (Distribution, Transform)):

@@ -88,7 +88,7 @@ class MixedGuide(AutoGuideList):
         raise ValueError(f"site: expected one of the weight sites {list(self.weight_sites)}, got {site!r}")
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        self.prototype_trace = Trace()  # of nothing: each part sees the model by itself
+        self.prototype_trace = Trace()  # an empty one: each part runs the model by itself
 
     def _check_prototype(self, part_trace: Any) -> None:
         pass

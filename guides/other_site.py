@@ -1,4 +1,4 @@
-"""The latent sites of a model that are no weights: what Pyro's AutoNormal does, for one site."""
+"""The latent sites of a model that are not weights: what Pyro's AutoNormal does, for one site."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pyro_vd._pyro import adopt_stored_value
 
 
 def quantities(guide: nn.Module) -> set[str]:
-    """Names of what there is for a weight: "locs", "log_sigma2s" and so on."""
+    """Names of the quantities of a weight: "locs", "log_sigma2s" and so on."""
     return {name for name, child in guide.named_children() if type(child) is PyroModule}
 
 
@@ -28,9 +28,9 @@ def store(guide: nn.Module, quantity: str, site: str, value: Tensor, learnable: 
             setattr(owner, part, PyroModule())
         owner = getattr(owner, part)
     if name in owner._parameters or name in owner._buffers:
-        delattr(owner, name)  # from Pyro's store too, which would go on training it
+        delattr(owner, name)  # from Pyro's store too, or an optimizer would go on training it
     if learnable:
-        owner.register_parameter(name, nn.Parameter(value))  # not by setattr, which takes what Pyro's store has
+        owner.register_parameter(name, nn.Parameter(value))  # setattr would take the value in Pyro's store
     else:
         owner.register_buffer(name, value)
 
@@ -43,7 +43,7 @@ def read(guide: Any, quantity: str, site: str) -> Tensor:
     if parameter is not None and (guide._pyro_context.active or full_name in pyro.get_param_store()):
         adopt_stored_value(full_name, parameter)
     if parameter is not None and not parameter.requires_grad:
-        return parameter  # frozen by the user: not one that a step meets, whose momentum would go on moving it
+        return parameter  # frozen by the user: a step must not meet it, or its momentum would go on moving it
     return getattr(owner, name)
 
 

@@ -1,4 +1,4 @@
-"""How an automatic guide comes to know its sites: from the nets of its model, a state dict, and runs of the model."""
+"""How an automatic guide finds its sites: in the nets of its model, a state dict, and runs of the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Where = Callable[[str], bool] | str | tuple | list | None
 class SiteGuide(AutoGuide):
     """Abstract: an automatic guide with parameters for the weights of a model, and for its other latent sites.
 
-    The weights of every BayesianModule are known at once. Whatever else is latent is seen in runs of the model: in the
+    The weights of every BayesianModule are known at once. Other latent sites are found in runs of the model: in the
     first call, and in every call of another kind until one has observed something.
 
     Args:
@@ -42,14 +42,14 @@ class SiteGuide(AutoGuide):
     prototype_trace: Any  # of the first run of the model: no more than what it was called with
     unit_dim: Any = None  # dimension where the units lie, in families whose noise is shared by units
 
-    @torch.inference_mode(False)  # in which tensors are made that cannot be trained
+    @torch.inference_mode(False)  # tensors that are made in it cannot be trained
     def __init__(
         self, model: Callable, where: Where, init_loc_fn: Callable[[Any], Tensor], create_plates: Callable | None
     ):
         super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
         self.register_load_state_dict_pre_hook(check_finite_state)
         self._named, self._where = where, None if where is None else site_matcher(where)
-        self._others: dict[str, str] = {}  # site that is no weight -> name of its NormalSite
+        self._others: dict[str, str] = {}  # site that is not a weight -> name of its NormalSite
         self._prototypes: dict[str, Prototype] = {}  # of every site that is covered, in the order of the model
         self._starts: dict[str, Any] = {}  # site of a net -> what it started from, until the model has run
         self._calls: set[Any] | None = set()  # the kinds of calls seen; None once one has observed something
@@ -160,7 +160,7 @@ class SiteGuide(AutoGuide):
         self._others[site] = part
 
     def _follow(self, site: str, message: Any) -> None:
-        """Where a net was moved, or given other values, before the model first ran: so is the start of its weight."""
+        """If a net was moved, or given other values, before the model first ran, the start of its weight follows."""
         if site not in self._starts:
             return
         origin, version = self._starts.pop(site)
@@ -216,7 +216,7 @@ class SiteGuide(AutoGuide):
         state = {key.removeprefix(prefix): t for key, t in state_dict.items() if key.startswith(prefix)}
         made = [] if self._calls is None else list(self._foreseen(state))
         own = {key: tensor.shape for key, tensor in self.state_dict().items()}
-        if made and own != {key: tensor.shape for key, tensor in state.items()}:  # torch says what does not match
+        if made and own != {key: tensor.shape for key, tensor in state.items()}:  # torch names the mismatch
             for site in made:
                 self._forget(site)
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ class SiteGuide(AutoGuide):
             yield site
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pyro's own takes the model away from the guide that is copied.
+        # Pyro's own method removes the model from the guide that is copied.
         return {**self.__dict__, "_model": None, "master": None, "_starts": {}}
 
     def __deepcopy__(self, memo: dict) -> Any:

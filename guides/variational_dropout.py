@@ -86,7 +86,7 @@ class AutoVariationalDropout(WeightGuide):
 
     def _projected(self, site: str) -> Tensor:
         log_alpha = self._read("log_alphas", site)
-        # On .data: the projection is no part of the graph, and must not count as a change of a tensor that
+        # On .data: the projection is not part of the graph, and must not count as a change of a tensor that
         # an earlier particle saved for its backward pass (it is the same value by then).
         log_alpha.data.clamp_(max=0.0)
         return log_alpha

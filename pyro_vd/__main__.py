@@ -1,7 +1,7 @@
 """``python -m pyro_vd``: what is installed, and whether it works here.
 
     python -m pyro_vd              versions, devices, compiler, and a self-test of a few seconds
-    python -m pyro_vd --compile    the same with a compiled step; half a minute where nothing is in the compiler's cache
+    python -m pyro_vd --compile    the same with a compiled step; half a minute where the compiler's cache is empty
 
 Exits with 0 where every check has passed, and with 1 otherwise.
 """
@@ -98,10 +98,10 @@ def main(argv: list[str] | None = None) -> int:
     for name, check in checks.items():
         start = time.perf_counter()
         pyro.set_rng_seed(0)
-        with pyro.get_param_store().scope():  # what a caller has in the store stays
+        with pyro.get_param_store().scope():  # the parameters of a caller stay in the store
             try:
                 verdict, found = "passed", check()
-            except Exception as error:  # of whatever kind: this is what the command is for
+            except Exception as error:  # of any kind: the command reports it
                 verdict, found, passed = "FAILED", f"{type(error).__name__}: {error}", False
         print(f"{name:<12} {verdict} in {time.perf_counter() - start:.1f} s: {found}", flush=True)
     return 0 if passed else 1

@@ -4,7 +4,7 @@ Tried with pyro-ppl 1.9.2. Sources: https://github.com/pyro-ppl/pyro,
 ``pyro/params/param_store.py`` (``_params``), ``pyro/poutine/messenger.py`` (``_context_wrap``),
 ``pyro/poutine/runtime.py`` (``_PYRO_STACK``), ``pyro/poutine/trace_struct.py``,
 ``pyro/infer/trace_mean_field_elbo.py``, ``pyro/optim/optim.py`` (``_get_optim``,
-``_state_waiting_to_be_consumed``), and for what is no step ``pyro/infer/predictive.py``, ``pyro/infer/elbo.py`` and
+``_state_waiting_to_be_consumed``), and for runs without a step ``pyro/infer/predictive.py``, ``pyro/infer/elbo.py`` and
 ``pyro/infer/autoguide/guides.py``. ``test_pyro_corners.py`` and ``test_run_corners.py`` in ``tests/pyro_seam`` have
 one test for each, which names what broke; those of ``pyro.optim`` are tested by ``tests/compiled/test_svi_saved.py``,
 and ``pyro/poutine/subsample_messenger.py`` (``_Subsample``) by ``tests/predict/test_predictive_distribution.py``.
@@ -38,7 +38,7 @@ from torch.distributions import constraints
 
 
 class _Registered:
-    """Which tensors of the store modules of this library have put there themselves.
+    """The tensors that modules of this library have put into Pyro's store.
 
     A tensor that is there without having been put there was loaded. ``pyro.clear_param_store()`` gives the store
     another table, which ends all that was known of the old one.
@@ -64,14 +64,14 @@ _registered = _Registered()
 def adopt_stored_value(name: str, parameter: nn.Parameter, constraint: Any = constraints.real) -> None:
     """Put ``parameter`` into Pyro's store under ``name``; a value that was loaded into the store is copied to it first.
 
-    The store has the last word where it was loaded: it may hold a checkpoint. But the tensor stays that of the module,
+    A loaded store has priority, since it may hold a checkpoint. But the tensor stays that of the module,
     so that an optimizer over its parameters trains what the model uses. Where the store has a parameter that another
     module has put there, ``parameter`` takes its place, and both keep their values.
 
     Args:
         name: full name of the parameter.
         parameter: in unconstrained space.
-        constraint: what Pyro constrains it by.
+        constraint: its constraint in Pyro.
 
     Raises:
         ValueError: the store's tensor has another shape.
@@ -97,7 +97,7 @@ def adopt_stored_value(name: str, parameter: nn.Parameter, constraint: Any = con
 
 
 def under_handler(fn: Any) -> Callable | None:
-    """What a handler such as ``poutine.block(fn)`` wraps; None where ``fn`` is no wrapped function."""
+    """What a handler such as ``poutine.block(fn)`` wraps; None where ``fn`` is not a wrapped function."""
     split = _split(fn)
     return None if split is None else split[1]
 
@@ -110,7 +110,7 @@ def innermost(fn: Callable) -> Callable:
 
 
 def in_handlers_of(fn: Any, inner: Callable) -> Callable:
-    """``inner`` under the handlers that ``fn`` is wrapped in, the same objects."""
+    """``inner`` wrapped in the handlers of ``fn``, which are the same objects."""
     split = _split(fn)
     return inner if split is None else split[0](in_handlers_of(split[1], inner))
 
@@ -123,10 +123,10 @@ def _split(fn: Any) -> tuple[Messenger, Callable] | None:
 
 
 def net_parameter(name: str, parameter: nn.Parameter) -> Tensor:
-    """``pyro.param(name, parameter)``, which leaves no mark on the parameter.
+    """``pyro.param(name, parameter)``, without a weak reference at the parameter.
 
-    What Pyro returns points to the unconstrained tensor by a weak reference, with which no net can be pickled. Here
-    it is a view of the parameter that does. A mark that was there stays: of a PyroModule around the net, whose
+    What Pyro returns has a weak reference to the unconstrained tensor, and a net that holds one cannot be pickled. Here
+    a view of the parameter has it. A reference that was there stays: that of a PyroModule around the net, whose
     ``pyro.module`` has put the parameter into a trace.
     """
     return _net_parameter(name, parameter, constraint=constraints.real, event_dim=None, name=name)  # type: ignore
@@ -146,14 +146,14 @@ def _net_parameter(name: str, parameter: nn.Parameter, constraint: Any, event_di
 def parameters_met(trace: Any) -> dict[str, Any]:
     """The unconstrained tensor of every parameter in a trace.
 
-    Where ``pyro.settings`` has ``module_local_params``, a plain parameter of a module is that itself.
+    With ``module_local_params`` in ``pyro.settings``, a plain parameter of a module is its own unconstrained tensor.
     """
     values = {name: site["value"] for name, site in trace.nodes.items()}
     return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
 
 
 class Noted(Messenger):
-    """Notes in the trace what a site says of its weight, since a replayed site has the ``infer`` of the guide's."""
+    """Keeps in the trace what the model says of a weight, since a replayed site has the ``infer`` of the guide."""
 
     def __init__(self, infer: dict[str, Any]):
         super().__init__()
@@ -173,7 +173,7 @@ def node_of_trace(site: str) -> Any:
 
 
 class Prediction(Messenger):
-    """Marks a run whose log likelihood nobody asks for: there the size of a plate limits nothing."""
+    """Marks a run for prediction, whose log likelihood is not used: there a plate may have any size."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -187,7 +187,7 @@ def is_prediction() -> bool:
 
 
 def handlers_are_active() -> bool:
-    """Whether the caller runs under effect handlers of its own, which no recording would know of."""
+    """Whether the caller runs under effect handlers of its own, which a recording would not contain."""
     return bool(_PYRO_STACK)
 
 
@@ -198,7 +198,7 @@ def is_scoring() -> bool:
     """Whether Pyro is evaluating log_probs of a finished trace.
 
     Pyro's own ELBOs evaluate the log_prob of every site, weights too, also where the KL is analytic. That is no
-    use of the weight by the model, and nothing in the arguments tells one from the other.
+    use of the weight by the model, but the arguments of both calls are the same.
     """
     return _runs_under(_SCORING)
 
@@ -244,7 +244,7 @@ def make_optimizers(optim: PyroOptim, parameters: Iterable[torch.Tensor]) -> Non
 
 
 def load_optimizers(optim: PyroOptim, states: dict[str, Any]) -> None:
-    """As ``optim.set_state(states)``, and those that are made already load theirs at once."""
+    """Like ``optim.set_state(states)``, but optimizers that exist already load their state at once."""
     names = store_tables()[1]
     optim.set_state(states)
     for parameter, one in optim.optim_objs.items():
@@ -265,7 +265,7 @@ def store_dicts() -> list[dict]:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Within it an interrupt may leave handlers on Pyro's stack; at the end it is as before."""
+    """A context after which Pyro's stack is as before, also where an interrupt has left handlers on it."""
     before = list(_PYRO_STACK)
     try:
         yield

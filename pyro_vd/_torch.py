@@ -1,4 +1,4 @@
-"""The private corners of PyTorch that random weights stand on, each in one place; and two numerical helpers.
+"""The private corners of PyTorch that random weights use, each in one place; and two numerical helpers.
 
 Tried with torch 2.11.0 to 2.15.0. Sources: https://github.com/pytorch/pytorch, at the path beside each name.
 ``test_torch_corners.py`` and ``test_backward_corners.py`` in ``tests/core`` have one test for each, which names what
@@ -35,10 +35,10 @@ def applied(function: type[Function], *inputs: Any) -> Any:
     """``function.apply(*inputs)``, for a function with ``setup_context``, in less time.
 
     ``apply`` inspects the signature of ``forward`` in every call, which takes longer than an operation on a small
-    tensor. Where no transform of ``torch.func`` is active, only the filling in of defaults is lost without it.
+    tensor. Where no transform of ``torch.func`` is active, the inspection does nothing but fill in defaults.
     See ``torch/autograd/function.py``, ``Function.apply``.
     """
-    # A view: a Function looks at the tensor itself, which torch function modes have not met.
+    # A view, because torch function modes see operations on tensors, but not the inputs of a Function.
     inputs = tuple(one.view_as(one) if isinstance(one, Tensor) else one for one in inputs)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*inputs)
@@ -65,9 +65,9 @@ def share_storage(first: Tensor, second: Tensor) -> bool:
 
 
 def visible(function: Any, **names: Any) -> Any:
-    """A copy of a Python function of torch that runs on random weights instead of handing itself over to them.
+    """A copy of a Python function of torch that computes with random weights instead of dispatching to their rules.
 
-    Nothing of torch is changed: the copy has global names of its own. It stands on ``function.__code__`` and on the
+    Torch itself is not changed: the copy has global names of its own. It relies on ``function.__code__`` and on the
     name ``has_torch_function`` in ``torch/nn/functional.py``.
     """
     copy = FunctionType(
@@ -82,7 +82,7 @@ def visible(function: Any, **names: Any) -> Any:
 
 
 def parameters_of(operation: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
-    """The parameters of an operation, None where nobody knows them.
+    """The parameters of an operation, None where they are unknown.
 
     PyTorch keeps a stand-in with the signature of every function that it dispatches on types
     (``torch/overrides.py``, ``get_testing_overrides``).
@@ -104,7 +104,7 @@ def full_name(function: Any) -> str:
 
 
 def reciprocal_or_zero(x: Tensor) -> Tensor:
-    """``1 / x``, but 0 at 0; in few passes over memory, which masks would not be."""
+    """``1 / x``, but 0 at 0; it takes fewer passes over memory than a mask."""
     return x.sign().div_(at_least_tiny(x.abs()))
 
 
@@ -193,7 +193,7 @@ def current_noise(like: Tensor) -> Tensor:
 
 @contextmanager
 def noise_rewound_on_failure() -> Iterator[None]:
-    """Where an exception ends it, random numbers go on as if nothing had been drawn in it."""
+    """A context; if an exception ends it, random numbers go on as if nothing had been drawn in it."""
     states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         yield

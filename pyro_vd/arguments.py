@@ -1,4 +1,4 @@
-"""Arguments of models and guides: what is no program, data of another library or type, states that are not finite."""
+"""Checks of models, guides and their arguments: not callable, data of another library or type, not finite."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def check_guide(guide: Any) -> Any:
 
 @contextmanager
 def data_explained(owner: str, args: tuple, kwargs: Mapping[str, Any], parameters: Collection[Tensor] = ()) -> Iterator:
-    """Within it a failure over data of another library, type or precision says so.
+    """A context in which an error that comes from data of another library, type or precision says so.
 
-    Data that a model does take are never refused: they are looked at after it has failed.
+    Data that a model accepts are never refused: they are examined only after it has failed.
 
     Args:
         owner: what is called.
@@ -110,7 +110,7 @@ def finite_numbers(name: str, value: Any) -> np.ndarray:
 
 
 def _problem(argument: Any, parameters: Collection[Tensor], error: str) -> tuple[str, str] | None:
-    """What is wrong with an argument on which a model failed, and what to write instead; None where nothing is seen."""
+    """What is wrong with an argument on which a model failed, and what to write instead; None if nothing is found."""
     kind = type(argument)
     if isinstance(argument, torch.utils.data.DataLoader):
         return "a DataLoader", "write for x, y in loader: svi.step(x, y)"

@@ -1,4 +1,4 @@
-"""What a pair of model and guide must be, checked site by site; and which input of a step is not finite."""
+"""Checks that model and guide fit together, site by site; and which input of a step is not finite."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _PARTICLES = "num_particles_vectorized"  # Pyro's name for the plate of vectoris
 
 
 class GuideCovers(Messenger):
-    """Stops the model at a latent site that the guide does not have, before its prior is drawn, and at a repeat.
+    """Raises at a latent site that the guide does not have, before its prior is drawn, and at a repeated name.
 
-    To be inside of ``poutine.replay``, which takes away what the model says of a site.
+    It belongs inside of ``poutine.replay``, which overwrites what the model says of a site.
 
     Attributes:
         weights: the sites that are weights, as far as the model has come: those of a BayesianModule, each with the
@@ -128,7 +128,7 @@ def _is_of_shape(q: Any, p: Any) -> bool:
 
 
 def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMessenger) -> None:
-    """Say once for each of the ``weights`` that it is drawn once a step, where the estimator asks for more."""
+    """Warn once for each of the ``weights`` that is drawn once a step although the estimator asks for more."""
     warned = messenger.warned
     for name in weights:
         site = guide_trace.nodes.get(name)
@@ -152,7 +152,7 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
 
 
 def is_point(name: str, guide_trace: Any) -> bool:
-    """Whether a weight has no noise at all, as by ``AutoDelta``; ``AutoNormal`` has its noise in a site beside it."""
+    """Whether a weight has no noise at all, as with ``AutoDelta``; ``AutoNormal`` has its noise in another site."""
     noises = [other for other, site in guide_trace.iter_stochastic_nodes() if site["infer"].get("is_auxiliary")]
     joint = any(not other.endswith("_unconstrained") for other in noises)
     is_delta = isinstance(base_distribution(guide_trace.nodes[name]["fn"]), Delta)
@@ -160,7 +160,7 @@ def is_point(name: str, guide_trace: Any) -> bool:
 
 
 def check_observed(model_trace: Any) -> None:
-    """Raise for an observed value that would be broadcast against its distribution, into pairs that nobody meant."""
+    """Raise for an observed value that would be broadcast against its distribution, into unintended pairs."""
     for name in model_trace.observation_nodes:
         site = model_trace.nodes[name]
         fn, value = site["fn"], site["value"]
@@ -216,7 +216,7 @@ def check_gradient(loss: Tensor, parameters: dict[str, Tensor], args: tuple, kwa
 def check_scales(name: str, model_scale: Any, guide_scale: Any) -> None:
     """Raise where model and guide scale a latent site differently."""
     numbers = isinstance(model_scale, (int, float)) and isinstance(guide_scale, (int, float))
-    # Tensors are not compared: a host synchronisation.
+    # Tensors are not compared, since that would synchronise with the host.
     tensors = isinstance(model_scale, Tensor) and isinstance(guide_scale, Tensor)
     if not (tensors or (numbers and math.isclose(model_scale, guide_scale, rel_tol=1e-6))):
         raise ValueError(

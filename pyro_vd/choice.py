@@ -94,7 +94,7 @@ def priors_of(
 
     Raises:
         ValueError: a parameter without a prior; a key of a mapping that matches none; a prior of another shape.
-        TypeError: no distribution.
+        TypeError: not a distribution.
     """
     owners = {name: choice.owners[name] for name in choice.random}
     priors = {
@@ -146,7 +146,7 @@ class _Layers:
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """The weights of all layers, with the words that say why."""
+        """The weights of all layers, each with the reason in words."""
         found = {}
         for name, parameter in self.parameters.items():
             _, layer, key = self.owner(name)
@@ -163,7 +163,7 @@ class _Layers:
         return found
 
     def weights_of(self, types: tuple[type, ...]) -> set[str]:
-        """The weights of the layers of the ``types``; of one without any known, what looks like one."""
+        """The weights of the layers of the ``types``; of a layer without known ones, what looks like a weight."""
         owned: dict[nn.Module, list[str]] = {}
         for name in self.parameters:
             if isinstance(self.owner(name)[1], types):
@@ -223,7 +223,7 @@ class _Layers:
         return "not multiplied by data in an operation of the table"
 
     def say_what_is_left_out(self, random: Mapping[str, str], name: str) -> None:
-        """Warn where most of the matrices are deterministic, or some are of layers that nothing is known of."""
+        """Warn where most of the matrices are deterministic, or some belong to layers of an unknown kind."""
         matrices = {key: one.numel() for key, one in self.parameters.items() if one.requires_grad and one.dim() > 1}
         left_out = [key for key in matrices if key not in random]
         share = sum(matrices[key] for key in random if key in matrices) / max(sum(matrices.values()), 1)

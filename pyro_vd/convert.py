@@ -60,7 +60,7 @@ def to_numpyro(guide: Any, library: str = "linen", layers: Mapping[str, str] | N
         ``{name: array}``, e.g. ``auto.locs.net.layers_0.kernel`` and ``net.layers_0.bias``.
 
     Raises:
-        ValueError: a guide that was not called; a parameter that is of no Linear or Conv layer.
+        ValueError: a guide that was not called; a parameter of another layer than Linear or Conv.
 
     Example:
         >>> import pyro_vd as vd
@@ -134,7 +134,7 @@ def from_numpyro(params: Mapping[str, Any], guide: Any, layers: Mapping[str, str
 
 
 def _check_layers(layers: Any, entries: list[_Entry]) -> None:
-    """Raise for a mapping that is none, or names a layer that there is not."""
+    """Raise for a value that is not a mapping, or that names an unknown layer."""
     if layers is None:
         return
     if not isinstance(layers, Mapping) or not all(isinstance(one, str) for pair in layers.items() for one in pair):
@@ -205,7 +205,7 @@ def _entries(guide: Any) -> list[_Entry]:
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], nets: Mapping[str, nn.Module]) -> dict[str, _Layer]:
-    """Those of Linear and Conv; where no net is known, whatever has a weight of two dimensions or more."""
+    """The layers Linear and Conv; where the net is unknown, every layer with a weight of two dimensions or more."""
     layers: dict[str, _Layer] = {}
     channels: int | None = None
     for name, shape in shapes.items():

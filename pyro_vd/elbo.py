@@ -176,7 +176,7 @@ class TraceVD_ELBO(ELBO):
 
     @undone()
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; no step, so that buffers stay as they are."""
+        """The loss as a number. It is not a step: buffers stay as they are."""
         return float(self.checked_terms(model, guide, *args, **kwargs).loss.detach())
 
     @undone(only_on_failure=True)

@@ -29,7 +29,7 @@ from pyro_vd.weights import RandomWeight
 
 Values = Mapping[nn.Parameter, Tensor]
 
-ONE_RUN = threading.RLock()  # held by a run of a net or model: nets, and Pyro's handlers, are those of all threads
+ONE_RUN = threading.RLock()  # held during a run of a net or model: all threads share the nets and Pyro's handlers
 
 
 def call_with(net: nn.Module, values: Values, args: tuple, kwargs: dict, update_buffers: bool = True) -> Any:
@@ -94,7 +94,7 @@ def in_use() -> RuntimeError:
 
 
 def _uncompiled(modules: list[nn.Module]) -> Any:
-    """A context in which compiled modules run eagerly: a compiler takes a parameter for a parameter."""
+    """A context in which compiled modules run eagerly: compiled code expects parameters, not drawn weights."""
     compiled = any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules)
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
@@ -153,8 +153,8 @@ class _Exchange:
                     module._buffers[key] = copies[buffer]
 
     def give_way(self) -> None:
-        """Take the values out for those of another call, which the same backward pass has come to."""
-        # It is at the latest operation first: what it has left of one call comes after all of the next.
+        """Take the values out, because the backward pass has reached another call."""
+        # A backward pass begins with the latest operation: it leaves a later call before it reaches an earlier one.
         if self._inside is True or self._thread != threading.get_ident():
             raise in_use()
         self.take_out(self._inside)

@@ -53,7 +53,7 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
     Raises:
         ValueError: unknown ``reuse``, or "auto" with another; after a run, a name in ``shared_sites`` that the guide
             does not have.
-        TypeError: a guide that cannot be called; ``shared_sites`` that are no list of names.
+        TypeError: a guide that cannot be called; ``shared_sites`` that are not a list of names.
 
     See Also:
         :func:`pyro_vd.lrt_report` for what became of each weight.

@@ -1,7 +1,7 @@
 """What the modules of a net hold, and how they get it back after a call that has put other weights in.
 
-Layers keep weights in attributes too: a mask or an old-style norm the weight that it computes in a hook, a recurrent
-layer a list of all its weights.
+Layers keep weights in attributes too: a mask or an old-style norm keeps what its hook computes, a recurrent
+layer keeps a list of all its weights.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def modules_of(net: nn.Module) -> list[nn.Module]:
 
 
 def copied(net: nn.Module) -> nn.Module:
-    """A deep copy; also where an attribute is no leaf of autograd, which ``copy.deepcopy`` refuses."""
+    """A deep copy; also where an attribute is not a leaf of autograd, which ``copy.deepcopy`` refuses."""
     memo: dict[int, Any] = {}
     for module in modules_of(net):
         for tensor in tensors_in(list(vars(module).values())):

@@ -47,7 +47,7 @@ def kl_log_uniform(log_alpha: Tensor, method: LogUniformKL = "sigmoid") -> Tenso
 
     Raises:
         ValueError: unknown method.
-        TypeError: no floating point tensor.
+        TypeError: not a floating point tensor.
 
     Example:
         >>> kl_log_uniform(torch.tensor([-4.0, 0.0, 4.0]), "exact")
@@ -66,7 +66,7 @@ def kl_log_uniform(log_alpha: Tensor, method: LogUniformKL = "sigmoid") -> Tenso
 def kl_ard(log_alpha: Tensor) -> Tensor:
     """KL(N(loc, scale**2) || N(0, tau**2)) of each weight, the prior fitted: tau**2 = loc**2 + scale**2.
 
-    ``0.5 * log1p(1 / alpha)``. The prior is another one than in :func:`kl_log_uniform`: the two
+    ``0.5 * log1p(1 / alpha)``. The prior is not that of :func:`kl_log_uniform`: the two
     cannot be compared by value.
 
     Args:

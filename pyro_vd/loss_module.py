@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TrainedModule(nn.Module):
-    """Abstract: a module without a net's own values of its random weights among its parameters.
+    """Abstract: a module whose parameters leave out a net's own values of its random weights.
 
     A guide has parameters of its own for these, and nothing that the loss computes depends on the values in the net:
     no gradient ever comes to them, which ``DistributedDataParallel`` takes for an error.
@@ -55,9 +55,9 @@ class TrainedModule(nn.Module):
 class LossModule(TrainedModule):
     """What ``TraceVD_ELBO()(model, guide)`` returns: its call is the loss, its parameters are to be trained.
 
-    It is as Pyro's ``ELBOModule``, with the same attributes and names of parameters. A model or guide that is a
+    It is like Pyro's ``ELBOModule``, with the same attributes and names of parameters. A model or guide that is a
     function contributes the modules it refers to (see :func:`pyro_vd.references.referenced_modules`), as
-    ``referenced``. A net's own values of its random weights are no parameters of the loss: nothing trains them. So it
+    ``referenced``. A net's own values of its random weights are not parameters of the loss: nothing trains them. So it
     can be wrapped in ``torch.nn.parallel.DistributedDataParallel``, or sharded by ``fully_shard(loss)`` (FSDP2), as it
     is. Seed the processes differently after the guide is made, or all have the same noise.
 

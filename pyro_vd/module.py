@@ -140,7 +140,7 @@ class BayesianModule(nn.Module):
         return {name: self._sample(name, parameters[name]) for name in self.weight_names}
 
     def _values(self, parameters: dict[str, nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-        """What the net is called with in the place of its own parameters."""
+        """The values that replace the net's own parameters in a call."""
         gone = [name for name in self.priors if name not in parameters]
         if gone:
             raise ValueError(

@@ -20,7 +20,7 @@ from pyro_vd.scoring import deferred_log_prob
 class ImproperLogUniform(TorchDistribution):
     """The improper log-uniform prior on the real line, ``log p(w) = -log |w|`` up to a constant.
 
-    It cannot be sampled and has no normaliser; what it is for is an analytic KL to a Gaussian weight
+    It cannot be sampled and has no normaliser; its purpose is an analytic KL to a Gaussian weight
     (:func:`pyro_vd.kl.kl_log_uniform`), which has no dependence on the scale of the weight. With a
     likelihood it gives in general no proper posterior (Hron, Matthews, Ghahramani 2018,
     arXiv:1807.01969): report held-out likelihood, never compare its bound across models.
@@ -119,7 +119,7 @@ class TruncatedLogUniform(TorchDistribution):
                     "finite sizes |w|, the sign is free"
                 )
         super().__init__(self.low.shape, validate_args=False)
-        self.__dict__.pop("_validate_args")  # as Pyro says at the time, for the values of log_prob
+        self.__dict__.pop("_validate_args")  # Pyro's setting at construction, for the values of log_prob
         if validate_args is not None:
             self._validate_args = validate_args
 

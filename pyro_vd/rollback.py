@@ -36,7 +36,7 @@ _ACTIVE: ContextVar[tuple[_Log, ...]] = ContextVar("_ACTIVE", default=())
 
 @contextmanager
 def undone(only_on_failure: bool = False) -> Iterator[None]:
-    """Within it nets may run; at its end, or only where an exception ends it, their buffers are as before."""
+    """A context for runs of nets; at its end, or only if an exception ends it, their buffers are as before."""
     log = _Log()
     token = _ACTIVE.set((*_ACTIVE.get(), log))
     try:

@@ -23,7 +23,7 @@ _PRODUCTS = {T.mul, T.__mul__, T.__rmul__}
 class Deferred(Tensor):
     """What ``compute()`` returns, computed when an operation asks for more than its shape.
 
-    Pyro's ELBOs have the log_prob of every weight evaluated, and those with an analytic KL make no use of it. What
+    Pyro's ELBOs evaluate the log_prob of every weight, and those with an analytic KL do not use it. What
     distributions and Pyro do to it, sums and a scale, is deferred too.
 
     Args:

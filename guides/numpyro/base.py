@@ -1,4 +1,4 @@
-"""What every guide of random weights shares: which sites it covers, where it starts, how it samples."""
+"""The base of every guide of random weights: which sites it covers, where it starts, how it samples."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class WeightGuide(AutoGuide):
         self._weights: dict[str, Any] = {}  # messages of the weight sites
         self._others: dict[str, OtherSite] = {}
         self._parameters = Parameters(type(self).__name__, prefix)
-        self._drawn_nets: list[Any] | None = None  # by a look with parameters given
+        self._drawn_nets: list[Any] | None = None  # by a run with parameters given
 
     @property
     def weight_sites(self) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ class WeightGuide(AutoGuide):
 
         Raises:
             ValueError: a parameter is missing, has another shape, or is of another family of guides.
-            TypeError: ``params`` is no mapping from names to arrays.
+            TypeError: ``params`` is not a mapping from names to arrays.
         """
         self._check_given(params)
         return {site: self.posterior(params, site) for site in self.weight_sites}
@@ -122,7 +122,7 @@ class WeightGuide(AutoGuide):
         plates = self._create_plates(*args, **kwargs)
         params = {name: numpyro.param(name, value) for name, value in self._parameters.learned.items()}
         result: dict[str, Any] = {}
-        for site in self._order:  # that of the model: other ELBOs take another for a sign of dependence
+        for site in self._order:  # in the order of the model: other ELBOs take another order for dependence
             other, message = self._others.get(site), self._weights.get(site)
             with ExitStack() as stack:
                 for frame in other.frames if message is None else message["cond_indep_stack"]:  # type: ignore
@@ -134,7 +134,7 @@ class WeightGuide(AutoGuide):
                 posterior = self.posterior(params, site)
                 result[site] = numpyro.sample(site, posterior.to_event(message["fn"].event_dim - posterior.event_dim))
         if any(map(is_traced, jax.tree.leaves([self._parameters.starts, list(self._others.values())]))):
-            # The first call was traced: what it saw does not outlive the trace.
+            # The first call was traced: what it found is invalid after the trace.
             self.prototype_trace, self._weights = None, {}
         return result
 
@@ -163,7 +163,7 @@ class WeightGuide(AutoGuide):
     ) -> None:
         """Make a quantity a trained parameter, or a constant of the guide, keeping its value.
 
-        Begin with ``svi.init`` anew afterwards: the parameters are others. With ``params`` the others of this guide
+        Call ``svi.init`` again afterwards, since the parameters have changed. With ``params`` the others of this guide
         keep their values too.
 
         Args:
@@ -203,7 +203,7 @@ class WeightGuide(AutoGuide):
         return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
     def _look(self, args: tuple, kwargs: dict) -> None:
-        """See the model. A look with parameters given, to predict, is no start of a training: that looks anew."""
+        """Run the model to see its sites. A run with given parameters predicts, and training runs it again."""
         forget_start(self._drawn_nets or ())
         unbound = [net for net in nets_of(self.model) if not net.priors]
         self._setup_prototype(*args, **kwargs)

@@ -1,6 +1,6 @@
-"""Which latent sites of a model are a guide's to cover, and which are the model's own to predict.
+"""Which latent sites of a model a guide covers, and which it leaves to the model.
 
-A guide may be called first without labels: a label that is not observed then looks as any latent site does.
+A guide may be called first without labels, and a label that is not observed looks like any latent site.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def covered_sites(
     """The latent sites of a trace that a guide may cover, by name.
 
     Not a site of a minibatch: inside a :func:`pyro_vd.numpyro.data_plate`, or a plate that subsamples. Where the model
-    observes nothing in this call, not a site that depends on others and that none depends on: so does a label.
+    observes nothing in this call, not a site that depends on others and that none depends on: it may be a label.
 
     Args:
         program: the model as it was run for the trace.

@@ -69,7 +69,7 @@ class MixedGuide(AutoGuide):
 
 
 def _estimated(site: Any) -> dict[str, Any]:
-    """What TraceVD_ELBO asks: the KL of a site of NumPyro's own guides is estimated where it has no closed form."""
+    """For TraceVD_ELBO: the KL of a site of NumPyro's own guides is estimated where it has no closed form."""
     return {"estimate_kl": True}
 
 
@@ -84,7 +84,7 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
         *guides: guides with ``where=``, no two on the same site, or any other automatic guide of a part.
 
     Raises:
-        TypeError: no guide, or what is no automatic guide.
+        TypeError: no guide, or one that is not automatic.
         ValueError: two guides on one site, when it is called.
 
     Example:

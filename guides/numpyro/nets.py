@@ -1,4 +1,4 @@
-"""The nets of a model, found without running it: what a guide knows of its weights before it has seen data."""
+"""The nets of a model, found without running it: a guide knows their weights before it has seen data."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def known_weights(model: Any) -> dict[str, Any]:
 def nets_of(program: Callable) -> list[BayesianModule]:
     """The BayesianModules that a program may call.
 
-    Looked through are what the code of a function names (its closure, its defaults, globals, and attributes of these),
-    ``functools.partial``, bound methods, effect handlers, and containers. Not seen is a net that is made in the call,
-    or that is looked up by a string.
+    The search goes through what the code of a function names (closure, defaults, globals, their attributes),
+    ``functools.partial``, bound methods, effect handlers, and containers. It does not see a net that is made in the
+    call, or that is looked up by a string.
     """
     found: list[BayesianModule] = []
     for net in _nets(program, (), []):

@@ -1,4 +1,4 @@
-"""The latent sites beside the weights, a noise scale for one: a Gaussian on the real line, mapped to their support."""
+"""Latent sites other than weights, such as a noise scale: a Gaussian on the real line, mapped to their support."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Params = Mapping[str, Any]
 
 
 class Parameters:
-    """Named ``f"{prefix}.{quantity}.{site}"``; the values that are trained lie with the user.
+    """Named ``f"{prefix}.{quantity}.{site}"``; the user keeps the values that are trained.
 
     Args:
         guide: class name of the guide, for errors.
@@ -46,7 +46,7 @@ class Parameters:
         return {name: value for name, value in self.starts.items() if name not in self.fixed}
 
     def store(self, quantity: str, site: str, value: Array, learnable: bool) -> None:
-        """Begin a parameter, or keep a constant; what ``set_learnable`` chose before holds."""
+        """Start a parameter, or keep a constant; an earlier choice of ``set_learnable`` holds."""
         name = self.name(quantity, site)
         self.starts[name] = self._kept.get(name, value)
         if not self._chosen.get(name, learnable):

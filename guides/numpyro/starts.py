@@ -1,4 +1,4 @@
-"""Where a guide starts: its model seen once for the shapes of its sites."""
+"""Where a guide starts: its model is run once for the shapes of its sites."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def init_to_net_value(site: Any = None) -> Any:
     A site of a hand-written model starts at its prior's median, and under the improper log-uniform
     prior, which has none, uniformly within ``1 / sqrt(fan_in)``, its last dimension taken for that of its output units.
     """
-    if site is None:  # as NumPyro's own ask for their function
+    if site is None:  # as with NumPyro's own functions
         return partial(init_to_net_value)
     if site["type"] != "sample" or site["is_observed"]:
         return None
@@ -41,8 +41,8 @@ def init_to_net_value(site: Any = None) -> Any:
 def seen(program: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The sites of a program that :func:`started` made.
 
-    It is run for its shapes alone, and nothing is computed but the starts. Where a start or a distribution is made of
-    arrays that the model computes, it is run for their values too.
+    The program is run for its shapes alone; only the starts are computed. Where a start or a distribution depends on
+    arrays that the model computes, the program is run for their values too.
     """
     sites: dict[str, Any] = {}
     with handlers.block():
@@ -70,7 +70,7 @@ def started(model: Callable, key: Array, init_loc_fn: Callable) -> Callable:
 
 
 def _is_abstract(site: Any) -> bool:
-    """Whether what is kept of a latent site is not known: its start, or the distribution of one beside the weights."""
+    """Whether a site's start, or the distribution of one that is not a weight, is unknown without its values."""
     kept = [site["value"]] if "net_parameter" in site["infer"] else [site["value"], site["fn"]]
     return any(map(is_traced, jax.tree.leaves(kept)))
 

@@ -49,7 +49,7 @@ def matching(
     frozen: Collection[str] = (),
     kind: str = "module",
 ) -> dict[str, str]:
-    """The parameters that ``where`` chooses, in their order, each with the words that say by what.
+    """The parameters that ``where`` chooses, in their order, each with the reason in words.
 
     Args:
         where: a type or several; a name or pattern, or several; or one function ``(name, owner) -> bool``.
@@ -96,7 +96,7 @@ def prior_for(
 
     Raises:
         ValueError: no prior for this parameter; a distribution that does not expand to its shape.
-        TypeError: no distribution.
+        TypeError: not a distribution.
     """
     library = family.__module__.partition(".")[0].replace("numpyro", "NumPyro").replace("pyro", "Pyro")
     advice = f"write {library.lower()}.distributions.Normal(0.0, 1.0)"
@@ -157,7 +157,7 @@ def check_prior_keys(prior: Any, owners: Mapping[str, Any], is_layer: Callable[[
 
 
 def as_where(names: Iterable[str], others: Collection[str]) -> str:
-    """What to write after ``where=`` to choose these parameters and none of the others: patterns, where they do."""
+    """What to write after ``where=`` to choose these parameters and none of the others: patterns if they suffice."""
     patterns: dict[str, None] = {}
     for name in names:
         pattern = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

@@ -12,7 +12,7 @@ def imported(module: str, extra: str, owner: str) -> Any:
         return import_module(module)
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
-            raise  # it is there, and lacks something itself
+            raise  # it is installed, and one of its own imports is missing
         raise ImportError(
             f"{owner}: expected {module.partition('.')[0]}, found none; write pip install pyro_vd[{extra}]"
         ) from None

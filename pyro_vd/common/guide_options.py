@@ -22,10 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def checked_options(init: F) -> F:
-    """A decorator for the constructor of a guide: its options are looked at before anything is made of them.
+    """A decorator for the constructor of a guide: its options are checked before they are used.
 
     Raises:
-        ValueError, TypeError: an option that cannot be meant, by its name.
+        ValueError, TypeError: an invalid option, which the error names.
     """
 
     @functools.wraps(init)
@@ -41,7 +41,7 @@ def checked_options(init: F) -> F:
 
 
 def check_parts(guides: tuple[Any, ...]) -> None:
-    """TypeError unless there are guides to be mixed, each of them something that can be called."""
+    """TypeError unless there is at least one guide to be mixed, and each can be called."""
     if not guides:
         raise TypeError(
             "mixed_guide: expected one guide or more after the model, got none; write mixed_guide(model, "

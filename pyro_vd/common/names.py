@@ -7,7 +7,7 @@ from typing import Any
 
 
 def public_names(namespace: dict[str, Any]) -> list[str]:
-    """The names for ``dir``, from a package's ``namespace``: what it lists, and modules with names of their own."""
+    """The names for ``dir``, from a package's ``namespace``: what it lists, and the modules that are public."""
     modules = {"guides", "kl", "metrics", "numpyro", "operations", "plots", "posteriors", "training"}
     return sorted(
         name

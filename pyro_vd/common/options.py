@@ -22,7 +22,7 @@ KL_METHODS: tuple[NormalKL, ...] = get_args(NormalKL)  # "ard" fits the prior to
 
 
 class NoDensity(NotImplementedError, ValueError):
-    """A ``log_prob`` that does not exist, as Pyro and NumPyro say it; a ValueError as every refusal of this library."""
+    """A ``log_prob`` that does not exist, as in Pyro and NumPyro; a ValueError too, as every refusal here."""
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str], owner: str = "") -> Any:
@@ -41,14 +41,14 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_callable(name: str, value: Any, what: str, instead: str, owner: str = "") -> Any:
-    """The value, or TypeError unless it is an instance that can be called; a class is none."""
+    """The value, or TypeError unless it is an instance that can be called; a class is refused."""
     if not callable(value) or isinstance(value, type):
         raise TypeError(f"{_expected(name, owner)} {what}, got {shown(value)}; {instead}")
     return value
 
 
 def check_count(name: str, value: Any, least: int | None = None, owner: str = "") -> int:
-    """The whole number as an int, or ValueError; a float or a truth value is none, one of NumPy is."""
+    """The whole number as an int, or ValueError; a float or a truth value is refused, an integer of NumPy is not."""
     try:
         number = None if _is_truth_value(value) else operator.index(value)
     except TypeError:
@@ -70,7 +70,7 @@ def check_number(
     why: str = "",
     owner: str = "",
 ) -> float:
-    """The number as a float, or ValueError where it is no number, NaN, infinite or out of bounds.
+    """The number as a float, or ValueError where it is not a number, NaN, infinite or out of bounds.
 
     Args:
         name: of the argument.
@@ -87,7 +87,7 @@ def check_number(
     if number is None or not good or (at_most is not None and number > at_most):
         bounds = ((">=", at_least), (">", above), ("<=", at_most))
         bound = "".join(f" {sign} {limit:g}" for sign, limit in bounds if limit is not None)
-        bounded = bound and number is not None and math.isfinite(number)  # then finiteness is not what is wrong
+        bounded = bound and number is not None and math.isfinite(number)  # then the error is not about finiteness
         kind = "a finite number" if finite and not (bounded and why) else "a number"
         what = f"{owner}: expected {name} to be {kind}" if owner else f"{name}: expected {kind}"
         if owner and bounded:

@@ -12,7 +12,7 @@ def check_data_plate(dataset_size: Any, batch_size: Any, name: Any, dim: Any, is
 
     Raises:
         ValueError: sizes unless ``1 <= batch_size <= dataset_size``; a ``dim`` that is not negative.
-        TypeError: a name that is no text.
+        TypeError: a name that is not a text.
     """
     dataset_size = check_count("dataset_size", dataset_size, owner="data_plate")
     batch_size = check_count("batch_size", batch_size, owner="data_plate")

@@ -1,4 +1,4 @@
-"""What a prediction is asked for, checked; and the sites it is made of."""
+"""Checks of the options of a prediction, and the choice of its sites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_vd.common.options import check_choice, check_count, check_names
 
 MODES = ("weights", "local", "mean")
 SAMPLES = 4000  # for quantiles of a likelihood without a cdf
-MOST_STEPS = 200  # of a bisection: one halves the distance of two float64
+MOST_STEPS = 200  # of a bisection, each of which halves the bracket; float64 needs fewer
 MOST_OUTCOMES = 4096  # of a support that is enumerated
 # Places in (-1, 1) and weights of the Gauss-Legendre rule of four points.
 LEGENDRE = (
@@ -32,7 +32,7 @@ def check_prediction(modes: Collection[str], mode: str, num_samples: int, batch_
 
 
 def check_on_unknown(mode: str, on_unknown: str) -> None:
-    """Raise ValueError for an unknown choice, and for one that the mode has no use for."""
+    """Raise ValueError for an unknown choice, and for one that the mode does not use."""
     if mode != "moments" and on_unknown != "error":
         raise ValueError(
             f"on_unknown: expected mode='moments', the only one it is for, got mode={mode!r}; leave it out"
@@ -42,7 +42,7 @@ def check_on_unknown(mode: str, on_unknown: str) -> None:
 
 
 def check_probability(probability: Any) -> None:
-    """Raise TypeError for what is no number, ValueError unless it lies between 0 and 1."""
+    """Raise TypeError for a value that is not a number, ValueError unless it lies between 0 and 1."""
     try:
         inside = 0 < float(probability) < 1
         number = not isinstance(probability, str)

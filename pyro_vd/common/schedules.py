@@ -136,7 +136,7 @@ def constant(value: float = 1.0) -> Constant:
         A function of the step, as of :func:`linear_warm_up`.
 
     Raises:
-        ValueError: a weight below 0, or that is no finite number.
+        ValueError: a weight below 0, or that is not a finite number.
 
     Example:
         >>> constant()(7), constant(0.25)(7)

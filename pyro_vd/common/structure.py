@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Arguments of which a constructor takes one: the others are computed from it when they are read.
+# Alternatives: a constructor takes one of them, and the others are computed from it when they are read.
 ALTERNATIVES = (
     ("probs", "logits"),
     ("gate", "gate_logits"),
@@ -52,7 +52,7 @@ def is_made_of_transforms(distribution: Any) -> bool:
 
 
 def event_dim_of(distribution: Any, name: str, ndim: int) -> int:
-    """How many of the ``ndim`` dimensions of a parameter are no batch of the distribution."""
+    """How many of the ``ndim`` dimensions of a parameter belong to the event of the distribution."""
     constraint = distribution.arg_constraints.get(name)
     try:
         least = 0 if constraint is None else constraint.event_dim

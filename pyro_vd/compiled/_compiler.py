@@ -60,7 +60,7 @@ def was_written(tensor: Tensor) -> bool:
 
 
 def writes(operation: Any) -> bool | None:
-    """Whether an ATen operation writes to an argument; None for what is no ATen operation.
+    """Whether an ATen operation writes to an argument; None for any other operation.
 
     Corner: ``OpOverload._schema``, torch/_ops.py, tried since 2.11.
     """

@@ -11,9 +11,9 @@ from torch import Tensor
 from pyro_vd.compiled.surroundings import Surroundings
 from pyro_vd.compiled.user_code import warn_user
 
-# More than these, and something is changing that should be a tensor.
+# If there are more programs, something changes that should be a tensor.
 MAX_PROGRAMS = 8
-# So often in a row new plain values around the model: they are new in every step.
+# After new plain values around the model this many times in a row, they are taken to be new in every step.
 MAX_IN_A_ROW = 4
 
 
@@ -21,7 +21,7 @@ MAX_IN_A_ROW = 4
 class _Entry:
     program: Any
     reads: list[tuple[int, Tensor, int]]  # of the surroundings: which tensor must be where, and its address
-    valid_in: Surroundings  # those in which ``reads`` was looked at last
+    valid_in: Surroundings  # those in which ``reads`` was last found true
 
     def is_valid(self, surroundings: Surroundings) -> bool:
         if self.valid_in is not surroundings:
@@ -71,7 +71,7 @@ class ProgramCache:
         return self._surroundings
 
     def look_again(self) -> None:
-        """There is more to look at than before: an optimizer has been made."""
+        """Walk the surroundings again: an optimizer has been made, and belongs to them."""
         self._surroundings = None
 
     def find(self, key: Hashable, surroundings: Surroundings) -> Any:
@@ -94,9 +94,9 @@ class ProgramCache:
             )
         elif len(self) >= MAX_PROGRAMS:
             self.give_up(
-                f"it has been compiled {MAX_PROGRAMS} times, and shapes, arguments that are no tensors, options of the "
-                f"optimizer or {changed or 'attributes of the modules'} are new again; pad sequences of many lengths "
-                "to a few, with a mask (docs/compiled.md)"
+                f"it has been compiled {MAX_PROGRAMS} times, and shapes, arguments that are not tensors, options of "
+                f"the optimizer or {changed or 'attributes of the modules'} are new again; pad sequences of many "
+                "lengths to a few, with a mask (docs/compiled.md)"
             )
         return not self.ended
 

@@ -73,7 +73,7 @@ def tried(program: CompiledProgram, tensors: list[Tensor]) -> Trial:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """A copy with the strides of the tensor, which a program expects. One that is expanded is never written to."""
+    """A copy with the strides that a program expects. An expanded tensor is not copied: nothing writes to it."""
     tensor = tensor.detach()
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         return tensor

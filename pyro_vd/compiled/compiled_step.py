@@ -44,7 +44,7 @@ class CompiledStep:
         self._optimizer, self._parameters = eager.optimizer, eager.parameters
         self._backup = backup
         self._elsewhere = Elsewhere() if warm else None
-        self._known: Surroundings | None = None  # those in which the parameters were looked at last
+        self._known: Surroundings | None = None  # those in which the parameters were last checked
         self.done = 0
         self.counted: Tensor | None = None
         self.failed: Tensor | None = None
@@ -66,7 +66,7 @@ class CompiledStep:
         self.counted = self.failed = None
 
     def is_complete(self, done: int) -> bool:
-        """Whether a program has taken a step since :attr:`done` was ``done``, though its caller did not hear of it."""
+        """Whether a program has taken a step since :attr:`done` was ``done``, whose caller was interrupted."""
         if self.counted is None or int(self.counted) <= done:
             return False
         self.done = int(self.counted)

@@ -33,7 +33,7 @@ _OPTIONS = {
 }
 
 _CPU_OPTIONS = _OPTIONS | {
-    # One C++ function calls all loops, where Python would need longer between two loops than many a loop takes.
+    # One C++ function calls all loops. Calls from Python would take longer than many of the loops.
     "cpp_wrapper": True,
     # All loops are in one file, which is faster to compile than a file for each; the calls are in another.
     "cpp_wrapper_build_separate": True,
@@ -69,7 +69,7 @@ class CompiledProgram:
 
     @torch.no_grad()
     def capture(self, arguments: list[Tensor]) -> None:
-        """From now on replay the program as one CUDA graph. It is warm already; capturing runs nothing."""
+        """From now on replay the program as one CUDA graph. It has run before; capturing does not run it."""
         held = [argument.clone() for argument in arguments]
         graph = torch.cuda.CUDAGraph()
         try:
@@ -90,7 +90,7 @@ class CompiledProgram:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Recording makes many objects, and imports Inductor's; hardly any are garbage, and looking for it is slow."""
+    """Recording makes many objects, and importing Inductor too; few are garbage, and the search for it is slow."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -68,10 +68,10 @@ class LossProgram:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Within it the loss can be recorded: nothing is validated, and ``kl_weight`` is a tensor."""
+        """A context in which the loss can be recorded: nothing is validated, and ``kl_weight`` is a tensor."""
         loss: Any = self.loss
         tables = store_tables()
-        entries = [dict(table) for table in tables]  # a parameter that is made now would be none
+        entries = [dict(table) for table in tables]  # put back at the end: a parameter made in a recording is not one
         kl_weight = getattr(loss, "kl_weight", None)
         try:
             if self._kl_weight is not None:

@@ -195,7 +195,7 @@ class StepOptimizer:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Within it :meth:`update` can be recorded: nothing depends on the value of a tensor or on a Python counter.
+        """A context to record :meth:`update` in: nothing depends on the value of a tensor or on a Python counter.
 
         Raises:
             ValueError: at the end, where a step has changed a number that is not a tensor.

@@ -13,7 +13,7 @@ SECONDS = 5.0  # until the line is written, and between two times that it is wri
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Within it one line on stderr says what is compiled and for how long, from 5 s on, if stderr is a terminal.
+    """A context in which one line on stderr says what is compiled and for how long, from 5 s on, if that is a terminal.
 
     ``python program.py 2> file``, a notebook, a scheduler of jobs: nothing is written there.
     """

@@ -70,7 +70,7 @@ class _ReplaceTensors(TorchFunctionMode):
 
 
 def _scaled(func: Any, args: tuple, kwargs: dict, scale: Tensor) -> tuple[tuple, dict]:
-    """The arguments with one term multiplied by ``scale``, where ``func`` would ask for the number in it."""
+    """The arguments with one term multiplied by ``scale``, where ``func`` would read its value as a number."""
     first, term, *rest = args
     kwargs = {name: value for name, value in kwargs.items() if name != _SCALED[func]}
     return (first, term * scale, *rest), kwargs

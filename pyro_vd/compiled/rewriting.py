@@ -42,7 +42,7 @@ def _sigmoid(x: Tensor) -> Tensor:
 
 
 def _exponential(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``exp(x)``, and one more, neither of them infinite."""
+    """``exp(x)`` and ``exp(x) + 1``, both finite."""
     r = x.clamp(max=80.0).exp()
     return r, r + 1.0
 
@@ -114,7 +114,7 @@ def realize_scalars(graph: Graph) -> Graph:
         values = [known[n] if not divides else new.call_function(aten.reciprocal.default, (known[n],))
                   for n, divides, _ in uses]  # fmt: skip
         values = [new.call_function(aten.to.dtype, (value, dtype)) for value in values]
-        stack = new.call_function(aten.stack.default, ([*values, values[0]],))  # a stack of one would be none
+        stack = new.call_function(aten.stack.default, ([*values, values[0]],))  # a stack of one would vanish
         realized |= {use: new.call_function(aten.select.int, (stack, 0, i)) for i, use in enumerate(uses)}
     for node in rest:
         pure = _is_pure(node)

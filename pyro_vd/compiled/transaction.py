@@ -61,7 +61,7 @@ class Backup:
 
 @contextmanager
 def all_or_nothing(backup: Backup) -> Iterator[Backup]:
-    """Within it an exception or an interrupt leaves everything as it was when ``backup`` was made."""
+    """A context in which an exception or an interrupt leaves everything as it was when ``backup`` was made."""
     with handlers_kept():
         try:
             yield backup

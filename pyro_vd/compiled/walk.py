@@ -114,7 +114,7 @@ class _Walk:
         self.found.names.append(name)
 
     def _tensor(self, name: str, value: Tensor) -> None:
-        # What a tensor holds is an input of a program, and which one it is counts for the programs that read it.
+        # The values of a tensor are an input of a program; its identity matters only to programs that read it.
         self._note(name, ("tensor", value.is_leaf and value.requires_grad))
         self.hold(name, value)
 

@@ -1,4 +1,4 @@
-"""Mending a prediction with data held out of training: one temperature, or sets of classes with a guarantee."""
+"""Calibrating a prediction with data held out of training: one temperature, or sets of classes with a guarantee."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def conformal_threshold(prediction: Any, labels: Any, probability: float = 0.9) 
         The bound for :func:`conformal_sets`.
 
     Raises:
-        ValueError: too few examples for the probability; what are no probabilities, or labels of other classes.
+        ValueError: too few examples for the probability; values that are not probabilities, or labels of other classes.
 
     Example:
         >>> probs = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.75, 0.25], [0.25, 0.75]])
@@ -119,7 +119,7 @@ def conformal_sets(prediction: Any, threshold: float) -> Tensor:
         Truth values, shape (examples, classes). Doubtful examples have large sets; one may be empty.
 
     Raises:
-        ValueError: what are no probabilities; a threshold that is not between 0 and 1.
+        ValueError: values that are not probabilities; a threshold that is not between 0 and 1.
 
     Example:
         See :func:`conformal_threshold`.

@@ -28,7 +28,7 @@ def pit(prediction: Any, values: Any) -> Tensor:
 
     Raises:
         ValueError: a likelihood of classes; another shape; NaN; masked examples.
-        TypeError: no prediction.
+        TypeError: not a prediction.
 
     Example:
         >>> import pyro.distributions as dist

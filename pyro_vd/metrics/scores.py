@@ -26,7 +26,7 @@ def nll(prediction: Any, labels: Any) -> float:
 
     Raises:
         ValueError: shapes that do not agree; values outside the support; masked examples.
-        TypeError: no prediction or array.
+        TypeError: neither a prediction nor an array.
 
     Example:
         >>> f"{nll(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 1])):.4f}"
@@ -59,7 +59,7 @@ def brier_score(prediction: Any, labels: Any) -> float:
         Between 0 and 2; of two classes twice the score that counts the second alone.
 
     Raises:
-        ValueError: what are no probabilities, or labels of other classes; a likelihood without classes.
+        ValueError: values that are not probabilities, or labels of other classes; a likelihood without classes.
 
     Example:
         >>> f"{brier_score(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 1])):.4f}"

@@ -1,4 +1,4 @@
-"""Every private corner of JAX and Quax that this package rests on, each tried by one canary test.
+"""Every private corner of JAX and Quax that this package uses, each with one canary test.
 
 Tried with jax 0.9.1 to 0.12.0.1 and quax 0.4.0 to 0.4.6.
 """
@@ -13,7 +13,7 @@ import jax
 import quax
 from jax.extend.core import primitives
 
-# ``jax.extend`` is public and gives no promise that a primitive keeps its name or its parameters:
+# ``jax.extend`` is public and does not promise that a primitive keeps its name or its parameters:
 # https://docs.jax.dev/en/latest/jax.extend.core.html
 # ``jit_p`` is a function under jax.jit, ``remat_p`` one under jax.checkpoint (public since jax 0.8.2),
 # ``stop_gradient_p`` and ``sharding_constraint_p`` are views that take every element as it is.

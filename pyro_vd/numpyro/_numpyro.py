@@ -1,4 +1,4 @@
-"""Every private corner of NumPyro that this package rests on, each tried by one canary test.
+"""Every private corner of NumPyro that this package uses, each with one canary test.
 
 Tried with numpyro 0.20.1 to 0.22.0.
 """
@@ -20,13 +20,13 @@ check_mean_field_requirement = _check_mean_field_requirement
 def handlers_are_active() -> bool:
     """Whether an effect handler is around the program: without one no site is recorded and no key given.
 
-    NumPyro has no question for it: https://github.com/pyro-ppl/numpyro/blob/0.22.0/numpyro/primitives.py
+    NumPyro has no public function for it: https://github.com/pyro-ppl/numpyro/blob/0.22.0/numpyro/primitives.py
     """
     return bool(primitives._PYRO_STACK)
 
 
 class Prediction(primitives.Messenger):
-    """Marks a run whose log likelihood nobody asks for: there the size of a plate limits nothing."""
+    """Marks a run for prediction, whose log likelihood is not used: there a plate may have any size."""
 
 
 def is_prediction() -> bool:

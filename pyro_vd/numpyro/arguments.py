@@ -1,4 +1,4 @@
-"""Arguments looked at before they are used: random keys, precision, parameters. No NumPyro."""
+"""Checks of arguments: random keys, precision, parameters. This file does not import NumPyro."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_key(value: Any) -> bool:
 
 
 def check_precision(owner: str, name: str, value: Any) -> None:
-    """Raise where JAX would read a float64 array of NumPy or PyTorch as float32 without a word."""
+    """Raise where JAX would read a float64 array of NumPy or PyTorch as float32 silently."""
     if isinstance(value, (jax.Array, float)) or jax.config.read("jax_enable_x64"):
         return
     if str(getattr(value, "dtype", None)) in ("float64", "torch.float64"):
@@ -45,7 +45,7 @@ def check_precision(owner: str, name: str, value: Any) -> None:
 
 
 def check_array(owner: str, name: str, value: Any, instead: str) -> None:
-    """Raise for what JAX does not take as an array of numbers: tensors of PyTorch, text, lists, objects."""
+    """Raise for a value that JAX does not take as an array of numbers: tensors of PyTorch, text, lists, objects."""
     if isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
         if not (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biufcV"):
             return
@@ -96,7 +96,7 @@ def check_params(owner: str, params: Any) -> Mapping[str, Any]:
 
 
 def check_finite(owner: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters, or ValueError for NaN or infinity in one; values that are not known yet are passed over."""
+    """The parameters, or ValueError for NaN or infinity in one; values that are not known yet are skipped."""
     for name, value in params.items():
         for leaf in jax.tree.leaves(value):
             if is_traced(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):

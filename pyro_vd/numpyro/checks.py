@@ -1,4 +1,4 @@
-"""What a pair of model and guide must be, checked site by site; the key of a run; which input is not finite."""
+"""Checks that model and guide fit together, site by site; the key of a run; which input is not finite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_vd.numpyro.posteriors import WeightPosterior
 
 
 class GuideCovers(Messenger):
-    """Stops the model at a latent site that the guide does not have, before its prior is drawn."""
+    """Raises at a latent site that the guide does not have, before its prior is drawn."""
 
     def __init__(self, fn: Any, guide_trace: Any):
         super().__init__(fn)
@@ -61,7 +61,7 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
 
 
 def warn_of_single_draws(model_trace: Any, guide_trace: Any, estimator: str, shared_sites: Any, warned: set) -> None:
-    """Say once for each weight that it is drawn once a step, where the estimator asks for more.
+    """Warn once for each weight that is drawn once a step although the estimator asks for more.
 
     A weight is a site on the real line of two dimensions or more, outside of plates.
     """
@@ -110,7 +110,7 @@ def _reshaped(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
 def check_parameter_sites(owner: str, params: Mapping[str, Any], guide_trace: Any, model_trace: Any = None) -> None:
     """Raise unless ``params`` has every parameter of the guide, and of the model, and no other.
 
-    Before the model has run it is only asked what is missing in the guide.
+    Before the model has run, only parameters that the guide misses are reported.
     """
     sites = [*guide_trace.items(), *([] if model_trace is None else model_trace.items())]
     needed = {name: None for name, site in sites if site["type"] == "param"}
@@ -161,7 +161,7 @@ def describe(fn: Any) -> str:
 def non_finite_input(params: Mapping[str, Any], guide_trace: Any, args: tuple, kwargs: dict) -> str | None:
     """Name the first NaN or infinity among guide distributions, data arguments and parameters; None without one.
 
-    Values that are not known yet, inside jit or grad, are passed over.
+    Values that are not known yet, inside jit or grad, are skipped.
 
     Args:
         params: the parameters by name.

@@ -17,7 +17,7 @@ Where = Callable[[str, Any], bool] | type | str | tuple | list | None
 
 
 def choose(net: Net, where: Where) -> dict[str, str]:
-    """The random parameters of a net, in their order, each with the words that say why.
+    """The random parameters of a net, in their order, each with the reason in words.
 
     Args:
         net: the net.
@@ -45,7 +45,7 @@ def choose(net: Net, where: Where) -> dict[str, str]:
 
 
 def say_what_is_left_out(net: Net, chosen: list[str], name: str) -> None:
-    """Warn where most of the matrices are of layers that no weight is known of."""
+    """Warn where most of the matrices belong to layers of which no weight is known."""
     matrices = {n: one.size for n, one in net.parameters.items() if one.ndim > 1}
     left_out = [n for n in matrices if n not in chosen]
     share = sum(matrices[n] for n in chosen if n in matrices) / max(sum(matrices.values()), 1)
@@ -98,7 +98,7 @@ def _layer(net: Net, name: str) -> str:
 
 
 def _is_weight(net: Net, name: str, *otherwise: str) -> bool:
-    """Whether a parameter is the weight of its layer; that of a layer unknown is called ``otherwise``."""
+    """Whether a parameter is the weight of its layer; that of an unknown layer is called ``otherwise``."""
     leaf, known = name.rpartition(".")[2], net.weight_of(name)
     return leaf in otherwise if known is None else fnmatch.fnmatchcase(leaf, known)
 

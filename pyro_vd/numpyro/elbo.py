@@ -99,7 +99,7 @@ class TraceVD_ELBO(ELBO):
         check_finite_number("kl_weight", kl_weight)
         self.analytic_only = analytic_only
         self._options: tuple = (estimator, shared_sites, reuse, strict)
-        self._warned = EstimatorMessenger(None, *self._options).warned  # also looks at the options
+        self._warned = EstimatorMessenger(None, *self._options).warned  # also checks the options
         self._kl_weight = kl_weight
 
     @property

@@ -112,7 +112,7 @@ class _MeanMessenger(Messenger):
 
 
 def center(fn: Any) -> Any:
-    """The mean; of a distribution mapped from the real line, which has none in closed form, what the mean there is."""
+    """The mean; of a distribution mapped from the real line, without a closed form, the image of the mean there."""
     try:
         return fn.mean
     except NotImplementedError:

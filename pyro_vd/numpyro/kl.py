@@ -47,7 +47,7 @@ def kl_log_uniform(log_alpha: Array, method: LogUniformKL = "sigmoid") -> Array:
 
     Raises:
         ValueError: unknown method.
-        TypeError: no floating point array.
+        TypeError: not a floating point array.
 
     Example:
         >>> kl_log_uniform(jnp.array([-4.0, 0.0, 4.0]), "exact").round(4)
@@ -65,7 +65,7 @@ def kl_log_uniform(log_alpha: Array, method: LogUniformKL = "sigmoid") -> Array:
 def kl_ard(log_alpha: Array) -> Array:
     """KL(N(loc, scale**2) || N(0, tau**2)) of each weight, the prior fitted: tau**2 = loc**2 + scale**2.
 
-    ``0.5 * log1p(1 / alpha)``. The prior is another one than in :func:`kl_log_uniform`: the two
+    ``0.5 * log1p(1 / alpha)``. The prior is not that of :func:`kl_log_uniform`: the two
     cannot be compared by value.
 
     Args:

@@ -151,8 +151,8 @@ class BayesianModule:
     def weight_messages(self) -> dict[str, Any]:
         """Message of each weight as a trace has it, its value that of the net: for guides that have seen no data.
 
-        Of a bound linen net that was not called yet, whose layers are not known, they are those with a weight's name
-        or of the names in ``where``; the first call may correct them. Empty where nothing can be said.
+        A bound linen net that was not called yet has unknown layers: its weights are those with the name of a weight
+        or with a name in ``where``; the first call may correct them. Empty where nothing is known.
         """
         net = self.adapted.likely()
         by_name = self._where is None or isinstance(self._where, str)
@@ -211,7 +211,7 @@ class BayesianModule:
                 "plate, and put only the likelihood inside"
             )
         if isinstance(value, RandomWeight) and parameter_name in self.adapted.recurrent:
-            return value.materialize()  # used at every step of a sequence: no noise of its own for each
+            return value.materialize()  # used at every step of a sequence: all steps share its noise
         return value
 
     def _holder(self, trained: bool) -> dict[str, Any] | None:
@@ -228,7 +228,7 @@ class BayesianModule:
 
 
 def _check_prior(prior: Any) -> None:
-    """Raise for what is no prior before anything is made of it."""
+    """Raise for a value that is not a prior, before it is used."""
     several = list(prior.values()) if isinstance(prior, Mapping) else [prior]
     for one in several:
         # Distributions of Pyro can be called too.

@@ -33,13 +33,13 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         100
     """
     dataset_size, batch_size = check_data_plate(dataset_size, batch_size, name, dim, is_prediction())
-    dataset_size = max(dataset_size, batch_size)  # of a prediction, which may have more examples
+    dataset_size = max(dataset_size, batch_size)  # in a prediction, which may have more examples
     with handlers.substitute(data={name: jnp.arange(batch_size)}):
         return _DataPlate(name, dataset_size, subsample_size=batch_size, dim=dim)
 
 
 class _DataPlate(numpyro.plate):
-    """Marks its sites: what is not observed here is the model's to predict, and no automatic guide covers it."""
+    """Marks its sites: the model predicts those that are not observed, and no automatic guide covers them."""
 
     def process_message(self, msg: Any) -> None:
         super().process_message(msg)

@@ -21,7 +21,7 @@ from pyro_vd.numpyro.arguments import check_precision, require_key
 class ImproperLogUniform(Distribution):
     """The improper log-uniform prior on the real line, ``log p(w) = -log |w|`` up to a constant.
 
-    It cannot be sampled and has no normaliser; what it is for is an analytic KL to a Gaussian weight
+    It cannot be sampled and has no normaliser; its purpose is an analytic KL to a Gaussian weight
     (:func:`pyro_vd.numpyro.kl.kl_log_uniform`), which has no dependence on the scale of the weight. With a
     likelihood it gives in general no proper posterior (Hron, Matthews, Ghahramani 2018,
     arXiv:1807.01969): report held-out likelihood, never compare its bound across models.
@@ -130,7 +130,7 @@ class TruncatedLogUniform(Distribution):
         self.low, self.high = promoted
         batch_shape = jnp.broadcast_shapes(jnp.shape(low), jnp.shape(high))
         super().__init__(batch_shape, validate_args=False)
-        vars(self).pop("_validate_args")  # as NumPyro says at the time, for the values of log_prob
+        vars(self).pop("_validate_args")  # NumPyro's setting at construction, for the values of log_prob
         if validate_args is not None:
             self._validate_args = validate_args
 

@@ -1,4 +1,4 @@
-"""Attention: its projections are products like any other, once PyTorch's function lets them be seen."""
+"""Attention: its projections are products like any other, inside a function of PyTorch that hides them."""
 
 from __future__ import annotations
 

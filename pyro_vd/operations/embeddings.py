@@ -121,7 +121,7 @@ def _coefficients(
 
 
 def _squared_coefficients(x: Tensor, offsets: Tensor | None, coefficients: Tensor, rows: int) -> Tensor:
-    """``a_l * (sum of a_l' over the entries l' of the same bag and row as l)``, with shapes that no value decides."""
+    """``a_l * (sum of a_l' over the entries l' of the same bag and row as l)``, with shapes that depend on no value."""
     keys, order = (_bags(x, offsets) * rows + x).flatten().sort()
     first = torch.cat([keys.new_ones(keys[:1].shape), (keys[1:] != keys[:-1]).to(keys.dtype)])
     group = torch.zeros_like(order).scatter(0, order, first.cumsum(0) - 1)

@@ -85,8 +85,8 @@ def register_rule(
         drops: what is dropped, for the table of operations.
 
     Raises:
-        TypeError: a rule whose parameters are not those of the operation; an operation that is no function.
-        ValueError: no operation; unknown kind; a weight that is no parameter of the rule.
+        TypeError: a rule whose parameters are not those of the operation; an operation that is not a function.
+        ValueError: no operation given; unknown kind; a weight that is not a parameter of the rule.
 
     Example:
         A layer of one's own, which computes its product in a way that no operation of PyTorch does:
@@ -142,7 +142,7 @@ def enter(
 
 
 def coherent(*operations: Callable[..., Any], weight: Collection[str], drops: str) -> None:
-    """Enter operations that use one draw of the weight for the rest of the trace, by their meaning: no warning."""
+    """Enter operations whose meaning asks for one draw of the weight for the rest of the trace, without a warning."""
     TABLE.update(dict.fromkeys(operations, Entry(operations, None, tuple(weight), "coherent draw", drops)))
 
 

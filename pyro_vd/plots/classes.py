@@ -32,7 +32,7 @@ def reliability_diagram(prediction: Any, labels: Any, bins: int = 15, ax: Any = 
 
     Raises:
         ImportError: matplotlib is not installed (the extra "plots").
-        ValueError: what are no probabilities, or labels of other classes.
+        ValueError: values that are not probabilities, or labels of other classes.
 
     Example:
         >>> import matplotlib
@@ -50,15 +50,23 @@ def reliability_diagram(prediction: Any, labels: Any, bins: int = 15, ax: Any = 
     error = calibration_error(probs, targets, bins)
     used = (counts > 0).nonzero()[:, 0].tolist()
     left = [i / bins for i in used]
-    ax.bar(left, right[used].tolist(), 1 / bins, align="edge", color=FILL, edgecolor="black", label="share right")
-    ax.plot([0, 1], [0, 1], color="gray", linestyle="--", label="as predicted")
+    ax.bar(
+        left,
+        right[used].tolist(),
+        1 / bins,
+        align="edge",
+        color=FILL,
+        edgecolor="black",
+        label="share right; number of examples above",
+    )
+    ax.plot([0, 1], [0, 1], color="gray", linestyle="--", label="calibrated: share = probability")
     ax.plot(
         mean[used].tolist(),
         right[used].tolist(),
         "o",
         color="white",
         markeredgecolor="black",
-        label="at the mean probability",
+        label="mean probability of the bin",
     )
     for i in used:
         ax.text((i + 0.5) / bins, right[i].item() + 0.025, f"{int(counts[i])}", ha="center", va="bottom", fontsize=7)
@@ -81,7 +89,7 @@ def entropy_histogram(entropies: Mapping[str, Any], bins: int = 40, ax: Any = No
 
     Raises:
         ImportError: matplotlib is not installed (the extra "plots").
-        TypeError: no dict, or something in it that is no prediction and no array.
+        TypeError: not a dict, or a value in it that is neither a prediction nor an array.
         ValueError: an empty dict, more than five entries, no examples, or NaN.
 
     Example:
@@ -127,7 +135,7 @@ def risk_coverage_curve(curves: Mapping[str, RiskCoverage], ax: Any = None, loss
 
     Raises:
         ImportError: matplotlib is not installed (the extra "plots").
-        TypeError: no dict, or something in it that ``risk_coverage`` did not make.
+        TypeError: not a dict, or a value in it that ``risk_coverage`` did not make.
         ValueError: an empty dict, or more than five entries.
 
     Example:

@@ -1,4 +1,4 @@
-"""A picture of a predicted curve and what is uncertain about it."""
+"""A picture of a predicted curve and its uncertainty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_vd.plots.style import COLOURS, FILL, axes, finish
 def regression_band(
     x: Any, prediction: Any, data: tuple[Any, Any] | None = None, deviations: float = 2.0, ax: Any = None
 ) -> Any:
-    """A predicted curve with two bands: the noise of the data alone, and with the doubt about the curve.
+    """A predicted curve with two bands: the noise of the data alone, and noise and epistemic uncertainty together.
 
     The inner band is ``mean +- deviations * sqrt(aleatoric variance)``; the outer one has the epistemic variance too.
 
@@ -33,7 +33,7 @@ def regression_band(
         ImportError: matplotlib is not installed (the extra "plots").
         ValueError: a prediction without mean and variance; other numbers of inputs; ``deviations`` that is not
             positive.
-        TypeError: no prediction, or inputs that are no arrays.
+        TypeError: not a prediction, or inputs that are not arrays.
 
     Example:
         >>> import matplotlib, torch
@@ -66,17 +66,15 @@ def regression_band(
     inputs, mean = inputs[order], mean[order]
     noise = deviations * np.sqrt(aleatoric[order])
     whole = deviations * np.sqrt((aleatoric + epistemic)[order])
-    sign = f"{deviations:g} standard deviations"
-    ax.fill_between(inputs, mean - whole, mean + whole, color=FILL, alpha=0.45, linewidth=0, label=f"{sign}, in all")
-    ax.fill_between(
-        inputs, mean - noise, mean + noise, color=COLOURS[0], alpha=0.45, linewidth=0, label="of noise alone"
-    )
+    total, inner = f"+- {deviations:g} standard deviations, total", f"+- {deviations:g} of the noise alone"
+    ax.fill_between(inputs, mean - whole, mean + whole, color=FILL, alpha=0.45, linewidth=0, label=total)
+    ax.fill_between(inputs, mean - noise, mean + noise, color=COLOURS[0], alpha=0.45, linewidth=0, label=inner)
     for side in (-1, 1):
         ax.plot(inputs, mean + side * whole, color=COLOURS[0], linewidth=0.8, linestyle="--")
     ax.plot(inputs, mean, color=COLOURS[0], linewidth=2.0, label="mean")
     if points is not None:
         ax.plot(*points, ".", color="black", markersize=4, label="data")
-    return finish(ax, "Prediction, and its two kinds of doubt", "x", "y")
+    return finish(ax, "Prediction with its noise and its total uncertainty", "x", "y")
 
 
 def _flat(name: str, values: Any) -> np.ndarray:

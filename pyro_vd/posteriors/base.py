@@ -40,7 +40,7 @@ class WeightPosterior(TorchDistribution):
     def _validate(self, validate_args: bool | None) -> None:
         """Whether values are validated from here on; those of the parameters now."""
         if validate_args is None:
-            self.__dict__.pop("_validate_args", None)  # as Pyro says at the time
+            self.__dict__.pop("_validate_args", None)  # Pyro's setting at construction
             return
         self._validate_args = validate_args
         for name, value in self.given().items() if validate_args else ():
@@ -86,7 +86,7 @@ class WeightPosterior(TorchDistribution):
 def broadcast_parameters(owner: str, loc: Tensor, name: str, value: Any) -> tuple[Tensor, Tensor]:
     """``loc`` in the shape of both, and the parameter ``name`` as it came: one value may serve many weights.
 
-    Raises an error that names ``owner`` where they are no floating point tensors that broadcast.
+    Raises an error that names ``owner`` where they are not floating point tensors that broadcast.
     """
     check_tensor(owner, "loc", loc)
     value = as_tensor(owner, name, value, loc)

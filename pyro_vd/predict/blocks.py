@@ -1,4 +1,4 @@
-"""Runs of guide and model, one a draw, many draws side by side; and those that keep the likelihoods of a model.
+"""Runs of guide and model, one for each draw, many draws side by side; and runs that keep the likelihoods of a model.
 
 The first draw runs as it is: it makes the parameters of a new guide, is checked by Pyro, and shows what a draw
 weighs. The others run in blocks under ``torch.vmap``, each weight's draws one tensor; one by one where vmap cannot.
@@ -28,7 +28,7 @@ from pyro_vd.predict.stacking import Structure, is_along, stacked, take_apart, t
 
 # Of the draws of one block together, in weights and activations. More does not make them faster.
 BLOCK_BYTES = 2**25
-# An operation holds its input, its output, and something beside.
+# An operation holds its input, its output and some more.
 _TENSORS_AT_A_TIME = 3
 
 
@@ -79,7 +79,7 @@ class Blocks(ABC):
         """Side by side along an axis."""
 
     def draws(self, number: int, until_equal: bool = False) -> Parts:
-        """What is kept of ``number`` draws; of one, if ``until_equal`` and another one is the same."""
+        """What is kept of ``number`` draws; of one draw, if ``until_equal`` and a second one is equal."""
         first, bytes_of_one = self._first()
         blocks, left = [first], number - 1
         if until_equal and left:
@@ -132,7 +132,7 @@ class Blocks(ABC):
         return self._joined(found), weights + _TENSORS_AT_A_TIME * largest.bytes
 
     def _repeats(self) -> bool:
-        """Whether the model gives the same again at the same weights and seed: all of its noise is torch's."""
+        """Whether the model gives the same result again for the same weights and seed: all of its noise is torch's."""
         state, values = self.start
         if any(not tensor.is_cpu for _, own in self.seen.values() for tensor in own):
             return True  # whose generators are others
@@ -151,7 +151,7 @@ class Blocks(ABC):
         return self._joined([as_one_draw(self._parts(self._run(values, piece))) for piece in self.pieces])
 
     def _block(self, number: int) -> Parts | None:
-        """``number`` draws side by side, None where the program cannot be run so."""
+        """``number`` draws side by side, None where the program cannot be run like that."""
         index, noise = torch.arange(number, device="cpu"), global_noise()
         try:
             with pyro.validation_enabled(False):

@@ -142,12 +142,12 @@ class Predictive:
 
     @cached_property
     def aleatoric_variance(self) -> Tensor:
-        """Mean over draws of the variance of the likelihood: what no data would take away."""
+        """Mean over draws of the variance of the likelihood: the part that more data does not reduce."""
         return self._number("variance").mean(0)
 
     @cached_property
     def epistemic_variance(self) -> Tensor:
-        """Variance over draws (divided by their number) of the mean of the likelihood: what more data takes away."""
+        """Variance over draws (divided by their number) of the likelihood's mean: the part that more data reduces."""
         return self._number("mean").var(0, unbiased=False)
 
     def entropy(self) -> Tensor:

@@ -40,16 +40,16 @@ def predictive_distribution(
     on_unknown: str = "error",
     **kwargs: Any,
 ) -> dict[str, Predictive]:
-    """The posterior predictive distribution of every observation site of a model: not draws of it, the thing itself.
+    """The posterior predictive distribution of every observation site of a model, not draws of it.
 
     ``p(y | x, data) = mean over draws w ~ q of p(y | x, w)``. The guide and the model run once a draw, and the
-    likelihood that the model has at the site is kept: no value is sampled where a density or a probability is meant.
+    model's likelihood at the site is kept: a density needs no samples.
 
     Args:
         model, guide: Pyro model and guide. An observation site is one that the guide does not sample; it is predicted
             whether the call gives its value or not.
-        *args, **kwargs: their arguments; tensors may be in dicts, lists and tuples. A plate has no say in a prediction:
-            there may be more points than ``dataset_size``.
+        *args, **kwargs: their arguments; tensors may be in dicts, lists and tuples. A plate does not limit a
+            prediction: there may be more points than ``dataset_size``.
         num_samples: number of draws.
         mode: "weights": each draw is one function. "local": noise of its own for every output element, as in training.
             "mean": the posterior mean of every guide site, the mean network; one draw, unless the model draws
@@ -72,7 +72,7 @@ def predictive_distribution(
     Mode "moments" takes activations for independent Gaussians. It is exact for one and for two linear layers; from the
     third on the covariance between units is dropped, and that between positions of a convolution, between tokens,
     between examples, between branches of a net, and between several uses of a weight. The weights of attention are
-    those of the mean. Guide sites that are no weights take their mean. Parameters of a likelihood that are functions of
+    those of the mean. Guide sites that are not weights take their mean. Likelihood parameters that are functions of
     one element of an activation (views and functions of each element) share its noise. Measured against 2,000 draws:
     on ReLU nets 50 wide, the standard deviation of the output is within 5 % of theirs to depth 10, and 20 to 40 % too
     small at depth 20 (tanh: within 3 %, and up to 17 % too large); after an average over all positions of a

@@ -81,7 +81,7 @@ def _p_log_p(log_p: Tensor) -> Tensor:
 def as_sampled(draws: Any, value: Tensor) -> Tensor:
     """Integers and truth values as floating numbers, where those are what a likelihood samples: labels of a Bernoulli.
 
-    In them, and not in their own type: ``uint8(255) + 1`` is 0 in the density of a Poisson.
+    Densities are computed in floating point: ``uint8(255) + 1`` would be 0 in the density of a Poisson.
     """
     if value.is_floating_point():
         return value
@@ -89,7 +89,7 @@ def as_sampled(draws: Any, value: Tensor) -> Tensor:
         try:
             structure, tensors = take_apart(draws)
             sampled = structure.build([tensor[:1] for tensor in tensors]).sample()  # of one draw
-        except (NotImplementedError, TypeError):  # no samples to be had
+        except (NotImplementedError, TypeError):  # it cannot be sampled
             return value
     if not sampled.is_floating_point():
         return value.long()

@@ -1,4 +1,4 @@
-"""What stands in a run of the model for values: those of the guide, samples that nobody may need, noise under vmap."""
+"""Replacements for values in a run of the model: those of the guide, samples that may be unused, noise under vmap."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class SharedNoise(Exception):
 
 
 def global_noise() -> tuple:
-    """Where the global generators of NumPy and Python stand."""
+    """The states of the global generators of NumPy and Python."""
     state: Any = np.random.get_state()
     return state[0], state[1].tobytes(), *state[2:], random.getstate()
 

@@ -15,7 +15,7 @@ from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import DropoutNormal, WeightPosterior
 from pyro_vd.predict.placeholders import Given, NotSampled, ValueIsUsed
 
-_WORTH_A_THREAD = 10_000  # random numbers; that many take as long as the start of a thread
+_WORTH_A_THREAD = 10_000  # random numbers; fewer take less time than the start of a thread
 
 
 def fixed_posteriors(guide: Callable, call: tuple[tuple, dict]) -> dict[str, WeightPosterior] | None:
@@ -43,7 +43,7 @@ def fixed_posteriors(guide: Callable, call: tuple[tuple, dict]) -> dict[str, Wei
 
 
 def _are_equal(first: WeightPosterior, second: WeightPosterior) -> bool:
-    """Whether two posteriors are of one family, and made of the same."""
+    """Whether two posteriors are of one family, and made of the same values."""
     ours, theirs = first.given(), second.given()
     return (
         type(first) is type(second)
@@ -54,7 +54,7 @@ def _are_equal(first: WeightPosterior, second: WeightPosterior) -> bool:
 
 
 def are_equal(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are known to hold the same; of those on ``meta`` only one and the same is."""
+    """Whether two tensors are known to be equal; on ``meta`` a tensor is known to equal itself alone."""
     return first is second or not (first.is_meta or second.is_meta) and torch.equal(first, second)
 
 

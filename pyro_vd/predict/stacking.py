@@ -104,7 +104,7 @@ def is_along(name: str, likelihood: Any, length: int) -> bool:
 
 
 def taken_apart(name: str, likelihood: Any) -> tuple[Structure, list[Tensor]]:
-    """The likelihood taken apart, having tried that it can be put together again, the draws first."""
+    """The likelihood taken apart, after a check that it can be put together again, the draws first."""
     try:
         structure, tensors = take_apart(likelihood)
         again = structure.build([tensor.unsqueeze(0) for tensor in tensors])
@@ -183,7 +183,7 @@ def _composed(**parts: Any) -> ComposeTransform:
 def _arguments(distribution: Any) -> dict[str, Any]:
     """What the constructor would be called with to make this distribution again."""
     own = dict(vars(distribution))
-    for held in ("_categorical", "base_dist"):  # families that are another one in disguise keep theirs there
+    for held in ("_categorical", "base_dist"):  # a family that wraps another one keeps its arguments there
         own = {**vars(own[held]), **own} if isinstance(own.get(held), Distribution) else own
     found: dict[str, Any] = {}
     parameters = inspect.signature(type(distribution).__init__).parameters

@@ -22,7 +22,7 @@ _METADATA = {"shape", "dtype", "device", "ndim", "size", "dim", "numel", "stride
 
 
 class TooLong(Exception):
-    """More statements than are read."""
+    """The code has more statements than are read."""
 
 
 class Frame:
@@ -86,7 +86,7 @@ class Frame:
         self._branches(node.body, node.orelse)
 
     def _For(self, node: Any) -> None:
-        for _ in range(2):  # what one round computes, the next may use
+        for _ in range(2):  # the next round may use what one round computes
             self.assign(node.target, self.element(self.value(node.iter)))
             self._branches(node.body, [])
         self.execute(node.orelse)

@@ -2,7 +2,7 @@
 
 A parameter is a weight where it, or something made of parameters alone (a view, a standardised or masked weight, a sum
 of two), is multiplied by data in an operation of the table: ``F.linear(x, self.weight / self.weight.norm())``, ``x @
-self.weight[i]``. What is added to data (positions), joined to it (class tokens) or scales it (gains) is none.
+self.weight[i]``. A parameter that is added to data (positions), joined to it (class tokens) or scales it is not.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Reading:
                     self.used.pop(name, None)
 
     def of(self, thing: Any) -> Value:
-        """A thing that is there before the net runs."""
+        """An object that exists before the net runs."""
         if isinstance(thing, Value):
             return thing
         if isinstance(thing, Tensor):
@@ -123,7 +123,7 @@ class Reading:
         places = list(entry.signature.parameters) if entry.signature is not None else []
         named = [(places[min(i, len(places) - 1)] if places else "", value) for i, value in enumerate(args)]
         named += list(kwargs.items())
-        # What is added is no factor.
+        # A term that is added is not a factor.
         factors = [name for name in entry.weights if "bias" not in name and (name != "input" or len(entry.weights) < 3)]
         for name, value in named:
             others = [other for _, other in named if other is not value]
@@ -159,7 +159,7 @@ class Reading:
         return parts or [value]
 
     def attribute(self, owner: Any, name: str) -> Value:
-        """An attribute of a thing that is there before the net runs; properties are followed."""
+        """An attribute of an object that exists before the net runs; properties are followed."""
         if isinstance(owner, Super):
             following = type(owner.receiver).__mro__
             following = following[following.index(owner.after) + 1 :] if owner.after in following else ()
@@ -198,7 +198,7 @@ class Reading:
         return Value(objects=(Bound(value, owner),)) if isinstance(value, FunctionType) else self.of(value)
 
     def call(self, function: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        """What a call of a thing returns."""
+        """What a call of an object returns."""
         given = joined([*args, *kwargs.values()])
         if isinstance(function, Local):
             return function.frame.call_local(function.node, args, kwargs)
@@ -226,7 +226,7 @@ class Reading:
         return given
 
     def _helper_called(self, function: Any, receiver: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        """A function that is no method of a module: it can only use what it is given."""
+        """A function that is not a method of a module: it can only use its arguments."""
         given = [*args, *kwargs.values()]
         things = [receiver, *(one for value in given for one in value.objects)]
         has_parameters = any(value.parameters for value in given) or any(isinstance(one, nn.Module) for one in things)
@@ -250,7 +250,7 @@ def is_of_torch(thing: Any) -> bool:
 
 
 def kind_of(module: nn.Module) -> type:
-    """The class of a module; of a parametrized one, from before."""
+    """The class of a module; of a parametrized one, that from before."""
     return type_before_parametrizations(module)
 
 

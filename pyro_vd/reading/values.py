@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-POSITIONS = re.compile(r"(^|_)pos($|_)|position")  # the names of what holds the places of tokens
+POSITIONS = re.compile(r"(^|_)pos($|_)|position")  # names of tensors that hold the positions of tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +32,14 @@ class Value:
 
 
 class Bound(NamedTuple):
-    """A function with the thing that it is a method of."""
+    """A function with the object that it is a method of."""
 
     function: Callable[..., Any]
     receiver: Any
 
 
 class Super(NamedTuple):
-    """What ``super()`` returns: a thing, looked at from after one of its classes."""
+    """What ``super()`` returns: an object whose attributes are looked up after one of its classes."""
 
     after: type
     receiver: Any

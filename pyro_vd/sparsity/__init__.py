@@ -1,4 +1,4 @@
-"""What becomes of a trained posterior: the weights that stay, the report, and the pruned net."""
+"""What follows training: which weights stay, the report of sparsity, and the pruned net."""
 
 from pyro_vd.common.bits import BitsReport as BitsReport
 from pyro_vd.common.reports import SparsityReport as SparsityReport

@@ -115,7 +115,7 @@ class Channels(TorchFunctionMode):
         if name in NORMS | POOLING:
             x, value = tensors[0], self._seen.get(tensors[0])
             axis = x.dim() - int(name[-2]) - 1 if name[-1] == "d" else 1
-            told = name != "instance_norm" or len(tensors) > 1  # else the layer would warn of another size
+            told = name != "instance_norm" or len(tensors) > 1  # without it the layer would warn of another size
             found = self._channelwise(name, output, tensors) if value and value.axis == axis and told else None
             if found is None or value is None or name in NORMS:
                 return found
@@ -185,7 +185,7 @@ class Channels(TorchFunctionMode):
 
     def _recurrent(self, output: Any, args: tuple) -> dict[Tensor, Value] | None:
         """One layer in one direction; its units read each other, and are needed where one that reads them is."""
-        x, states, weights, biased = args[:4]  # of packed sequences other ones
+        x, states, weights, biased = args[:4]  # of packed sequences others
         if not isinstance(biased, bool) or len(weights) != (4 if biased else 2):  # more of them: layers, projections
             return None
         if any(one in self._seen for one in tree_leaves(states)) or not self._sizes_are_free:
@@ -260,7 +260,7 @@ class Channels(TorchFunctionMode):
         return self._value(output, dim, labels, constant)
 
     def _moved(self, name: str, output: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Value | None:
-        """Channels that lie on another axis, are each spread over several places of one, or together are one."""
+        """Channels that lie on another axis, fill several places of an axis each, or are together one place."""
         value = self._seen[x]
         found = place(name, x, value.axis, output, args, kwargs, self._sizes_are_free)
         if found is None:

@@ -39,7 +39,7 @@ class CSRLinear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.out_features, self.in_features = linear.weight.shape
-        with warnings.catch_warnings():  # "beta state", said once
+        with warnings.catch_warnings():  # PyTorch's warning of a "beta state", given once
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             weight = linear.weight.detach().to_sparse_csr()
         # int32 indices are half as large, and multiplied faster.
@@ -83,7 +83,7 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
 
     Raises:
         ValueError: a share outside of 0..1.
-        TypeError: a share that is no number.
+        TypeError: a share that is not a number.
 
     Warns:
         UserWarning: no layer is as sparse.

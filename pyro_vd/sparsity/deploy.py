@@ -109,7 +109,7 @@ def deploy(
             made[form] = _form(form, dense, made, example_inputs, min_sparsity)
             with torch.no_grad():
                 problem = difference(made[form](*args, **kwargs), reference, COMPILED_TOLERANCE)
-        except Exception as error:  # of a compiler, say: another form serves
+        except Exception as error:  # such as that of a compiler: another form is taken
             problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         if problem:
             rows.append(DeployRow(form, math.nan, 0, 0, problem))

@@ -25,6 +25,6 @@ RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
 def name_of(func: Any) -> str:
-    """The name of a function, method or property, without what says that it works in place of an operator."""
+    """The name of a function, method or property, without the marks of an operator and of work in place."""
     name = getattr(func, "__name__", "")
     return func.__self__.__name__ if name == "__get__" else name.strip("_") if name.startswith("__") else name

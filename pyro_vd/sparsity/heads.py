@@ -16,7 +16,7 @@ from pyro_vd.sparsity.replaced import replace_layers
 class FewerHeads(nn.MultiheadAttention):
     """The given heads of a ``MultiheadAttention``: the same function where the others give a constant.
 
-    The weights of the attention are not returned: an average over fewer heads is another one.
+    The weights of the attention are not returned: their average would be over fewer heads.
 
     Args:
         attention: the layer whose parameters are taken over, without ``bias_k``, ``bias_v`` and ``add_zero_attn``.

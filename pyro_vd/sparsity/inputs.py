@@ -76,7 +76,7 @@ def index_inputs(net: nn.Module, min_unused: float = 0.25) -> nn.Module:
 
     Raises:
         ValueError: a share outside of 0..1.
-        TypeError: a share that is no number.
+        TypeError: a share that is not a number.
 
     Warns:
         UserWarning: no layer has as many unused inputs.

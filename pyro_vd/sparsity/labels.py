@@ -17,13 +17,13 @@ class Labels:
         self._needed: set[int] = set()
 
     def new(self, count: int) -> list[int]:
-        """So many channels, each a group of its own."""
+        """New channels, each a group of its own."""
         added = list(range(len(self._parents), len(self._parents) + count))
         self._parents += added
         return added
 
     def join(self, *groups: Sequence[int]) -> None:
-        """The first channels of all groups are one, and so on."""
+        """Join the first channels of all groups into one, then the second, and so on."""
         for labels in zip(*groups, strict=True):
             first = self._find(labels[0])
             for label in labels[1:]:
@@ -71,7 +71,7 @@ class Product:
 
 
 def reachable(read: Tensor) -> Tensor:
-    """From which unit (row) which are read, directly or through others; each reaches itself."""
+    """Which units each unit (row) reads, directly or through others; each reads itself."""
     found = read | torch.eye(len(read), dtype=torch.bool)
     for _ in range(len(read).bit_length()):
         found = (found.float() @ found.float()) > 0

@@ -45,7 +45,7 @@ def keep_masks(
     Raises:
         ValueError: a ``log_alpha`` that is NaN; a threshold that is NaN; a share outside of 0..1; threshold and share
             both; a mapping that names no site, or leaves one out.
-        TypeError: a threshold or a share that is no number.
+        TypeError: a threshold or a share that is not a number.
 
     Example:
         >>> from pyro_vd.posteriors import DropoutNormal
@@ -115,7 +115,7 @@ def shares_of_sites(sites: list[str], log_alpha_threshold: Any, sparsity: Any) -
 
 
 def warn_of_miss(where: str, share: float, reached: float) -> None:
-    """Say that groups of weights with one ``log_alpha`` keep a share from being reached."""
+    """Warn that a share cannot be reached, because groups of weights have one ``log_alpha``."""
     if share - reached > TOLERATED_MISS:
         warnings.warn(
             f"sparsity={share:g} of {where}: {reached:.3g} is reached, since the next weights have one log_alpha and "

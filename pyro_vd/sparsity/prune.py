@@ -25,14 +25,14 @@ def prune(
     """A plain copy of the net with posterior means for weights, zero where ``log_alpha > log_alpha_threshold``.
 
     Args:
-        bnn: the module of the model that the guide was trained with. Names and shapes of weights are compared: one that
-            was made again fits them too, and brings its own biases.
+        bnn: the module of the model that the guide was trained with. Names and shapes of weights are compared: a module
+            that was made again fits them too, and has its own biases.
         guide: a guide of :mod:`pyro_vd.guides`, or the dict that :func:`weight_posteriors` returns.
         log_alpha_threshold: see :func:`keep_masks`; ``math.inf`` gives the mean network.
         sparsity: the share of the weights to prune in the place of a threshold; see :func:`keep_masks`.
         masked: hold the zeros by masks of ``torch.nn.utils.prune``, so that fine-tuning keeps them:
             ``torch.nn.utils.prune.remove(layer, "weight")`` makes a weight plain again, ``is_pruned``, ``state_dict``
-            and optimizers know them, and a mask that the net had is kept beside. Tied weights stay tied. Take the net
+            and optimizers know them, and a mask that the net had is kept as well. Tied weights stay tied. Use the net
             as a whole: projections of attention are masked where the net is called.
 
     Returns:

@@ -36,8 +36,8 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     ConvTranspose1d/2d/3d, BatchNorm, Embedding and EmbeddingBag, elementwise functions, pooling, flattening, sums and
     concatenations, in any forward method: it is run once on the examples. Units that meet a function without a rule
     (LayerNorm, softmax over them, a grouped convolution that is not depthwise), and inputs and outputs of the net,
-    stay. Layers keep their types and names. Of an LSTM, GRU or RNN of one layer in one direction go the units that no
-    one reads. Heads of attention that is written in the forward method go as a whole, where their number is left open
+    stay. Layers keep their types and names. An LSTM, GRU or RNN of one layer in one direction loses the units that no
+    one reads. Heads of attention that is written in the forward method are removed whole, if their number is left open
     (``x.view(batch, length, -1, size)``).
 
     A head of a MultiheadAttention is dead where the output does not read it, or its values have no weights; such a
@@ -80,7 +80,7 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     problem = ""
     start, empty_heads = _without_heads(plain, args, kwargs, reference)
     others = variations(start, args, kwargs)
-    # Where a size is written or read in the forward method, or a weight is read beside its layer, less can go.
+    # Where the forward method writes or reads a size, or reads a weight beside its layer, less can be removed.
     for folding, sizes_are_free in itertools.product(("added", "own", "none"), (True, False)):
         smaller = copy.deepcopy(start)
         empty = empty_heads + _take_out(smaller, _look(smaller, args, kwargs, sizes_are_free, folding))
@@ -132,7 +132,7 @@ def _without_heads(net: nn.Module, args: tuple, kwargs: dict[str, Any], referenc
     fewer, empty = without_dead_heads(net)
     try:
         return (net, []) if difference(fewer(*args, **kwargs), reference) else (fewer, empty)
-    except Exception:  # of whatever the net does with a weight of attention that is None
+    except Exception:  # the net may do anything with a weight of attention that is None
         return net, []
 
 
@@ -148,7 +148,7 @@ def _problem(net: nn.Module, args: tuple, kwargs: dict[str, Any], reference: Any
             if found := difference(other.call(net), other.outputs, VARIED_TOLERANCE):
                 return f"{found}, for inputs {other.what}"
         return ""
-    except Exception as error:  # of whatever the net does with fewer units
+    except Exception as error:  # the net may do anything with fewer units
         return f"a failure ({str(error).partition(chr(10))[0]})"
 
 
@@ -175,7 +175,7 @@ def _look(net: nn.Module, args: tuple, kwargs: dict[str, Any], sizes_are_free: b
 
 @torch.no_grad()
 def _take_out(net: nn.Module, channels: Channels) -> list[str]:
-    """Slice parameters and buffers to what is kept; the names of weights of which nothing would have been left."""
+    """Slice parameters and buffers to what is kept; returns the names of weights of which nothing would be left."""
     empty = []
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         for dim, labels in channels.leaves[tensor].items():
@@ -222,7 +222,7 @@ def _shift(product: Product, channels: Channels) -> Tensor | None:
 
 
 def _describe(layer: nn.Module) -> None:
-    """Let the sizes that a layer says be those of its weight."""
+    """Set the sizes that a layer states to those of its weight."""
     weight = getattr(layer, "weight", None)
     if isinstance(layer, _NormBase):
         own = weight if weight is not None else layer.running_mean

@@ -35,7 +35,7 @@ def threshold_curve(
 
     Raises:
         ValueError: an evaluation that is NaN, or has no "error"; no thresholds, or one that is NaN.
-        TypeError: an evaluation that is no number.
+        TypeError: an evaluation that is not a number.
 
     See Also:
         :func:`prune`, which takes the threshold that is chosen.
@@ -74,5 +74,5 @@ def threshold_curve(
         ranks = [max(round((1 - share) * len(values)), 1) - 1 for share in SHARES]
         return [DEFAULT_THRESHOLD, *values[ranks].tolist()]
 
-    keep_masks(posteriors)  # its checks come first
+    keep_masks(posteriors)  # for its checks, before any pruning
     return build_curve(row_of, default, thresholds)

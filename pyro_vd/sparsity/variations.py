@@ -1,4 +1,4 @@
-"""Other inputs that a net takes, made from an example: what depends on the example alone shows in them."""
+"""Other inputs that a net takes, made from an example: they show what depends on the example alone."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _varied(make: Generator, axis: int | None, features: bool, integers: str, on
         return one.flatten()[torch.randperm(one.numel(), generator=make)].reshape(one.shape)
     low, high = min(0, int(one.min())), int(one.max()) + 1
     high += integers == "one more" and bool((one == one.flatten()[0]).all())
-    order = torch.randperm(one.numel(), generator=make)  # so that not all are the same
+    order = torch.randperm(one.numel(), generator=make)  # so that they differ
     return (low + order % (high - low)).reshape(one.shape).to(one.dtype)
 
 

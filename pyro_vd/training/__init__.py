@@ -1,4 +1,4 @@
-"""What a run of training needs besides its steps: the weight of the KL over the run, and checkpoints."""
+"""Training: the weight of the KL over a run, and checkpoints."""
 
 from pyro_vd.common.schedules import constant as constant
 from pyro_vd.common.schedules import cyclic as cyclic

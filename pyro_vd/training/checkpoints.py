@@ -112,7 +112,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load what :func:`save_checkpoint` saved into the same objects, or into those of the same program run again.
 
-    Everything is looked at before anything is changed; an exception after that puts everything back. A guide whose
+    Everything is checked before anything is changed; an exception after that puts everything back. A guide whose
     parameters are made by ``pyro.param`` runs once before: ``guide(*args)``.
 
     Args:

@@ -88,7 +88,7 @@ def _module(name: str, module: nn.Module) -> Part:
 
 
 def _store(owned: list[Tensor]) -> Part:
-    """Pyro's parameter store; what is of a module there comes and goes with the module."""
+    """Pyro's parameter store; a parameter of a module may be absent from it, as the module is saved itself."""
     own = set(owned)
 
     def save() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def note_draw(state: WeightState, operation: str) -> None:
 
 @contextmanager
 def one_warning() -> Iterator[None]:
-    """Within it draws are noted; the outermost one warns of them all at its end."""
+    """A context that notes draws; the outermost one warns of all of them at its end."""
     if _NOTED.get() is not None:
         yield
         return
@@ -40,7 +40,7 @@ def one_warning() -> Iterator[None]:
         yield
     except BaseException:
         for state, operation in noted:
-            state.warned.discard((state.site, operation))  # to be said by the run that succeeds
+            state.warned.discard((state.site, operation))  # the run that succeeds warns of them
         raise
     finally:
         _NOTED.reset(token)

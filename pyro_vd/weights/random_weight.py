@@ -27,7 +27,7 @@ class RandomWeight(Tensor):
     """A weight that is a distribution, usable wherever the weight tensor was.
 
     The operations of the table in docs (products, convolutions, embeddings, attention, ...) return locally sampled
-    outputs; views act on the moments. Recurrent nets use one coherent draw, by their meaning. So does any operation
+    outputs; views act on the moments. Recurrent nets use one coherent draw by design. So does any operation
     that is not in the table, with a warning that names site and operation (``strict``: a ValueError). The same elements
     used twice raise, since their noise is one and the same; so does a product that would repeat a matrix for every
     example.
@@ -96,7 +96,7 @@ class RandomWeight(Tensor):
         return RandomWeight(self.state.noise, torch.where(mask, 0.0, self.variance), self.state)
 
     def scored_draw(self) -> Tensor:
-        """A draw at which to evaluate log_probs of the weight, one for the trace; no use of the weight by the model."""
+        """A draw at which log_probs of the weight are evaluated, one for the trace; not a use by the model."""
         if self.state.scored_draw is None:
             self.state.scored_draw = self.state.noise.draw(torch.Size())
         return self._view(self.state.scored_draw)
@@ -211,13 +211,13 @@ def _check_repeats(weight: RandomWeight, operation: str, factors: tuple) -> None
 
 
 def _without_rule(func: Any, args: Any, kwargs: Any) -> Any:
-    """Use one draw of every random weight among the arguments, loudly."""
+    """Use one draw of every random weight among the arguments, with a warning or an error."""
     operation = _name(func)
     for weight in tree_leaves((args, kwargs)):
         if not isinstance(weight, RandomWeight) or weight.state.draw is not None or weight.state.is_scoring():
             continue
         if weight.state.strict:
-            # No TypeError: the operators of Tensor would turn it into one that names neither site nor operation.
+            # Not a TypeError: the operators of Tensor would replace it by one that names neither site nor operation.
             raise ValueError(
                 f"site {weight.site!r}: expected an operation with a rule for estimator {weight.state.estimator!r}, "
                 f"got {operation}; write shared_sites=[{weight.site!r}] to draw this weight once a step"

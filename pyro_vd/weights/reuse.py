@@ -56,7 +56,7 @@ def _used_twice(uses: Uses) -> WeightsUsedTwice:
 
 @contextmanager
 def all_reuses() -> Iterator[None]:
-    """Within it every second use is noted; the outermost one raises a single error for them all at its end.
+    """A context that notes every second use; the outermost one raises a single error for all of them at its end.
 
     Raises:
         WeightsUsedTwice: also where the run has failed after a second use.

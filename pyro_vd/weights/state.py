@@ -90,7 +90,7 @@ class WeightState:
         elif self._noise_of_draw is not None and in_backward_pass():
             self.claim(region, operation)
             if torch.equal(current_noise(self.noise.loc), self._noise_of_draw):
-                return self.noise.draw(torch.Size())  # the repetition of the draw: what follows has the same noise
+                return self.noise.draw(torch.Size())  # it repeats the draw, so that what follows has the same noise
         return self.draw
 
 

@@ -22,6 +22,7 @@ sys.path.remove(str(DOCS))
 
 PROGRAMS = tutorials.programs()
 IDS = [program.stem for program in PROGRAMS]
+NEEDS = {"on_numpyro": ("flax",), "lora": ("peft", "transformers")}  # packages that a tutorial needs besides
 
 
 def page_of(program):
@@ -29,7 +30,7 @@ def page_of(program):
 
 
 def test_there_are_tutorials_and_each_has_a_page_in_the_list():
-    assert len(PROGRAMS) >= 5
+    assert len(PROGRAMS) >= 7
     assert {page.stem for page in tutorials.FOLDER.glob("*.md")} == set(IDS)
     listed = (DOCS / "tutorials.md").read_text()
     for name in IDS:
@@ -100,8 +101,8 @@ def test_an_unknown_name_is_refused_with_those_there_are(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=IDS)
 def test_the_program_runs(program):
-    if program.stem == "on_numpyro":
-        pytest.importorskip("flax")
+    for package in NEEDS.get(program.stem, ()):
+        pytest.importorskip(package)
     steps = list(tutorials.run(program, quick=True))
     assert any(figures for _, _, figures in steps) and any(output for _, output, _ in steps)
     assert "nan" not in " ".join(output for _, output, _ in steps).lower()

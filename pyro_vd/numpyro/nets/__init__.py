@@ -1,4 +1,4 @@
-"""The nets of flax.linen, flax.nnx and equinox seen alike."""
+"""One interface to the nets of flax.linen, flax.nnx and equinox."""
 
 from pyro_vd.numpyro.nets.adapt import adapt as adapt
 from pyro_vd.numpyro.nets.net import Net as Net

@@ -1,4 +1,4 @@
-"""Which library a net is of."""
+"""Which library a net belongs to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def adapt(net: Any) -> Net:
     """The net as a :class:`Net`.
 
     Raises:
-        TypeError: no net of flax.linen, flax.nnx or equinox.
+        TypeError: not a net of flax.linen, flax.nnx or equinox.
         ValueError: an equinox net with a state that does not come with it.
     """
-    # A net of a library that was not imported cannot be here.
+    # A net cannot be of a library that was not imported.
     if "flax" in sys.modules:
         from flax import linen, nnx
 

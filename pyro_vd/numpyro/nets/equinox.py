@@ -23,7 +23,7 @@ class EquinoxNet(Net):
                 f"BayesianModule: expected the state of {type(net).__name__} beside it, got the module alone; write "
                 "net=eqx.nn.make_with_state(Net)(..., key=key), the pair of both"
             )
-        # Of all leaves, not of parameters: a float64 array of NumPy is none, since equinox takes arrays of JAX alone.
+        # All leaves are checked: a float64 array of NumPy is not a parameter, since equinox takes arrays of JAX alone.
         for path, leaf in jax.tree_util.tree_leaves_with_path(net):
             name = ".".join(str(_entry(part)) for part in path)
             check_precision("BayesianModule", f"parameter {name!r} of the net", leaf)

@@ -88,7 +88,7 @@ class LinenNet(Net):
                 "BayesianModule: expected a net bound to its variables, or a first call outside of jit, got an "
                 "unbound net inside it; write net.bind(net.init(rng_key, x))"
             )
-        with jax.ensure_compile_time_eval():  # on a guide's first look at its model nothing else is computed
+        with jax.ensure_compile_time_eval():  # in a guide's first run of its model nothing else is computed
             parameters, dropout = jax.random.split(key)
             shapes = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype) if hasattr(a, "shape") else a, (args, kwargs))
             return self._module.init({"params": parameters, "dropout": dropout}, *shapes[0], **shapes[1])

@@ -1,4 +1,4 @@
-"""What the nets of all libraries look like to a BayesianModule: named parameters, a state, and a pure call.
+"""The form in which a BayesianModule uses nets of all libraries: named parameters, a state, and a pure call.
 
 A name is the path of a parameter, joined by dots: ``"Dense_0.kernel"``, ``"layers.0.weight"``.
 """
@@ -34,7 +34,7 @@ class Net(ABC):
     general: tuple[type, ...] = ()
 
     def weight_of(self, name: str) -> str | None:
-        """The name or pattern of the weight of the layer that a parameter belongs to; None for a layer unknown."""
+        """The name or pattern of the weight of the layer that a parameter belongs to; None for an unknown layer."""
         return next((leaf for types, leaf in self.weights.items() if is_layer(self.owners[name], types)), None)
 
     def unit_dims(self, name: str) -> tuple[int, int]:
@@ -47,10 +47,10 @@ class Net(ABC):
         return ndim - 1, max(ndim - 2, 0)  # (*spatial, in, out)
 
     def prepare(self, args: tuple, kwargs: dict) -> None:  # noqa: B027
-        """See the arguments of the first call, for nets that need them to know their parameters."""
+        """Take in the arguments of the first call, for nets whose parameters depend on them."""
 
     def likely(self) -> Net | None:
-        """What can be said of the net before :meth:`prepare`: itself, or None."""
+        """What is known of the net before :meth:`prepare`: itself, or None."""
         return self if self.owners else None
 
     def forget(self) -> None:  # noqa: B027
@@ -80,7 +80,7 @@ def is_layer(owner: Any, types: tuple[type, ...]) -> bool:
 
 
 def follow(net: Any, path: tuple) -> Any:
-    """What lies at the end of a path of attributes, keys and indices."""
+    """The object at the end of a path of attributes, keys and indices."""
     for part in path:
         net = net[part] if isinstance(part, int) or not hasattr(net, str(part)) else getattr(net, part)
     return net

@@ -12,7 +12,7 @@ from pyro_vd.numpyro.nets.net import Net, follow
 
 
 class NnxNet(Net):
-    """A flax.nnx module; what it is set to (``train()``, ``eval()``) counts at every call."""
+    """A flax.nnx module; its mode (``train()``, ``eval()``) counts at every call."""
 
     def __init__(self, net: Any):
         from flax import nnx
@@ -48,7 +48,7 @@ class NnxNet(Net):
 
         graph, old_parameters, rngs, old_state = self._split()
         rngs = jax.tree.map(lambda leaf: leaf, rngs)  # a copy, whose counters the call may move
-        if key is not None:  # of dropout layers: as any other noise of a model, from its key
+        if key is not None:  # of dropout layers: it comes from the key of the model, as all other noise
             rngs = _with_keys(rngs, key)
         net = nnx.merge(graph, _replaced(old_parameters, parameters), rngs, _replaced(old_state, state))
         output = net(*args, **kwargs)

@@ -104,7 +104,7 @@ def gather(weight: Any, indices: Any, **params: Any) -> LinearOp | None:
 def bias(x: Array, weight: WeightNoise) -> LinearOp | None:
     """A weight added to every example of ``x``, with size 1 where it is repeated; without ``x`` itself.
 
-    None for a whole matrix: nothing says that what it is added to holds examples.
+    None for a whole matrix: the term to which it is added need not hold examples.
     """
     shape = weight.loc.shape
     if not weight.independent or (1 not in shape and len(shape) > 1):

@@ -54,7 +54,7 @@ def register_rule(
     A rule has the operands of the primitive as positional parameters, and takes its parameters as keywords. It is
     called where one operand is a random weight, with a :class:`pyro_vd.numpyro.estimators.WeightNoise` in its place,
     and returns the call as a :class:`LinearOp`; or None where it does not cover these operands, which then uses one
-    coherent draw, with a warning. A rule of a primitive that has one replaces it. What the operation multiplies the
+    coherent draw, with a warning. A new rule of a primitive replaces its old one. What the operation multiplies the
     weight by must be in the ``x`` of the LinearOp, whose square makes the variance; otherwise give its
     ``apply_variance``. Functions of ``jax.numpy`` and of your own are made of primitives: they need no rule.
 
@@ -66,8 +66,8 @@ def register_rule(
         drops: what is dropped, for the table.
 
     Raises:
-        TypeError: an operation that is no primitive.
-        ValueError: no operation; unknown kind; a weight that is no operand of the rule.
+        TypeError: an operation that is not a primitive.
+        ValueError: no operation given; unknown kind; a weight that is not a operand of the rule.
 
     Example:
         A layer of one's own, which computes its product in a primitive of its own:

@@ -47,7 +47,7 @@ class WeightPosterior(Distribution):
     def _validate(self, validate_args: bool | None) -> None:
         """Whether values are validated from here on; those of the parameters now."""
         if validate_args is None:
-            vars(self).pop("_validate_args", None)  # as NumPyro says at the time
+            vars(self).pop("_validate_args", None)  # NumPyro's setting at construction
             return
         self._validate_args = validate_args
         for name, value in self.given().items() if validate_args else ():
@@ -101,7 +101,7 @@ class WeightPosterior(Distribution):
 def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple[Array, Array]:
     """``loc`` in the shape of both, and the parameter ``name`` as it came: one value may serve many weights.
 
-    Raises an error that names ``owner`` where they are no floating point arrays that broadcast.
+    Raises an error that names ``owner`` where they are not floating point arrays that broadcast.
     """
     loc = as_location(owner, loc)
     value = as_array(owner, name, value, loc)
@@ -164,7 +164,7 @@ def _given_value_jvp(why: str, primals: tuple[Array], tangents: tuple[Any]) -> t
 
 def register_kl(q: type, p: type) -> Callable[[Any], Any]:
     """A decorator that makes a function the ``kl_divergence`` of NumPyro for a pair of distributions."""
-    dispatcher: Any = kl_divergence  # typed as the first of its rules
+    dispatcher: Any = kl_divergence  # typed like the first of its rules
     return dispatcher.register(q, p)
 
 

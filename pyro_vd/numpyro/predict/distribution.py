@@ -145,12 +145,12 @@ class Predictive:
 
     @cached_property
     def aleatoric_variance(self) -> Array:
-        """Mean over draws of the variance of the likelihood: what no data would take away."""
+        """Mean over draws of the variance of the likelihood: the part that more data does not reduce."""
         return self._number("variance").mean(0)
 
     @cached_property
     def epistemic_variance(self) -> Array:
-        """Variance over draws (divided by their number) of the mean of the likelihood: what more data takes away."""
+        """Variance over draws (divided by their number) of the likelihood's mean: the part that more data reduces."""
         return self._number("mean").var(0)
 
     def entropy(self) -> Array:

@@ -120,7 +120,7 @@ def posterior_predictive(
 
 
 def _compiled(function: Callable) -> Callable:
-    """``function`` under jit, whatever is no array among its arguments taken as it is."""
+    """``function`` under jit, with arguments that are not arrays taken as they are."""
     compiled: dict[Any, Callable] = {}
 
     def call(*arguments: Any) -> Any:

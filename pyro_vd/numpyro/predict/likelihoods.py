@@ -26,9 +26,9 @@ from pyro_vd.numpyro.predict.sites import check_same, same_sites
 from pyro_vd.numpyro.predict.stacking import is_along, take_apart
 from pyro_vd.numpyro.weights import run_counted
 
-# What the draws of one block may take together, in weights and activations.
+# Bytes that the draws of one block may take together, in weights and activations.
 BLOCK_BYTES = 2**25
-# An operation holds its input, its output, and something beside.
+# An operation holds its input, its output and some more.
 _TENSORS_AT_A_TIME = 3
 # Mode "moments" draws every parameter of a likelihood around its mean.
 _OF_MOMENTS = (
@@ -52,10 +52,10 @@ def predictive_distribution(
     on_unknown: str = "error",
     **kwargs: Any,
 ) -> dict[str, Predictive]:
-    """The posterior predictive distribution of every observation site of a model: not draws of it, the thing itself.
+    """The posterior predictive distribution of every observation site of a model, not draws of it.
 
     ``p(y | x, data) = mean over draws w ~ q of p(y | x, w)``. The guide and the model run once a draw, and the
-    likelihood that the model has at the site is kept: no value is sampled where a density or a probability is meant.
+    model's likelihood at the site is kept: a density needs no samples.
 
     Args:
         rng_key: a random key.
@@ -63,7 +63,7 @@ def predictive_distribution(
             with ``svi_state.mutable_state``.
         model, guide: NumPyro model and guide. An observation site is one that the guide does not sample; it is
             predicted whether the call gives its value or not.
-        *args, **kwargs: their arguments; arrays may be in dicts, lists and tuples. A plate has no say in a
+        *args, **kwargs: their arguments; arrays may be in dicts, lists and tuples. A plate does not limit a
             prediction: there may be more points than ``dataset_size``.
         num_samples: number of draws.
         mode: "weights": each draw is one function. "local": noise of its own for every output element, as in training.
@@ -185,7 +185,7 @@ def predictive_distribution(
 def _of_moments(
     one_pass: OnePass, key: Array, number: int, pieces: list[tuple[tuple, dict]], batch_size: int | None
 ) -> dict[str, Predictive]:
-    """The mixture of the likelihoods at draws of what one pass, of every piece, makes of their parameters."""
+    """The mixture of the likelihoods at draws of their parameters, after one pass of every piece."""
     lengths = [0 if batch_size is None else number_of_examples(*piece) for piece in pieces]
     keys = jax.random.split(key, len(pieces))
     found = [
@@ -215,7 +215,7 @@ def _largest(jaxpr: Any) -> int:
 
 
 def _taken_apart(name: str, likelihood: Any) -> tuple[Structure, list[Array]]:
-    """The likelihood taken apart, having tried that it can be put together again, the draws first."""
+    """The likelihood taken apart, after a check that it can be put together again, the draws first."""
     try:
         structure, arrays = take_apart(likelihood)
         again = structure.build([array[None] for array in arrays])

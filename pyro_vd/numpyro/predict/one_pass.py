@@ -70,7 +70,7 @@ class OnePass:
         return passes(jax.random.split(key, number))
 
     def _values(self, of: Pass) -> dict[str, Any]:
-        """What stands at the sites of the guide: a Gaussian for a weight, the mean of any other."""
+        """The values at the sites of the guide: a Gaussian for a weight, the mean of any other."""
         values = {}
         for name, site in self.latent.items():
             posterior = base_distribution(site["fn"])
@@ -113,7 +113,7 @@ class OnePass:
 
 
 class _Unsampled(Messenger):
-    """Puts at every site without a value what may not be used: a sample has none in one pass of moments."""
+    """Puts a placeholder at every site without a value, since a sample has no value in one pass of moments."""
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "sample" and msg["value"] is None and not isinstance(msg["fn"], Unit):

@@ -18,7 +18,7 @@ def names_of(return_sites: Any) -> tuple[str, ...]:
     """The names as a tuple; a bare name is one of them.
 
     Raises:
-        TypeError: no names.
+        TypeError: not names.
     """
     return (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
 

@@ -1,4 +1,4 @@
-"""What becomes of a trained posterior: the weights that stay, the report, and the pruned net."""
+"""What follows training: which weights stay, the report of sparsity, and the pruned net."""
 
 from pyro_vd.numpyro.sparsity.bits import weight_bits as weight_bits
 from pyro_vd.numpyro.sparsity.fine_tuning import keep_zeros as keep_zeros

@@ -16,8 +16,8 @@ def keep_zeros(masks: Mapping[str, Array]) -> optax.GradientTransformation:
 
     ``update = where(mask, update, 0)``
 
-    Of a pruned net it changes what is kept only. The parameters are those of a net of any library, or the dict of an
-    ``SVI``: a leaf belongs to the site whose name ends as its path does (``params.Dense_0.kernel`` to
+    It changes only the kept weights of a pruned net. The parameters are those of a net of any library, or the dict of
+    an ``SVI``: a leaf belongs to the site whose name ends as its path does (``params.Dense_0.kernel`` to
     ``net.Dense_0.kernel``). Parameters without a mask are trained as they would be.
 
     Args:
@@ -63,7 +63,7 @@ def _masked(masks: Mapping[str, Array], tree: Any) -> Any:
 
 
 def _prefix(sites: list[str], names: list[str]) -> str:
-    """What stands before the name of a parameter in the name of its site: the same for all sites."""
+    """The part of a site's name before the name of its parameter: the same for all sites."""
     known = {known for name in names for known in (name, name.removeprefix("params."))}
     parts = sites[0].split(".") if sites else []
     for length in range(len(parts)):

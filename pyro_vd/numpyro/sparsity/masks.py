@@ -49,7 +49,7 @@ def keep_masks(
     Raises:
         ValueError: a ``log_alpha`` that is NaN; a threshold that is NaN; a share outside of 0..1; threshold and share
             both; a mapping that names no site, or leaves one out; a guide without ``params``.
-        TypeError: a threshold or a share that is no number.
+        TypeError: a threshold or a share that is not a number.
 
     Example:
         >>> from pyro_vd.numpyro.posteriors import DropoutNormal

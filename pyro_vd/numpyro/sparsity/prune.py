@@ -59,7 +59,7 @@ def prune(
             "params=params)"
         )
     check_params("prune", params)
-    weights = bnn.weight_names  # raises for a net that is not known before its first call
+    weights = bnn.weight_names  # raises for a net whose weights are unknown before its first call
     sites = {bnn.site(name) for name in (*bnn.adapted.parameters, "state")}
     unknown = [name for name in params if name.startswith(f"{bnn.name}.") and name not in sites]
     if unknown:

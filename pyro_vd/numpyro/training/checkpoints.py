@@ -45,7 +45,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi_state: Any, *, step: int =
 
     Raises:
         ImportError: safetensors is not installed.
-        TypeError: a leaf that is no array or number; ``extra`` of other things.
+        TypeError: a leaf that is neither an array nor a number; ``extra`` of other things.
         ValueError: an array with NaN; nothing is written.
 
     Example:
@@ -123,7 +123,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _kind(leaf: Any) -> tuple:
-    """What must be equal in file and program."""
+    """The properties of a leaf that must be equal in file and program."""
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
         return type(leaf).__name__, "", ()
     return "array", str(leaf.dtype), tuple(leaf.shape)
@@ -141,7 +141,7 @@ def _restored(content: np.ndarray, leaf: Any, value: np.ndarray, is_weak: bool) 
         return jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(leaf))
     if isinstance(leaf, jax.Array):
         if is_weak and not leaf.shape:
-            return jnp.asarray(new.item())  # of a Python number: as weak as it was
+            return jnp.asarray(new.item())  # of a Python number: its type stays weak
         return jax.device_put(new, leaf.sharding) if getattr(leaf, "committed", True) else jnp.asarray(new)
     return new.copy() if isinstance(leaf, np.ndarray) else type(leaf)(new[()])
 

@@ -3,7 +3,7 @@
 Inside ``quax.quaxify`` a linear operation on it returns its output sampled by the estimator of the trace
 (``estimators.py``); ``operations.py`` is the table of those operations. A view of it (transpose, slice, reshape,
 scaling by a constant, ...) is again a random weight. Any other operation draws the weight once for the trace.
-``rules.py`` tells Quax so.
+``rules.py`` registers this with Quax.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyro_vd.numpyro.estimators import SAMPLERS, LinearOp, WeightNoise
 from pyro_vd.numpyro.weights.state import WeightState
 from pyro_vd.numpyro.weights.views import Region
 
-# What the key of a site is folded with: 0 for its one coherent draw, 1, 2, ... for its uses, and this for log_probs.
+# The key of a site is folded with 0 for its one coherent draw, 1, 2, ... for its uses, and this for log_probs.
 _SCORED = 2**31
 
 _OUTSIDE = (
@@ -112,11 +112,11 @@ class RandomWeight(quax.ArrayValue):
         return _materialize(self, "materialize()")
 
     def materialise(self) -> Array:
-        """As :meth:`materialize`; the name Quax asks for."""
+        """As :meth:`materialize`, under the name that Quax uses."""
         return self.materialize()
 
     def scored_draw(self) -> Array:
-        """A draw at which to evaluate log_probs of the weight, one for the trace; no use of the weight by the model."""
+        """A draw at which to evaluate log_probs of the weight, one for the trace; not a use by the model."""
         return _draw(self, _SCORED)
 
     def __matmul__(self, other: Any) -> Array:
@@ -161,14 +161,14 @@ def sample(build: Callable[[Any, WeightNoise], LinearOp | None], x: Any, weight:
 
 
 def without_rule(primitive: Any, values: Any, params: dict[str, Any]) -> Any:
-    """Use one draw of every random weight among the operands, loudly."""
+    """Use one draw of every random weight among the operands, with a warning or an error."""
     operation = primitive.name
     drawn = [_drawn(value, operation) if isinstance(value, RandomWeight) else value for value in values]
     return primitive.bind(*drawn, **params)
 
 
 def _draw(weight: RandomWeight, fold: int) -> Array:
-    # Drawn anew each time: the same key gives the same draw, and the compiler makes it one.
+    # Drawn again each time: the same key gives the same draw, and the compiler merges the draws.
     draw = weight._view(weight._origin.draw(jax.random.fold_in(weight.key, fold)))
     return jnp.broadcast_to(draw, weight.shape)
 

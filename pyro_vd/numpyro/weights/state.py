@@ -25,7 +25,7 @@ class WeightState:
         warned: (site, operation) pairs already warned of, kept over traces by the handler.
         used: every use of its elements with noise of their own, or of its draw: operation and region.
         drawn: whether the weight is a draw for the rest of the trace.
-        counting: whether second uses are noted in ``second_uses``, for :func:`run_counted` to judge at the end.
+        counting: whether second uses are noted in ``second_uses``, for the decision of :func:`run_counted` at the end.
         second_uses: the operations that used elements that had been used before.
     """
 
@@ -53,10 +53,10 @@ class WeightState:
 
 
 def run_counted(run: Callable[[Mapping[str, Any]], T], weights: Mapping[str, Any]) -> T:
-    """``run(weights)``, with one judgement at its end about all weights that it used twice.
+    """``run(weights)``, with one decision at its end about all weights that it used twice.
 
     Those that may be drawn once (``reuse="shared"``) are, and it runs again with their draws; the same keys give the
-    same noise to all others. Where a run is part of another counted one, that one judges.
+    same noise to all others. If a run is part of another counted one, the outer one decides.
 
     Args:
         run: what uses the weights.
@@ -69,7 +69,7 @@ def run_counted(run: Callable[[Mapping[str, Any]], T], weights: Mapping[str, Any
     counted = {name: state for name, state in states.items() if not state.counting}
     if not counted:
         return run(weights)
-    if any(state.used for state in counted.values()):  # by what ran before: it cannot be run again
+    if any(state.used for state in counted.values()):  # used by an earlier run, which cannot be repeated
         return run(weights)
     for state in counted.values():
         state.counting = True

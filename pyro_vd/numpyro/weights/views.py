@@ -48,7 +48,7 @@ def _apply_both(outer: Callable[[Array], Array], inner: Callable[[Array], Array]
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Which elements of a whole weight a view of it holds, worked out when it is asked for.
+    """Which elements of a whole weight a view of it holds, computed on demand.
 
     Attributes:
         shape: of the whole weight.
@@ -71,7 +71,7 @@ class Region:
 
     @cached_property
     def elements(self) -> np.ndarray | None:
-        """Their numbers, in the order of the whole weight; None for any of them."""
+        """The numbers of its elements, in the order of the whole weight; None if it may hold any."""
         if self.steps is None:
             return None
         numbers = np.arange(np.prod(self.shape, dtype=int)).reshape(self.shape)

@@ -21,13 +21,13 @@ def _like(*arguments: Any) -> GaussianTensor:
 
 
 def _shift(x: Any, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor] | None:
-    """How a shifted or scaled tensor is drawn: by draws of the tensor."""
+    """How a shifted or scaled tensor is drawn: as the shifted or scaled draws of the tensor."""
     return (lambda values: function(x.at(values))) if isinstance(x, GaussianTensor) else None
 
 
 @rule(torch.add, T.add, T.__add__, T.__radd__, T.add_, T.__iadd__)
 def add(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    """Means add up, and variances: what two branches of a net have in common is dropped."""
+    """Means add up, and so do variances: the covariance of two branches of a net is dropped."""
     (m, v), (n, w) = moments_of(input), moments_of(other)
     mean = m + alpha * n
     variance = (v + alpha**2 * w) + torch.zeros_like(mean)
@@ -151,7 +151,7 @@ _enter_selection(torch.index_select, T.index_select, torch.gather, T.gather, tor
 
 @rule(torch.broadcast_tensors)
 def broadcast_tensors(*tensors: Any) -> Any:
-    """Each in the shape of all."""
+    """Each argument in the common shape."""
     shape = torch.broadcast_shapes(*(one.shape for one in tensors))
     return tuple(one.expand(shape) for one in tensors)
 
@@ -203,7 +203,7 @@ def average(input: Any, *args: Any, **kwargs: Any) -> Any:
 
 @rule(torch.logsumexp, T.logsumexp)
 def logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Tensor:
-    """At the mean, a constant: what a softmax subtracts from its logits does not change it."""
+    """At the mean, a constant: a softmax does not depend on what is subtracted from all of its logits."""
     return input.mean_value.logsumexp(dim, keepdim)
 
 

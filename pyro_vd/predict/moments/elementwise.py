@@ -107,7 +107,7 @@ def absolute(input: Any) -> Any:
 
 
 def _clipped(x: GaussianTensor, low: float, high: float) -> GaussianTensor:
-    """Between two numbers: the moments of a Gaussian cut at them, and what lies beyond at the numbers themselves."""
+    """Between two numbers: the moments of a Gaussian cut at them, and its mass beyond them placed at the numbers."""
     m, v = x.mean_value, x.variance.clamp_min(0.0)
     deviation = v.sqrt().clamp_min(torch.finfo(m.dtype).tiny)
     a, b = (low - m) / deviation, (high - m) / deviation

@@ -143,7 +143,7 @@ def rule(*operations: Callable[..., Any]) -> Callable[[Callable[..., Any]], Call
 
 
 def moments_of(argument: Any) -> tuple[Any, Any]:
-    """Mean and variance of an argument; 0 where it is no Gaussian."""
+    """Mean and variance of an argument; 0 where it is not a Gaussian."""
     if isinstance(argument, GaussianTensor):
         return argument.mean_value, argument.variance
     return argument, 0.0

@@ -29,7 +29,7 @@ def _average_pool(operation: Any, spatial: int) -> None:
     @rule(operation)
     def average(input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
                 count_include_pad: bool = True, divisor_override: Any = None) -> Any:  # fmt: skip
-        """The mean of as many as the window has: the variance is that of their sum, over their number squared."""
+        """The mean of a window: its variance is that of the sum, over the number of elements squared."""
         padded = any(_pair(padding, spatial))
         if ceil_mode or (padded and not count_include_pad) or divisor_override is not None:
             return NotImplemented

@@ -1,4 +1,4 @@
-"""The weights of a guide as Gaussian tensors, and the parameters of a likelihood that come of them."""
+"""The weights of a guide as Gaussian tensors, and the parameters of a likelihood that depend on them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pyro_vd.numpyro.weights.views import SHAPE_VIEWS
 
 
 def _shifted(operands: Sequence[Any], primitive: Any, mean: Array, variance: Any) -> GaussianArray:
-    """A sum or product of a Gaussian and a constant, in the shape of the former drawn by it."""
+    """A sum or product of a Gaussian and a constant; one of the Gaussian's shape is drawn as a function of it."""
     place = next(i for i, one in enumerate(operands) if isinstance(one, GaussianArray))
     x, other = operands[place], operands[1 - place]
     if x.weight or mean.shape != x.shape:
@@ -36,7 +36,7 @@ def _with_constant(primitive: Any, place: int, other: Any, value: Array) -> Arra
 def _enter_sum(primitive: Any) -> None:
     @rule(primitive)
     def total(operands: Sequence[Any], params: dict[str, Any]) -> Any:
-        """Means add up, and variances: what two branches of a net have in common is dropped."""
+        """Means add up, and so do variances: the covariance of two branches of a net is dropped."""
         known = together(primitive, operands)
         if known is not None:
             return known

@@ -52,7 +52,7 @@ def through(
     function: Callable[[Array], Array],
     closed: Callable[[Array, Array], tuple[Array, Array]] | None = None,
 ) -> GaussianArray:
-    """The moments of ``function(x)``, x taken for what it is a function of, where that is of each element by itself.
+    """The moments of ``function(x)``, computed from the source of x where x is an elementwise function of it.
 
     Args:
         x: a Gaussian, or a function of one.

@@ -51,7 +51,7 @@ def _step_by_step(body: Any, args: Sequence[Any], name: str, random: list[int]) 
     """The body of a function; at one draw of its only Gaussian argument where it has an operation without a rule."""
     of, steps = args[random[0]].of, jaxpr_as_fun(body)
     if of.on_unknown == "sample" and len(random) == 1:
-        of.on_unknown = "error"  # what is unknown is the function as a whole: its parts belong together
+        of.on_unknown = "error"  # the function as a whole is unknown: draws of its parts belong together
         try:
             return quax.quaxify(steps)(*args)
         except UnknownOperation:

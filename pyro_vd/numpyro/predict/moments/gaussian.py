@@ -31,7 +31,7 @@ MOMENTS: dict[Any, Callable[[Sequence[Any], dict[str, Any]], Any]] = {}
 
 
 class Pass:
-    """What happens in one pass of a net.
+    """The state of one pass of a net.
 
     Args:
         key: a random key, for what is drawn.
@@ -126,7 +126,7 @@ class GaussianArray(quax.ArrayValue):
         elementwise: bool = True,
         affine: bool = False,
     ) -> GaussianArray:
-        """What ``function`` makes of this array, drawn by drawing this one."""
+        """``function`` of this array, drawn as the function of draws of this array."""
         elementwise, gaussian = elementwise and self.elementwise, affine and self.gaussian
         variance = jnp.broadcast_to(variance, mean.shape)
         whole = self.then(function)
@@ -152,7 +152,7 @@ class GaussianArray(quax.ArrayValue):
 
     @property
     def whole(self) -> Partial | None:
-        """What the array is of the values of that Gaussian; None if it is that."""
+        """The array as a function of the values of that Gaussian; None if it is the Gaussian itself."""
         if self.path is None or self.view is None:
             return self.view if self.path is None else self.path
         return compose(self.view, self.path)
@@ -199,7 +199,7 @@ def rule(*primitives: Any) -> Callable[[Callable], Callable]:
 
 
 def moments_of(operand: Any) -> tuple[Any, Any]:
-    """Mean and variance of an operand; 0 where it is no Gaussian."""
+    """Mean and variance of an operand; 0 where it is not a Gaussian."""
     return (operand.mean_value, operand.variance) if isinstance(operand, GaussianArray) else (operand, 0.0)
 
 

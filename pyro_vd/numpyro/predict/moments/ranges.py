@@ -1,4 +1,4 @@
-"""In which range the values of a function lie, whatever real number it is given: whether it has a pole or a gap.
+"""The range of a function over all real numbers, which tells whether it has a pole or a gap.
 
     1 / (1 + exp(-x))    exp in [0, inf), 1 + exp in [1, inf): the divisor is never 0
     1 / (1 + x)          the divisor may be 0: the mean does not exist
@@ -69,7 +69,7 @@ def _ranges(body: Any, inputs: Sequence[Range], free: Sequence[bool]) -> list[Ra
         defined = domain is None or domain(equation.params, *ranges)
         if not defined and moved[place]:
             return None
-        # Of a constant that is not known yet, a divisor for instance, nothing is asked.
+        # A constant that is not known yet, such as a divisor, is not checked.
         result = _range(equation, ranges) if defined else _LINE
         known.update({v: _LINE if any(map(math.isnan, result)) else result for v in equation.outvars})
     return [of(v) for v in jaxpr.outvars]
@@ -143,7 +143,7 @@ def _same(_: Any, a: Range, *others: Range) -> Range:
     return a
 
 
-# Of which operand an operation needs what to be defined.
+# The conditions on operands under which an operation is defined.
 _DOMAINS: dict[Any, tuple[int, Callable[..., bool]]] = {
     lax.div_p: (1, lambda _, a, b: _without_zero(b)),
     lax.log_p: (0, lambda _, a: a[0] > 0),
