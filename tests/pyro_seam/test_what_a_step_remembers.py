@@ -51,7 +51,7 @@ def another_table(net):
 
 
 def other_modules(net):
-    net._modules = {"0": net[0], "1": nn.ReLU(), "2": net[2]}
+    net._modules = {"0": net[0], "1": nn.ReLU(), "2": nn.Linear(4, 3)}
 
 
 def without_bias(net):
@@ -113,6 +113,14 @@ def test_a_weight_under_another_name_is_an_error_as_before():
         bnn(X)
 
 
+def test_a_layer_that_is_compiled_between_calls():
+    bnn = vd.BayesianModule(mlp(), PRIOR)
+    bnn(X)
+    assert not bnn._layout.of(bnn.net).is_compiled
+    bnn.net[0].compile(backend="eager")
+    assert bnn._layout.of(bnn.net).is_compiled and values(bnn)["_RETURN"].shape == (3, 3)
+
+
 def test_another_net_in_the_same_module():
     bnn = vd.BayesianModule(mlp(), PRIOR)
     bnn(X)
@@ -158,7 +166,9 @@ def test_a_net_with_names_of_its_own_for_parameters_is_asked_every_time():
         def named_parameters(self, *args, **kwargs):
             return iter([pair for pair in super().named_parameters(*args, **kwargs) if pair[0] in self.shown])
 
-    bnn = vd.BayesianModule(Renamed(*mlp()), PRIOR)
+    bnn = vd.BayesianModule(mlp(), PRIOR)
+    assert {"net.0.bias", "net.2.bias"} <= values(bnn).keys()
+    bnn.net.__class__ = Renamed
     assert {"net.0.bias", "net.2.bias"} <= values(bnn).keys()
     Renamed.shown = "0.bias", "0.weight", "2.weight"
     assert "net.2.bias" not in values(bnn)
