@@ -44,6 +44,10 @@ def read(guide: Any, quantity: str, site: str) -> Tensor:
         adopt_stored_value(full_name, parameter)
     if parameter is not None and not parameter.requires_grad:
         return parameter  # frozen by the user: a step must not meet it, or its momentum would go on moving it
+    if type(parameter) is nn.Parameter and not name.endswith("_unconstrained"):
+        if guide._pyro_context.active and not pyro.settings.get("module_local_params"):
+            pyro.param(full_name, parameter)
+            return parameter  # as getattr, which is slow in a PyroModule
     return getattr(owner, name)
 
 

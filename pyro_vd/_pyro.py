@@ -183,7 +183,7 @@ class Prediction(Messenger):
 
 def is_prediction() -> bool:
     """Whether the caller runs under :class:`Prediction`."""
-    return any(isinstance(handler, Prediction) for handler in _PYRO_STACK)
+    return any([isinstance(handler, Prediction) for handler in _PYRO_STACK])
 
 
 def handlers_are_active() -> bool:

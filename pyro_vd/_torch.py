@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import FunctionType
+from types import FunctionType, NoneType
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
 
 _CHECKPOINT = checkpoint.__file__
+_AS_IT_IS = nullcontext()
 
 
 def applied(function: type[Function], *inputs: Any) -> Any:
@@ -38,11 +39,11 @@ def applied(function: type[Function], *inputs: Any) -> Any:
     tensor. Where no transform of ``torch.func`` is active, the inspection does nothing but fill in defaults.
     See ``torch/autograd/function.py``, ``Function.apply``.
     """
-    # A view, because torch function modes see operations on tensors, but not the inputs of a Function.
-    inputs = tuple(one.view_as(one) if isinstance(one, Tensor) else one for one in inputs)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*inputs)
-    return super(Function, function).apply(*inputs)  # type: ignore[misc]
+    general = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if general or torch._C._len_torch_function_stack():
+        # A view, because torch function modes see operations on tensors, but not the inputs of a Function.
+        inputs = tuple([one.view_as(one) if isinstance(one, Tensor) else one for one in inputs])
+    return function.apply(*inputs) if general else super(Function, function).apply(*inputs)  # type: ignore[misc]
 
 
 def new_wrapper(cls: type[Tensor], shape: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -110,7 +111,9 @@ def reciprocal_or_zero(x: Tensor) -> Tensor:
 
 def without_autocast(device_type: str) -> AbstractContextManager:
     """Operations in the precision of their tensors. The meta device, which has shapes alone, knows no autocast."""
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return _AS_IT_IS
+    return torch.autocast(device_type, enabled=False)
 
 
 def at_least_tiny(x: Tensor) -> Tensor:
@@ -184,6 +187,15 @@ def _frames_of_checkpointing() -> Iterator[Any]:
         if frame.f_code.co_filename == _CHECKPOINT:
             yield frame
         frame = frame.f_back
+
+
+def leaves_of(args: tuple, kwargs: Mapping[str, Any]) -> list[Any]:
+    """The leaves of what a function is called with: at once where they are its arguments themselves."""
+    flat = [*args, *kwargs.values()]
+    for one in flat:
+        if not isinstance(one, (Tensor, int, float, str, NoneType)):
+            return tree_leaves(flat)
+    return flat
 
 
 def current_noise(like: Tensor) -> Tensor:

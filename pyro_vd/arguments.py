@@ -14,7 +14,7 @@ from pyro_vd._torch import tree_leaves
 from pyro_vd.common.options import check_callable, shown
 
 # Errors of PyTorch, Pyro and Python that data of the wrong kind run into.
-_FAILURES = (TypeError, AttributeError, RuntimeError, ValueError, IndexError, KeyError)
+FAILURES = (TypeError, AttributeError, RuntimeError, ValueError, IndexError, KeyError)
 _TYPE_WORDS = ("dtype", "scalar type", "not implemented for", "Long", "Int", "Bool", "Double", "Half", "Complex")
 
 
@@ -41,27 +41,39 @@ def check_guide(guide: Any) -> Any:
 def data_explained(owner: str, args: tuple, kwargs: Mapping[str, Any], parameters: Collection[Tensor] = ()) -> Iterator:
     """A context in which an error that comes from data of another library, type or precision says so.
 
-    Data that a model accepts are never refused: they are examined only after it has failed.
-
     Args:
-        owner: what is called.
-        args, kwargs: what it is called with.
-        parameters: its own, whose type floating point data must have.
+        owner, args, kwargs, parameters: see :func:`explain`.
     """
     try:
         yield
-    except _WrongData:
+    except FAILURES as error:
+        explain(error, owner, args, kwargs, parameters)
         raise
-    except _FAILURES as error:
-        for name, argument in (*enumerate(args), *kwargs.items()):
-            problem = _problem(argument, parameters, str(error))
-            if problem is not None:
-                got, instead = problem
-                raise _WrongData(
-                    f"{owner}: expected data argument {name!r} to be a tensor that the model can take, got {got}; "
-                    f"{instead} ({type(error).__name__}: {str(error)[:200]})"
-                ) from error
-        raise
+
+
+def explain(
+    error: Exception, owner: str, args: tuple, kwargs: Mapping[str, Any], parameters: Collection[Tensor] = ()
+) -> None:
+    """Raise an error that says so where one of the ``FAILURES`` is over data of another library, type or precision.
+
+    Data that a model does take are never refused: they are looked at after it has failed.
+
+    Args:
+        error: what the call has failed with.
+        owner: what was called.
+        args, kwargs: what it was called with.
+        parameters: its own, whose type floating point data must have.
+    """
+    if isinstance(error, _WrongData):
+        return
+    for name, argument in (*enumerate(args), *kwargs.items()):
+        problem = _problem(argument, parameters, str(error))
+        if problem is not None:
+            got, instead = problem
+            raise _WrongData(
+                f"{owner}: expected data argument {name!r} to be a tensor that the model can take, got {got}; "
+                f"{instead} ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
 
 
 def check_finite_state(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:

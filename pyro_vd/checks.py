@@ -13,23 +13,24 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, constraints
 
-from pyro_vd._torch import tree_leaves
+from pyro_vd._torch import leaves_of, tree_leaves
 from pyro_vd.handlers import EstimatorMessenger, base_distribution
 from pyro_vd.weights import RandomWeight
 
 _PARTICLES = "num_particles_vectorized"  # Pyro's name for the plate of vectorised particles
 
 
-class GuideCovers(Messenger):
-    """Raises at a latent site that the guide does not have, before its prior is drawn, and at a repeated name.
+class GuideCovers(ReplayMessenger):
+    """Replays a guide's trace; raises at a latent site that the guide does not have, before its prior is drawn.
 
-    It belongs inside of ``poutine.replay``, which overwrites what the model says of a site.
+    It raises at a repeated name as well. One handler does both, because a replay overwrites what the model says of a
+    site.
 
     Attributes:
         weights: the sites that are weights, as far as the model has come: those of a BayesianModule, each with the
@@ -37,12 +38,12 @@ class GuideCovers(Messenger):
     """
 
     def __init__(self, guide_trace: Any):
-        super().__init__()
-        self.guide_trace = guide_trace
+        super().__init__(trace=guide_trace)
         self.weights: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
+            super()._pyro_sample(msg)
             return
         name, parameter = msg["name"], msg["infer"].get("net_parameter")
         if parameter is not None and self.weights.get(name, parameter) is not parameter:
@@ -52,9 +53,9 @@ class GuideCovers(Messenger):
             )
         if parameter is not None or _is_matrix(msg):
             self.weights[name] = parameter
-        if msg["is_observed"] or name in self.guide_trace.nodes:
-            return
-        if msg["value"] is None:
+        if msg["is_observed"] or name in self.trace.nodes:
+            super()._pyro_sample(msg)
+        elif msg["value"] is None:
             advice = f"add pyro.sample({name!r}, ...) to the guide, or obs= to the model"
             if msg["cond_indep_stack"]:
                 advice += (
@@ -63,7 +64,7 @@ class GuideCovers(Messenger):
                 )
             raise ValueError(
                 f"site {name!r}: expected a guide that samples every latent site of the model, got one that "
-                f"samples {_latent_names(self.guide_trace)}; {advice}"
+                f"samples {_latent_names(self.trace)}; {advice}"
             )
 
 
@@ -123,6 +124,8 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
 
 
 def _is_of_shape(q: Any, p: Any) -> bool:
+    if q.batch_shape == p.batch_shape and q.event_shape == p.event_shape:
+        return True
     sizes = zip_longest(reversed(q.shape()), reversed(p.shape()), fillvalue=1)
     return all(one == other for one, other in sizes)
 
@@ -153,10 +156,11 @@ def warn_of_single_draws(weights: Any, guide_trace: Any, messenger: EstimatorMes
 
 def is_point(name: str, guide_trace: Any) -> bool:
     """Whether a weight has no noise at all, as with ``AutoDelta``; ``AutoNormal`` has its noise in another site."""
+    if not isinstance(base_distribution(guide_trace.nodes[name]["fn"]), Delta):
+        return False
     noises = [other for other, site in guide_trace.iter_stochastic_nodes() if site["infer"].get("is_auxiliary")]
     joint = any(not other.endswith("_unconstrained") for other in noises)
-    is_delta = isinstance(base_distribution(guide_trace.nodes[name]["fn"]), Delta)
-    return is_delta and not joint and f"{name}_unconstrained" not in noises
+    return not joint and f"{name}_unconstrained" not in noises
 
 
 def check_observed(model_trace: Any) -> None:
@@ -188,7 +192,7 @@ def check_observed(model_trace: Any) -> None:
 @torch.no_grad()
 def holds_non_finite(args: tuple, kwargs: dict) -> bool:
     """Whether an argument holds NaN or infinity: the loss may be finite and its gradient not."""
-    data = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    data = [leaf for leaf in leaves_of(args, kwargs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     # A sum is finite only if its terms are; where it is not, it may have overflowed.
     if not data or bool(torch.isfinite(functools.reduce(torch.add, [leaf.sum() for leaf in data]))):
         return False

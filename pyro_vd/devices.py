@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import ExpTransform, Transform
 
+_MOVING = (Tensor, list, tuple, Distribution, Transform)
 _INVERSE = type(ExpTransform().inv)  # of any transform: it has the transform itself in the place of its own inverse
 
 
@@ -29,12 +30,16 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
         return value if all(new is old for new, old in zip(moved, value, strict=True)) else moved
     if not isinstance(value, (Distribution, Transform)):
         return value
-    parts = {name: _moved(part, device, dtype) for name, part in vars(value).items() if not _is_cache(name, part)}
-    if all(part is vars(value)[name] for name, part in parts.items()):
+    parts, same = {}, True
+    for name, part in vars(value).items():
+        if isinstance(part, _MOVING) and type(part) is not torch.Size and not _is_cache(name, part):
+            parts[name] = new = _moved(part, device, dtype)
+            same &= new is part
+    if same:
         return value
     moved = copy.copy(value)
     vars(moved).update(parts)
-    if isinstance(value, Transform) and "_inv" not in parts:
+    if isinstance(value, Transform) and "_inv" not in parts:  # a cache, or None
         moved._inv = None  # type: ignore[union-attr]
     return moved
 

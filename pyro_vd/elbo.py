@@ -5,7 +5,6 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -13,38 +12,31 @@ from typing import Any, Literal, cast
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
-from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_vd._pyro import check_mean_field_requirement, parameters_met
-from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.arguments import FAILURES, check_programs, explain
 from pyro_vd.checks import (
     GuideCovers,
     check_gradient,
     check_observed,
-    check_scales,
     check_sites,
-    describe,
     holds_non_finite,
-    is_point,
     non_finite_input,
     warn_of_single_draws,
 )
 from pyro_vd.common.options import check_count, check_flag, check_number
 from pyro_vd.common.terms import LossTerms
-from pyro_vd.fixed import Fixed
-from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
+from pyro_vd.handlers import EstimatorMessenger, run_coherently
 from pyro_vd.loss_module import LossModule
-from pyro_vd.posteriors.fixed import is_by_element, kl_of_free_elements
 from pyro_vd.rollback import undone
-from pyro_vd.weights import RandomWeight
+from pyro_vd.site_terms import kl_of_sites, nll_of_sites
 
 
 class TraceVD_ELBO(ELBO):
@@ -139,15 +131,20 @@ class TraceVD_ELBO(ELBO):
 
     def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """The data term and the KL of each site, differentiable, without a host synchronisation."""
+        with undone(only_on_failure=True):
+            return self._terms(model, guide, args, kwargs)
+
+    def _terms(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> LossTerms:
+        """As :meth:`terms`, within a rollback: one is entered a step, by whoever is called first."""
         check_programs(model, guide)
         nll: dict[str, Tensor] = {}
         kl: dict[str, Tensor] = {}
-        with undone(only_on_failure=True):
-            for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-                for total, particle in ((nll, _nll(model_trace)), (kl, self._kl(model_trace, guide_trace))):
-                    for site, value in particle.items():
-                        value = value / self.num_particles if self.num_particles > 1 else value
-                        total[site] = total[site] + value if site in total else value
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            kl_of_run = kl_of_sites(model_trace, guide_trace, self.analytic_only)
+            for total, particle in ((nll, nll_of_sites(model_trace)), (kl, kl_of_run)):
+                for site, value in particle.items():
+                    value = value / self.num_particles if self.num_particles > 1 else value
+                    total[site] = total[site] + value if site in total else value
         zero = 0.0 if nll and kl else torch.zeros(())
         return LossTerms(nll, kl, self.kl_weight, zero)
 
@@ -155,15 +152,20 @@ class TraceVD_ELBO(ELBO):
         """The loss as a 0-dim tensor, without a host synchronisation and without a check for NaN."""
         return self.terms(model, guide, *args, **kwargs).loss
 
-    @undone(only_on_failure=True)
     def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
+        with undone(only_on_failure=True):
+            return self.evaluated(model, guide, args, kwargs)[0]
+
+    def evaluated(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[LossTerms, Tensor]:
+        """As :meth:`checked_terms`, with the loss, which it looks at; for callers that undo what a failure has left."""
         if isinstance(self.kl_weight, Tensor):
             check_number("kl_weight", self.kl_weight, at_least=0)
-        terms = self.terms(model, guide, *args, **kwargs)
+        terms = self._terms(model, guide, args, kwargs)
+        loss = terms.loss
         # Inputs may hold NaN and infinity where the loss does not depend on them, such as the mask of an attention.
-        if bool(torch.isfinite(terms.loss)):
-            return terms
+        if bool(torch.isfinite(loss)):
+            return terms, loss
         reason = non_finite_input(guide, args, kwargs)
         reason = reason or "no input of the step is at fault; is a learning rate too high?"
         for name, group in (("negative log likelihood", terms.nll), ("KL", terms.kl)):
@@ -171,41 +173,47 @@ class TraceVD_ELBO(ELBO):
                 if not math.isfinite(float(value.detach())):
                     raise ValueError(f"site {site!r}: expected a finite {name}, got {float(value.detach())}: {reason}")
         raise ValueError(
-            f"expected a finite loss, got {float(terms.loss.detach())} with kl_weight={self.kl_weight}: {reason}"
+            f"expected a finite loss, got {float(loss.detach())} with kl_weight={self.kl_weight}: {reason}"
         )
 
     @undone()
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number. It is not a step: buffers stay as they are."""
-        return float(self.checked_terms(model, guide, *args, **kwargs).loss.detach())
+        return float(self.evaluated(model, guide, args, kwargs)[1].detach())
 
-    @undone(only_on_failure=True)
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; adds its gradient to the parameters. Nothing is added where it is not finite."""
         capture: Any
         suspicious = holds_non_finite(args, kwargs)
-        with poutine.trace(param_only=True) if suspicious else nullcontext() as capture:
-            loss = self.checked_terms(model, guide, *args, **kwargs).loss
-        if loss.requires_grad:
-            if suspicious:
-                check_gradient(loss, parameters_met(capture.trace), args, kwargs)
-            loss.backward(retain_graph=self.retain_graph)
+        with undone(only_on_failure=True):
+            with poutine.trace(param_only=True) if suspicious else nullcontext() as capture:
+                loss = self.evaluated(model, guide, args, kwargs)[1]
+            if loss.requires_grad:
+                if suspicious:
+                    check_gradient(loss, parameters_met(capture.trace), args, kwargs)
+                loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         unwrapped = poutine.unwrap(guide)
         if isinstance(unwrapped, Messenger):
             guide(*args, **kwargs)
-            model_trace, guide_trace = unwrapped.get_traces()  # type: ignore[attr-defined]
+            model_trace, guide_trace = map(prune_subsample_sites, unwrapped.get_traces())  # type: ignore[attr-defined]
         else:
+            again = self._messenger.reuse == "shared"
             guide_trace, model_trace = run_coherently(
-                lambda: self._run(model, guide, args, kwargs), rewind=self._messenger.reuse == "shared"
+                lambda: self._run(model, guide, args, kwargs), rewind=again, once=not again
             )
-        guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+            for trace in (guide_trace, model_trace):  # our own, which need no copy
+                for name in [name for name, site in trace.nodes.items() if site_is_subsample(site)]:
+                    trace.remove_node(name)
         check_sites(model_trace, guide_trace)
         check_observed(model_trace)
-        with data_explained("model", args, kwargs):
+        try:
             model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        except FAILURES as error:
+            explain(error, "model", args, kwargs)
+            raise
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
             check_mean_field_requirement(model_trace, guide_trace)
@@ -217,84 +225,20 @@ class TraceVD_ELBO(ELBO):
         return model_trace, guide_trace
 
     def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        with data_explained("guide", args, kwargs):
-            guide_trace = poutine.trace(self._messenger(guide)).get_trace(*args, **kwargs)
-        covers = GuideCovers(guide_trace)
-        replayed = poutine.replay(covers(model), trace=guide_trace)
         try:
-            with data_explained("model", args, kwargs):
-                model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-        except ValueError as error:
+            guide_trace = TraceMessenger()(self._messenger(guide)).get_trace(*args, **kwargs)
+        except FAILURES as error:
+            explain(error, "guide", args, kwargs)
+            raise
+        covers = GuideCovers(guide_trace)
+        try:
+            model_trace = TraceMessenger()(covers(model)).get_trace(*args, **kwargs)
+        except FAILURES as error:
+            explain(error, "model", args, kwargs)
             # Validation of a likelihood names neither the site nor the input that is at fault.
-            reason = non_finite_input(guide_trace, args, kwargs)
+            reason = non_finite_input(guide_trace, args, kwargs) if isinstance(error, ValueError) else None
             if reason is None:
                 raise
             raise ValueError(f"the model failed on non-finite input: {reason}") from error
         warn_of_single_draws(covers.weights, guide_trace, self._messenger)
         return guide_trace, model_trace
-
-    def _kl(self, model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
-        """KL of each latent site of the model, then the auxiliary sites of the guide, whose term is log q."""
-        kl = {name: self._site_kl(name, model_trace, guide_trace) for name, _ in model_trace.iter_stochastic_nodes()}
-        for name, site in guide_trace.nodes.items():
-            counts = site["type"] == "sample" and not site["infer"].get("_deterministic")
-            if counts and name not in model_trace.nodes:  # pyro.factor counts too
-                of = name.removesuffix("_unconstrained")
-                kl[name] = _log_prob_sum(site, _constants(of, model_trace, guide_trace) if of != name else None)
-        return kl
-
-    def _site_kl(self, name: str, model_trace: Any, guide_trace: Any) -> Tensor:
-        model_site, guide_site = model_trace.nodes[name], guide_trace.nodes[name]
-        constants = functools.partial(_constants, name, model_trace, guide_trace)
-        q, p, fixed = guide_site["fn"], model_site["fn"], model_site.get("fixed")
-        check_scales(name, model_site["scale"], guide_site["scale"])
-        try:
-            if is_point(name, guide_trace):  # a log density, under the mask of its own site
-                return _log_prob_sum(guide_site, constants()) - _log_prob_sum(model_site, constants())
-            if isinstance(base_distribution(q), Delta):  # whose rule in pyro/distributions/kl.py is without log_density
-                kl = _log_prob(guide_site, constants()) - _log_prob(model_site, constants())
-            else:
-                kl = kl_divergence(q, p) if fixed is None else kl_of_free_elements(q, p, fixed())
-        except NotImplementedError:
-            if self.analytic_only:
-                names = " and ".join(describe(fn) for fn in (q, p))
-                raise ValueError(
-                    f"site {name!r}: expected a pair of distributions with a KL rule, got guide and prior {names}; "
-                    "register one with torch.distributions.register_kl, or write TraceVD_ELBO(analytic_only=False) "
-                    "for a Monte Carlo estimate"
-                ) from None
-            return _log_prob_sum(guide_site, constants()) - _log_prob_sum(model_site, constants())
-        except ValueError as error:
-            raise ValueError(f"site {name!r}: {error}") from error
-        kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
-        return kl.sum() if isinstance(kl, Tensor) else torch.tensor(float(kl))
-
-
-def _nll(model_trace: Any) -> dict[str, Tensor]:
-    return {name: -model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes}
-
-
-def _constants(name: str, model_trace: Any, guide_trace: Any) -> Fixed | None:
-    """What layers keep fixed of a weight, where its own terms can be told from those of the other elements."""
-    site = model_trace.nodes.get(name, {})
-    if "fixed" not in site:
-        return None
-    parts = [site["fn"], guide_trace.nodes[name]["fn"]]
-    if isinstance(base_distribution(parts[1]), Delta):  # of AutoNormal, with the noise in a site of its own
-        noise: Any = guide_trace.nodes.get(f"{name}_unconstrained")
-        is_joint = noise is None and any(s["infer"].get("is_auxiliary") for _, s in guide_trace.iter_stochastic_nodes())
-        if not is_joint:
-            parts[1:] = [] if noise is None else [noise["fn"]]
-    return site["fixed"]() if all(is_by_element(fn) for fn in parts) else None
-
-
-def _log_prob(site: Any, fixed: Fixed | None) -> Tensor:
-    value, fn = site["value"], site["fn"]
-    value = value.scored_draw() if isinstance(value, RandomWeight) else value
-    if fixed is not None and is_by_element(fn):
-        return fixed.zero_in(fn.base_dist.log_prob(value)).sum()
-    return fn.log_prob(value, *site["args"], **site["kwargs"])
-
-
-def _log_prob_sum(site: Any, fixed: Fixed | None = None) -> Tensor:
-    return scale_and_mask(_log_prob(site, fixed), scale=site["scale"], mask=site["mask"]).sum()

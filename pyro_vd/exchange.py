@@ -8,8 +8,7 @@ checkpointing runs parts of the net again in the backward pass: there the same w
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ from pyro_vd._torch import (
     parametrizations_are_cached,
     when_backward_pass_ends,
 )
-from pyro_vd.held import Held, modules_of, tensors_in
+from pyro_vd.held import Held, tensors_in
+from pyro_vd.layout import Layout
 from pyro_vd.rollback import write_buffers
 from pyro_vd.weights import RandomWeight
 
@@ -32,23 +32,30 @@ Values = Mapping[nn.Parameter, Tensor]
 ONE_RUN = threading.RLock()  # held during a run of a net or model: all threads share the nets and Pyro's handlers
 
 
-def call_with(net: nn.Module, values: Values, args: tuple, kwargs: dict, update_buffers: bool = True) -> Any:
+def call_with(
+    layout: Layout, values: Values, args: tuple, kwargs: dict, no_update: Callable[[], bool] = lambda: False
+) -> Any:
     """``net(*args, **kwargs)`` with values in the place of some of its parameters.
 
-    Buffers of modules in training mode are updated, if asked and if they stay finite; one not finite leaves all as
-    they were. What ``torch.compile`` has compiled of the net runs eagerly: CompiledSVI compiles the whole step.
+    Buffers of modules in training mode are updated, unless ``no_update()``, and if they stay finite; one not finite
+    leaves all as they were. What ``torch.compile`` has compiled of the net runs eagerly: CompiledSVI compiles the
+    whole step.
     """
-    if parametrizations_are_cached() and any(hasattr(module, "parametrizations") for module in modules_of(net)):
+    net: Any = layout.net
+    if parametrizations_are_cached() and any(hasattr(module, "parametrizations") for module in layout.modules):
         raise ValueError(
             "BayesianModule: expected a call outside of torch.nn.utils.parametrize.cached(), which would keep the "
             "weight of one draw for the next; leave that context out"
         )
-    exchange = _Exchange(net, values)
+    exchange = _Exchange(layout, values)
     try:
         exchange.put_in()
-        with _uncompiled(exchange.modules):
+        if layout.is_compiled:  # a compiler takes a parameter for a parameter
+            with torch.compiler.set_stance("force_eager"):
+                output = net(*args, **kwargs)
+        else:
             output = net(*args, **kwargs)
-        exchange.take_out(keep=True, update_buffers=update_buffers)
+        exchange.take_out(keep=True, no_update=no_update)
     except BaseException:
         exchange.take_out()
         raise
@@ -93,29 +100,18 @@ def in_use() -> RuntimeError:
     )
 
 
-def _uncompiled(modules: list[nn.Module]) -> Any:
-    """A context in which compiled modules run eagerly: compiled code expects parameters, not drawn weights."""
-    compiled = any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules)
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
 class _Exchange:
     """The values of one call of a net, and what its modules held before.
 
     Args:
-        net: the net.
+        layout: of the net.
         values: by parameter.
     """
 
-    def __init__(self, net: nn.Module, values: Values):
+    def __init__(self, layout: Layout, values: Values):
         self.values = values
-        self.modules = [module for module in modules_of(net) if not isinstance(module, torch.jit.ScriptModule)]
-        self.places = [
-            (module, key, parameter)
-            for module in self.modules
-            for key, parameter in module._parameters.items()
-            if parameter is not None and parameter in values
-        ]
+        self.modules = layout.modules
+        self.places = [(*place, parameter) for parameter in values for place in layout.places.get(parameter, ())]
         self.left: list[Tensor] = []  # what the call has left in attributes of modules
         self.buffers: dict[Tensor, Tensor] = {}  # as they were at the start of the call, where it has written to them
         self.is_reentrant = self.is_watching = False
@@ -136,11 +132,16 @@ class _Exchange:
         for module, key, parameter in self.places:
             table = vars(module)["_parameters"]
             if not isinstance(table, _Weights):
-                table = vars(module)["_parameters"] = _Weights(table, self)
+                table = _Weights(table)
+                table.exchange = self
+                vars(module)["_parameters"] = table
             table[key] = self.values[parameter]
         self.is_watching = token is True and torch.is_grad_enabled()
-        if token is True or not is_recording():  # a recording of the backward pass has no stand-ins for buffers
-            self._copy_buffers()
+        for held in self._before:
+            if held.buffers and held.module.training:
+                if token is True or not is_recording():  # a recording of the backward pass has no stand-ins for them
+                    self._copy_buffers()
+                break
 
     @torch.no_grad()
     def _copy_buffers(self) -> None:
@@ -159,14 +160,17 @@ class _Exchange:
             raise in_use()
         self.take_out(self._inside)
 
-    def take_out(self, token: object = True, keep: bool = False, update_buffers: bool = False) -> None:
+    def take_out(self, token: object = True, keep: bool = False, no_update: Callable[[], bool] = lambda: True) -> None:
         """Put back what the modules held; ``keep`` what the net has left in attributes, and update the buffers."""
         if self._inside is not token:
             return
         updates: dict[Tensor, Tensor] = {}
+        update_buffers: bool | None = None
         while self._before:  # those that are left, where an interrupt has ended the first attempt
             held = self._before[-1]
-            updates.update(held.put_back_buffers(update_buffers))
+            if held.buffers:
+                update_buffers = not no_update() if update_buffers is None else update_buffers
+                updates.update(held.put_back_buffers(update_buffers))
             self.left += held.put_back(self._is_value, keep, exchanged=token is not True)
             self._before.pop()
         self._inside = None
@@ -222,9 +226,7 @@ class _Exchange:
 class _Weights(dict):
     """The parameters of a module with values in their places; notices a use by reentrant checkpointing."""
 
-    def __init__(self, parameters: Mapping[str, Any], exchange: _Exchange):
-        super().__init__(parameters)
-        self.exchange = exchange
+    exchange: _Exchange
 
     def __getitem__(self, key: str) -> Any:
         if self.exchange.is_watching and not torch.is_grad_enabled():

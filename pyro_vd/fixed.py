@@ -42,9 +42,15 @@ def fixed_elements(owners: Iterable[tuple[nn.Module, str]]) -> Fixed | None:
     Args:
         owners: the modules that hold the parameter, each with the name under which it does.
     """
-    fixed = [_fixed_by(module, key) for module, key in owners]
-    known = [one for one in fixed if one is not None]
-    if not known or len(known) < len(fixed):
+    known: list[Fixed] = []
+    for module, key in owners:
+        if not (key.endswith("_orig") or isinstance(module, (nn.Embedding, nn.EmbeddingBag))):
+            return None
+        one = _fixed_by(module, key)
+        if one is None:
+            return None
+        known.append(one)
+    if not known:
         return None
     mask = known[0].mask
     for other in known[1:]:

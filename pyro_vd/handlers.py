@@ -179,7 +179,7 @@ class EstimatorMessenger(Messenger):
         if self.estimator == "shared" or msg["name"] in self.shared_sites:
             return
         posterior: Any = base_distribution(msg["fn"])
-        if self.normals and _is_normal_weight(msg):
+        if self.normals and type(posterior) is Normal and _is_weight(msg):
             posterior = DropoutNormal(posterior.loc, log_sigma2=2 * posterior.scale.log())
         if not isinstance(posterior, WeightPosterior):
             return
@@ -198,10 +198,8 @@ class EstimatorMessenger(Messenger):
         msg["value"] = RandomWeight(noise, posterior.variance if variance is None else variance, state)
 
 
-def _is_normal_weight(msg: Any) -> bool:
+def _is_weight(msg: Any) -> bool:
     fn = msg["fn"]
-    if type(base_distribution(fn)) is not Normal:
-        return False
     return fn.event_dim >= 2 and not fn.batch_shape and not msg["cond_indep_stack"]
 
 
@@ -243,7 +241,7 @@ def _looking_ahead(messenger: EstimatorMessenger, guide: Callable, model: Callab
     return wrapped
 
 
-def run_coherently(run: Callable[[], Run], rewind: bool = False) -> Run:
+def run_coherently(run: Callable[[], Run], rewind: bool = False, once: bool = False) -> Run:
     """``run()``, a run of guide and model under an estimator.
 
     Where it uses weights twice, one error names them all; or, under ``reuse="shared"``, they are drawn once from now
@@ -252,7 +250,11 @@ def run_coherently(run: Callable[[], Run], rewind: bool = False) -> Run:
     Args:
         run: calls guide and model.
         rewind: give the second run the random numbers of the first.
+        once: no run follows another, since nothing is "shared" for being used twice; buffers are the caller's to undo.
     """
+    if once:
+        with ONE_RUN, all_reuses():
+            return run()
     while True:
         try:
             noise = noise_rewound_on_failure() if rewind else nullcontext()

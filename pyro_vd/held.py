@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any
 
 import torch
@@ -29,12 +30,11 @@ class Held:
         self.attributes = dict(vars(module))
         self.parameters = module._parameters
         self.buffers = list(module._buffers.items())
-        # Written to in place: the list of weights of a recurrent layer.
-        self.containers = [
-            (value, copy.copy(value))
-            for key, value in self.attributes.items()
-            if type(value) in (list, dict) and key not in _OF_EVERY_MODULE and _may_hold_tensors(value)
-        ]
+        self.containers: list[tuple[Any, Any]] = []  # written to in place: the list of weights of a recurrent layer
+        for key in self.attributes.keys() - _OF_EVERY_MODULE:
+            value = self.attributes[key]
+            if type(value) in (list, dict) and _may_hold_tensors(value):
+                self.containers.append((value, copy.copy(value)))
 
     def put_back(self, is_value: Callable[[Any], bool], keep: bool, exchanged: bool = False) -> list[Tensor]:
         """Put back the parameters, and every attribute that holds a value or a weight made of one.
@@ -47,16 +47,18 @@ class Held:
         Returns:
             The tensors that were left.
         """
-        now, left = vars(self.module), []
-        if now["_parameters"] is not self.parameters:
-            others = {key: new for key, new in now["_parameters"].items() if new is not self.parameters.get(key)}
-            made = {
-                key: new
-                for key, new in others.items()
-                if key not in self.parameters or (exchanged and isinstance(new, nn.Parameter) and not is_value(new))
-            }
-            now["_parameters"] = self.parameters
-            self.parameters.update(made)  # by the net itself, in its first call
+        now, before, left = vars(self.module), self.attributes, []
+        table, own = now["_parameters"], self.parameters
+        if table is not own:
+            made = {key: table[key] for key in table.keys() - own.keys()}
+            if exchanged:
+                others = ((key, new) for key, new in table.items() if new is not own.get(key))
+                made |= {key: new for key, new in others if isinstance(new, nn.Parameter) and not is_value(new)}
+            now["_parameters"] = own
+            own.update(made)  # by the net itself, in its first call
+        same = len(now) == len(before) and all(map(is_, now.values(), before.values())) and list(now) == list(before)
+        if same and not self.containers:
+            return left
         changed = [
             (key, self.attributes.get(key, MISSING), new)
             for key, new in now.items()

@@ -129,6 +129,10 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
         tensor(3.8155)
     """
     _check_tensors("log_alpha_additive", loc=loc, log_sigma2=log_sigma2)
+    return _log_alpha(loc, log_sigma2)
+
+
+def _log_alpha(loc: Tensor, log_sigma2: Tensor) -> Tensor:
     return torch.sub(log_sigma2, at_least_tiny(loc.abs()).log(), alpha=2)
 
 
@@ -171,7 +175,7 @@ class _Additive(torch.autograd.Function):
 
     @staticmethod
     def forward(loc: Tensor, log_sigma2: Tensor, method: str) -> tuple[Tensor, Tensor]:
-        return _METHODS[method](log_alpha_additive(loc, log_sigma2))
+        return _METHODS[method](_log_alpha(loc, log_sigma2))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
@@ -183,7 +187,7 @@ class _Additive(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor, Tensor, None]:
         loc, log_sigma2, slope = ctx.saved_tensors
         if torch.is_grad_enabled():
-            slope = _METHODS[ctx.method](log_alpha_additive(loc, log_sigma2))[1]
+            slope = _METHODS[ctx.method](_log_alpha(loc, log_sigma2))[1]
         inverse = reciprocal_or_zero(loc)
         slope = grad_output * slope
         by_loc = torch.addcmul(slope.new_zeros(()), slope, inverse, value=-2.0)

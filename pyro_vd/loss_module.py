@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pyro import poutine
@@ -15,6 +16,7 @@ from pyro_vd.checks import check_gradient, holds_non_finite
 from pyro_vd.common.terms import LossTerms
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules as referenced_modules
+from pyro_vd.rollback import undone
 
 if TYPE_CHECKING:
     from pyro_vd.elbo import TraceVD_ELBO
@@ -95,23 +97,24 @@ class LossModule(TrainedModule):
         return self.model, self.guide
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.terms(*args, **kwargs).loss
+        return self._evaluated(args, kwargs)[1]
 
     def terms(self, *args: Any, **kwargs: Any) -> LossTerms:
         """The terms of the loss, differentiable; ``loss(*args)`` is ``loss.terms(*args).loss``."""
+        return self._evaluated(args, kwargs)[0]
+
+    def _evaluated(self, args: tuple, kwargs: dict) -> tuple[LossTerms, Tensor]:
         if distributed.is_available() and distributed.is_initialized():
             self._check_whole()
-        if self.seen:
-            terms = self.elbo.checked_terms(*self.callables, *args, **kwargs)
-            self._check_gradient(terms.loss, args, kwargs)
-            return terms
         capture: Any
-        with poutine.trace(param_only=True) as capture:
-            terms = self.elbo.checked_terms(*self.callables, *args, **kwargs)
-        self._check_listed(parameters_met(capture.trace))
-        self._check_gradient(terms.loss, args, kwargs)
+        with undone(only_on_failure=True):
+            with nullcontext() if self.seen else poutine.trace(param_only=True) as capture:
+                terms, loss = self.elbo.evaluated(*self.callables, args, kwargs)
+            if not self.seen:
+                self._check_listed(parameters_met(capture.trace))
+            self._check_gradient(loss, args, kwargs)
         self.seen = True
-        return terms
+        return terms, loss
 
     def _check_whole(self) -> None:
         """Raise for shards of parameters: only those of the module around all of it are put together for a call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from operator import attrgetter
 from typing import Any
 
 import pyro
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vd._pyro import Noted, adopt_stored_value, is_no_step, is_prediction, net_parameter, node_of_trace
-from pyro_vd._torch import in_backward_pass, tree_leaves
-from pyro_vd.arguments import check_finite_state, data_explained
+from pyro_vd._torch import in_backward_pass, leaves_of
+from pyro_vd.arguments import FAILURES, check_finite_state, explain
 from pyro_vd.choice import Prior, Where, choose, priors_of, report_of
 from pyro_vd.common.options import shown
 from pyro_vd.common.plates import check_data_plate
@@ -19,10 +20,13 @@ from pyro_vd.common.reports import ModuleReport
 from pyro_vd.devices import placed_like
 from pyro_vd.exchange import ONE_RUN, call_with, check_net, in_use
 from pyro_vd.fixed import Fixed, fixed_elements
+from pyro_vd.layout import Layout
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
 from pyro_vd.weights.drawn import one_warning
 from pyro_vd.weights.reuse import all_reuses
+
+_DEVICE = attrgetter("device")
 
 
 class BayesianModule(nn.Module):
@@ -94,6 +98,7 @@ class BayesianModule(nn.Module):
             for weight in self.weight_names
         }
         self.priors = priors_of(prior, parameters, choice)
+        self._layout = Layout()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if in_backward_pass():
@@ -103,12 +108,16 @@ class BayesianModule(nn.Module):
                 "module. Checkpoint layers inside the net instead"
             )
         with ONE_RUN:
-            parameters = dict(self.net.named_parameters())
+            layout = self._layout.of(self.net)
+            parameters = layout.parameters
             self._check_devices(parameters, args, kwargs)
             values = self._values(parameters)
-            explained = data_explained(f"BayesianModule {self.name!r}", args, kwargs, parameters.values())
-            with one_warning(), all_reuses(), undone(only_on_failure=True), explained:
-                return call_with(self.net, values, args, kwargs, update_buffers=not is_no_step())
+            with one_warning(), all_reuses(), undone(only_on_failure=True):
+                try:
+                    return call_with(layout, values, args, kwargs, is_no_step)
+                except FAILURES as error:
+                    explain(error, f"BayesianModule {self.name!r}", args, kwargs, parameters.values())
+                    raise
 
     def site(self, parameter_name: str) -> str:
         """The sample site of a random parameter."""
@@ -141,8 +150,8 @@ class BayesianModule(nn.Module):
 
     def _values(self, parameters: dict[str, nn.Parameter]) -> dict[nn.Parameter, Tensor]:
         """The values that replace the net's own parameters in a call."""
-        gone = [name for name in self.priors if name not in parameters]
-        if gone:
+        if self.priors.keys() - parameters.keys():
+            gone = [name for name in self.priors if name not in parameters]
             raise ValueError(
                 f"BayesianModule {self.name!r}: expected a net with the random parameters {list(self.priors)}, got one "
                 f"without {gone}, which has changed since; make a new BayesianModule (and guide) after masks, norms or "
@@ -202,9 +211,12 @@ class BayesianModule(nn.Module):
             vars(parameter).pop("unconstrained", None)  # of Pyro's store, a weak reference: as PyroModule does
         return vars(self).copy()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_layout": Layout(), **state})  # pickled before there was one
+
     def _check_devices(self, parameters: dict[str, nn.Parameter], args: tuple, kwargs: dict) -> None:
-        devices = {parameter.device for parameter in parameters.values()}
-        for leaf in tree_leaves((args, kwargs)):
+        devices = set(map(_DEVICE, parameters.values()))
+        for leaf in leaves_of(args, kwargs):
             if isinstance(leaf, Tensor) and devices and leaf.device not in devices and leaf.dim() > 0:
                 own = ", ".join(sorted(map(str, devices)))
                 raise ValueError(

@@ -57,7 +57,11 @@ class ImproperLogUniform(TorchDistribution):
         return f"ImproperLogUniform(batch_shape: {tuple(self.batch_shape)})"
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ImproperLogUniform:
-        return ImproperLogUniform(torch.Size(batch_shape), validate_args=False)
+        if type(batch_shape) is not torch.Size or min(batch_shape, default=0) < 0:
+            return ImproperLogUniform(batch_shape, validate_args=False)
+        new = ImproperLogUniform.__new__(ImproperLogUniform)  # of a parameter's own shape, in every step
+        super(ImproperLogUniform, new).__init__(batch_shape, validate_args=False)
+        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``-log |value|``, not normalised, in nats; plus infinity at 0."""

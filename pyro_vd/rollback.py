@@ -5,8 +5,8 @@ A step that fails, and every prediction, leaves a net as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,39 +16,39 @@ from torch import Tensor
 MISSING: Any = object()  # the value of an entry that was not there
 
 
-class _Log:
-    """Values as they were before their first change."""
+class undone(ContextDecorator):
+    """Within it nets may run; at its end, or only where an exception ends it, their buffers are as before.
 
-    def __init__(self) -> None:
+    A class, and no generator: it is entered in every step. It is the log of the values before their first change.
+    """
+
+    def __init__(self, only_on_failure: bool = False):
+        self.only_on_failure = only_on_failure
         self.buffers: dict[Tensor, Any] = {}
         self.entries: list[tuple[dict, str, Any]] = []
 
+    def __enter__(self) -> None:
+        self._token = _ACTIVE.set((*_ACTIVE.get(), self))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            if (self.buffers or self.entries) and (kind is not None or not self.only_on_failure):
+                self._undo()
+        finally:
+            _ACTIVE.reset(self._token)
+
+    def _recreate_cm(self) -> undone:  # what a decorated function runs in
+        return undone(self.only_on_failure)
+
     @torch.no_grad()
-    def undo(self) -> None:
+    def _undo(self) -> None:
         for buffer, value in self.buffers.items():
             buffer.copy_(value)
         for entries, key, value in reversed(self.entries):
             restore_entry(entries, key, value)
 
 
-_ACTIVE: ContextVar[tuple[_Log, ...]] = ContextVar("_ACTIVE", default=())
-
-
-@contextmanager
-def undone(only_on_failure: bool = False) -> Iterator[None]:
-    """A context for runs of nets; at its end, or only if an exception ends it, their buffers are as before."""
-    log = _Log()
-    token = _ACTIVE.set((*_ACTIVE.get(), log))
-    try:
-        yield
-    except BaseException:
-        log.undo()
-        raise
-    else:
-        if not only_on_failure:
-            log.undo()
-    finally:
-        _ACTIVE.reset(token)
+_ACTIVE: ContextVar[tuple[undone, ...]] = ContextVar("_ACTIVE", default=())
 
 
 @torch.no_grad()

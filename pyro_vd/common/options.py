@@ -49,10 +49,13 @@ def check_callable(name: str, value: Any, what: str, instead: str, owner: str = 
 
 def check_count(name: str, value: Any, least: int | None = None, owner: str = "") -> int:
     """The whole number as an int, or ValueError; a float or a truth value is refused, an integer of NumPy is not."""
-    try:
-        number = None if _is_truth_value(value) else operator.index(value)
-    except TypeError:
-        number = None
+    if type(value) is int:
+        number = value
+    else:
+        try:
+            number = None if _is_truth_value(value) else operator.index(value)
+        except TypeError:
+            number = None
     if number is None or (least is not None and number < least):
         bound = "" if least is None else f" >= {least}"
         raise ValueError(f"{_expected(name, owner)} a whole number{bound}, got {shown(value)}")

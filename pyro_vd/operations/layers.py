@@ -13,8 +13,9 @@ from pyro_vd.operations.table import enter
 @enter(F.linear, drops="covariance between the rows (tokens) of one example")
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LinearOp:
     """Exact for each row of the input; the covariance between rows of one example (tokens) is dropped."""
-    example = 0 if input.dim() > 1 and weight.dim() == 2 else None
-    return LinearOp(F.linear, input, weight, bias, weight.dim() - 1, 0, example=example)
+    dim = weight.dim()
+    example = 0 if input.dim() > 1 and dim == 2 else None
+    return LinearOp(F.linear, input, weight, bias, dim - 1, 0, example=example)
 
 
 @enter(F.bilinear, drops="covariance between the rows (tokens) of one example")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pyro_vd.common.options import check_callable
 from pyro_vd.common.reports import markdown_table
 from pyro_vd.estimators import LinearOp
 
+_BY_PLACE = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+_VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 KINDS = ("exact", "approximate", "coherent draw")
 
 Rule = Callable[..., LinearOp | Callable[[], Any] | None]
@@ -40,15 +43,27 @@ class Entry:
     drops: str
     signature: inspect.Signature | None = None
 
+    @functools.cached_property
+    def least(self) -> int:
+        """With so many arguments by place, and ``most`` at most, a call fits the signature."""
+        assert self.signature is not None
+        return sum(p.default is p.empty for p in self.signature.parameters.values() if p.kind not in _VARIABLE)
+
+    @functools.cached_property
+    def most(self) -> int:
+        assert self.signature is not None
+        return sum(p.kind in _BY_PLACE for p in self.signature.parameters.values())
+
     def __call__(self, operation: str, args: tuple, kwargs: dict) -> LinearOp | Callable[[], Any] | None:
         """What the rule says of a call; None where it does not cover its arguments."""
         assert self.rule is not None and self.signature is not None
         if kwargs.get("out", 0) is None:
             kwargs = {name: value for name, value in kwargs.items() if name != "out"}
-        try:
-            self.signature.bind(*args, **kwargs)
-        except TypeError:
-            return None
+        if kwargs or not self.least <= len(args) <= self.most:
+            try:
+                self.signature.bind(*args, **kwargs)
+            except TypeError:
+                return None
         result = self.rule(*args, **kwargs)
         if result is None or isinstance(result, LinearOp) or callable(result):
             return result

@@ -82,7 +82,10 @@ class DropoutNormal(WeightPosterior):
     @property
     def log_alpha(self) -> Tensor:
         """Natural log of ``variance / loc**2``; finite at loc = 0."""
-        return self._noise_ratio.expand(self.loc.shape)
+        return self._whole(self._noise_ratio)
+
+    def _whole(self, value: Tensor) -> Tensor:
+        return value if value.shape == self.loc.shape else value.expand(self.loc.shape)
 
     @property
     def _noise_ratio(self) -> Tensor:
@@ -98,21 +101,21 @@ class DropoutNormal(WeightPosterior):
         if self._log_sigma2 is None:
             assert self._log_alpha is not None
             return self._log_alpha - log_alpha_additive(self.loc, torch.zeros_like(self.loc))
-        return self._log_sigma2.expand(self.loc.shape)
+        return self._whole(self._log_sigma2)
 
     @property
     def variance(self) -> Tensor:
         if self._log_sigma2 is None:
             assert self._log_alpha is not None
             return self._log_alpha.exp() * self.loc.square()
-        return self._log_sigma2.exp().expand(self.loc.shape)
+        return self._whole(self._log_sigma2.exp())
 
     @property
     def scale(self) -> Tensor:
         if self._log_sigma2 is None:
             assert self._log_alpha is not None
             return (0.5 * self._log_alpha).exp() * self.loc.abs()
-        return (0.5 * self._log_sigma2).exp().expand(self.loc.shape)
+        return self._whole((0.5 * self._log_sigma2).exp())
 
     def noise(self) -> WeightNoise:
         dtype = torch.promote_types(self.loc.dtype, torch.float32)

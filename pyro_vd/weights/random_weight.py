@@ -141,9 +141,10 @@ class RandomWeight(Tensor):
         if entry is not None and entry.rule is None:
             return _with_draws(func, args, kwargs)
         if entry is not None:
-            call = entry(_name(func), args, kwargs)
+            operation = _name(func)
+            call = entry(operation, args, kwargs)
             if isinstance(call, LinearOp):
-                sampled = _sample(call, _name(func))
+                sampled = _sample(call, operation)
                 if sampled is not None:
                     return sampled
             elif call is not None:
@@ -171,21 +172,33 @@ class RandomWeight(Tensor):
 
 def _sample(op: LinearOp, operation: str) -> Tensor | None:
     """The sampled output of ``op``, or None where its noise has no local form for this operation."""
-    parts = {name: w for name in ("weight", "bias") if isinstance(w := getattr(op, name), RandomWeight)}
-    # A weight that an operation without a rule has drawn before stays that draw.
-    drawn = {name: w.materialize() for name, w in parts.items() if w.state.draw is not None}
-    random = {name: w for name, w in parts.items() if name not in drawn}
+    parts: dict[str, Any] = {}
+    random: list[RandomWeight] = []
+    for name, weight in (("weight", op.weight), ("bias", op.bias)):
+        if not isinstance(weight, RandomWeight):
+            continue
+        if weight.state.draw is not None:  # by an operation without a rule, before: it stays that draw
+            parts[name] = weight.materialize()
+            continue
+        random.append(weight)
+        parts[name] = noise = weight.noise
+        if not noise.independent and not _covers(op, name, noise):
+            return None
     if isinstance(op.x, RandomWeight) or not random:
         return None
-    estimator = next(iter(random.values())).state.estimator
+    estimator = random[0].state.estimator
     if estimator != "local" and op.example is None:
         return None
-    if any(not weight.noise.independent and not _covers(op, name, weight.noise) for name, weight in random.items()):
-        return None
-    for weight in random.values():
+    for weight in random:
         weight.state.claim(weight._region, operation)
-    noises = {name: w.noise for name, w in random.items()}
-    return SAMPLERS[estimator](replace(op, **drawn, **noises))
+    return SAMPLERS[estimator](_with(op, parts))
+
+
+def _with(op: LinearOp, parts: dict[str, Any]) -> LinearOp:
+    """``dataclasses.replace(op, **parts)``, in a tenth of the time."""
+    new = object.__new__(type(op))
+    vars(new).update(vars(op), **parts)
+    return new
 
 
 def _covers(op: LinearOp, name: str, noise: WeightNoise) -> bool:

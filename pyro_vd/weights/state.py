@@ -76,7 +76,7 @@ class WeightState:
                 f"would be lost; write weight.materialize() before it, shared_sites=[{self.site!r}], or, in activation "
                 "checkpointing, torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
-        if self.reuse != "independent" and any(overlap(region, other) for _, other in self.used):
+        if self.used and self.reuse != "independent" and any(overlap(region, other) for _, other in self.used):
             note_reuse(self, operation)
         self.used.append((operation, region))
 
