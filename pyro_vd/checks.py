@@ -12,7 +12,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Unit
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -106,6 +106,11 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
                 "all distributions in the guide must be fully reparameterized; use pyro.infer.TraceGraph_ELBO for this "
                 "guide"
             )
+            if isinstance(site["fn"], Unit):  # pyro.factor
+                instead = (
+                    "a factor; write pyro.factor(..., has_rsample=True) where it is computed from reparameterised "
+                    "draws, or use pyro.infer.TraceGraph_ELBO for this guide"
+                )
             raise NotImplementedError(
                 f"site {name!r}: expected a reparameterised guide distribution, got {describe(site['fn'])}: "
                 f"{f'with {reason}' if reason else instead}"
@@ -182,10 +187,14 @@ def check_observed(model_trace: Any) -> None:
             if size != own and place not in free and (size > 1 or (place <= event_dim and isinstance(fn, Independent)))
         ]
         if wrong:
+            instead = ""
+            if math.prod(got) == math.prod(shape):
+                instead = f"write obs=y.reshape({tuple(shape)}), or "
+            elif all(own in (1, size) for own, size in zip(padded, shape, strict=True)):
+                instead = f"write obs=y.expand({tuple(shape)}) to repeat it on purpose, or "
             raise ValueError(
                 f"site {name!r}: expected an observed value of shape {tuple(shape)}, that of {describe(fn)}, got "
-                f"{tuple(got)}, which would be broadcast; write obs=y.reshape({tuple(shape)}) or y.expand, or give the "
-                "distribution the shape of y"
+                f"{tuple(got)}, which would be broadcast; {instead}give the distribution the shape of y"
             )
 
 

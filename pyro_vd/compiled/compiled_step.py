@@ -84,6 +84,9 @@ class CompiledStep:
                 return None
             self._optimizer.note_step()
             self._known = surroundings
+        if not self._parameters.tensors:
+            programs.give_up("model and guide have no parameter to train")
+            return None
         if handlers_are_active():
             programs.give_up("the step runs under effect handlers of the caller")
             return None

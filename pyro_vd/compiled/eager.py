@@ -41,7 +41,7 @@ class EagerStep:
         self.parameters.check(met)
         parameters = self.parameters.tensors
         gradients: list[Tensor | None] = [None] * len(parameters)
-        if loss.requires_grad:
+        if loss.requires_grad and parameters:
             gradients = self._gradients(loss, parameters, step)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if self.accumulate == 1:

@@ -66,6 +66,11 @@ class StepOptimizer:
         if isinstance(self._optim, PyroOptim):
             make_optimizers(self._optim, parameters)
         elif self._made is None:
+            if not parameters:
+                raise ValueError(
+                    "optim: expected parameters to train, got a model and a guide without one that requires a "
+                    "gradient; call evaluate_loss for the loss alone, or unfreeze a parameter"
+                )
             self._made = _checked(self._optim(list(parameters)))
 
     def update(self, parameters: Sequence[Tensor]) -> None:
