@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import dis
 import enum
@@ -41,6 +42,9 @@ _PLAIN = (
 )
 # Objects of libraries that say what a model is. Other objects of libraries (loaders, writers) are not looked into.
 _MODELS = (nn.Module, Distribution, Messenger, ELBO)
+# Modules of the standard library whose objects hold what a user has put in: SimpleNamespace, Namespace, UserDict,
+# ChainMap, threading.local.
+_HOLDERS = {"types", "argparse", "collections", "_thread"}
 
 
 def surroundings_of(
@@ -146,6 +150,13 @@ class _Walk:
             self._elements(name, value, enumerate(value), None, depth)
         elif isinstance(value, types.ModuleType):
             self._note(name, value.__name__)
+        elif isinstance(value, types.MappingProxyType):
+            known = value if len(value) <= MAX_ELEMENTS else ()
+            self.found.readers += [(len, value), *((value.get, key) for key in known)]
+            self._elements(name, value, value.items(), None, depth)
+        elif isinstance(value, contextvars.ContextVar):
+            self.found.readers.append((_in_this_context, value))
+            self.visit(name, _in_this_context(value), depth)
         else:
             self._object(name, value, depth)
 
@@ -172,7 +183,7 @@ class _Walk:
         if isinstance(value, nn.Module):
             self.found.modules.append(value)
         if not (isinstance(value, _MODELS) or dataclasses.is_dataclass(value) or is_users(type(value).__module__)):
-            if type(value) is not types.SimpleNamespace and type(value).__module__ != "argparse":
+            if type(value).__module__ not in _HOLDERS:
                 return
         self._attributes(name, value, depth)
         self.visit(name, type(value), depth)
@@ -248,6 +259,10 @@ class _Walk:
             return
         if element is not None or name in values:
             self.visit(f"the global {name!r}", element, depth)
+
+
+def _in_this_context(variable: contextvars.ContextVar) -> Any:
+    return variable.get(None)
 
 
 def _slot(value: Any, name: str) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pyro_vd.common.options import as_number
 from pyro_vd.common.options import kind_of as kind_of
 from pyro_vd.numpyro._jax import is_traced
 
@@ -42,6 +43,16 @@ def check_precision(owner: str, name: str, value: Any) -> None:
             f"{owner}: expected {name} in float32, got float64 where JAX has 64-bit numbers switched off; write "
             'jax.config.update("jax_enable_x64", True) before anything of JAX is made, or give it in float32'
         )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value counts as a number: of Python or NumPy, also in an array without dimensions; a whole one of JAX.
+
+    It takes the precision of what it is used with. A floating point array of JAX has one of its own.
+    """
+    if isinstance(value, jax.Array):
+        return value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer) and not is_traced(value)
+    return as_number(value) is not None
 
 
 def check_array(owner: str, name: str, value: Any, instead: str) -> None:

@@ -14,8 +14,8 @@ from jax.core import Tracer
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
 
-from pyro_vd.common.options import as_number, check_count, shown
-from pyro_vd.numpyro.arguments import check_precision, require_key
+from pyro_vd.common.options import check_count, shown
+from pyro_vd.numpyro.arguments import check_precision, is_number, require_key
 
 
 class ImproperLogUniform(Distribution):
@@ -112,9 +112,11 @@ class TruncatedLogUniform(Distribution):
 
     def __init__(self, low: Array | float, high: Array | float, *, validate_args: bool | None = None):
         for name, bound in (("low", low), ("high", high)):
+            if is_number(bound):
+                continue
             check_precision("TruncatedLogUniform", name, bound)
             kind = getattr(bound, "dtype", None)
-            if as_number(bound) is None and (kind is None or not jnp.issubdtype(kind, jnp.floating)):
+            if kind is None or not jnp.issubdtype(kind, jnp.floating):
                 raise TypeError(
                     f"TruncatedLogUniform: expected {name} to be a number or a floating point array, got "
                     f"{shown(bound)}; write TruncatedLogUniform(1e-4, 10.0)"
@@ -185,6 +187,4 @@ class TruncatedLogUniform(Distribution):
 
 def _floating(bound: Any) -> Array:
     """An array as it is, a number in the floating point type that JAX has for one of Python."""
-    if isinstance(bound, (int, np.floating, np.integer)) and getattr(bound, "ndim", 0) == 0:
-        bound = float(bound)
-    return jnp.asarray(bound)
+    return jnp.asarray(float(bound) if is_number(bound) else bound)

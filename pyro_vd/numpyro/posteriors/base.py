@@ -16,8 +16,8 @@ from jax.custom_derivatives import SymbolicZero
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, constraints
 from numpyro.distributions.kl import kl_divergence
 
-from pyro_vd.common.options import as_number, check_number, shown
-from pyro_vd.numpyro.arguments import check_precision, require_key
+from pyro_vd.common.options import check_number, shown
+from pyro_vd.numpyro.arguments import check_precision, is_number, require_key
 from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, safe_sqrt
 
 
@@ -117,11 +117,11 @@ def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple
 
 def as_location(owner: str, loc: Any, name: str = "loc") -> Array:
     """A mean as an array, or TypeError unless it is a number or an array of floating point."""
-    check_precision(owner, name, loc)
-    if not isinstance(loc, (jax.Array, np.ndarray)) and as_number(loc) is not None:
-        kind = np.result_type(getattr(loc, "dtype", float))
-        kind = kind if np.issubdtype(kind, np.floating) else np.result_type(float)
+    if is_number(loc):
+        kind = getattr(loc, "dtype", None)
+        kind = kind if kind is not None and jnp.issubdtype(kind, jnp.floating) else np.result_type(float)
         return jnp.asarray(check_number(name, loc, owner=owner), jax.dtypes.canonicalize_dtype(kind))
+    check_precision(owner, name, loc)
     if not isinstance(loc, (jax.Array, np.ndarray)) or not jnp.issubdtype(loc.dtype, jnp.floating):
         got = loc.dtype if isinstance(loc, (jax.Array, np.ndarray)) else type(loc).__name__
         raise TypeError(f"{owner}: expected {name} to be a floating point array, got {got}; write {name}.astype(float)")
@@ -130,15 +130,20 @@ def as_location(owner: str, loc: Any, name: str = "loc") -> Array:
 
 def as_array(owner: str, name: str, value: Any, like: Array | None = None) -> Array:
     """A parameter as an array of floating point, a number in the dtype of ``like``; no silent loss of float64."""
-    check_precision(owner, name, value)
-    if not isinstance(value, (jax.Array, np.ndarray)):
-        if as_number(value) is not None:
-            dtype = jnp.result_type(float) if like is None else like.dtype
-            return jnp.asarray(check_number(name, value, owner=owner), dtype)
+    dtype = jnp.result_type(float) if like is None else like.dtype
+    if is_number(value):
+        return jnp.asarray(check_number(name, value, owner=owner), dtype)
+    given = value
+    if isinstance(value, (list, tuple)):
         try:
-            value = np.asarray(value, None if like is None else like.dtype)
-        except (TypeError, ValueError):
-            raise TypeError(f"{owner}: expected {name} to be a number or an array, got {shown(value)}") from None
+            value = np.asarray(value)
+        except (TypeError, ValueError):  # rows of several lengths, values that are not known yet
+            value = None
+        value = value.astype(dtype) if value is not None and value.dtype.kind in "iuf" else value
+    check_precision(owner, name, value)
+    # NumPy would read None as NaN, and text as the number that it spells.
+    if not isinstance(value, (jax.Array, np.ndarray)) or value.dtype.kind in "OUSb":
+        raise TypeError(f"{owner}: expected {name} to be a number or an array, got {shown(given)}")
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"{owner}: expected {name} to be floating point, got {value.dtype}; write {name}.astype(float)")
     return jnp.asarray(value)

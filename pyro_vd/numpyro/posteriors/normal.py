@@ -185,8 +185,9 @@ def _kl_dropout_normal_normal(q: DropoutNormal, p: Any) -> Array:
             "DropoutNormal: kl='ard' fits the variance of the prior to each weight, got a fixed Normal prior; write "
             "prior=ImproperLogUniform() in the model, or another kl (AutoMeanField instead of AutoARD)"
         )
-    # In half precision a prior of scale 1e-4 would have the variance 0.
+    # In half precision a prior of scale 1e-4 would have the variance 0; Normal(0, 1) holds whole numbers.
     scale = jnp.asarray(p.scale)
-    prior_variance = jnp.square(scale.astype(at_least_single(scale.dtype)))
+    floating = scale.dtype if jnp.issubdtype(scale.dtype, jnp.floating) else jnp.result_type(float)
+    prior_variance = jnp.square(scale.astype(at_least_single(floating)))
     square = jnp.square(q.loc - p.loc)
     return 0.5 * ((q.variance + square) / prior_variance - 1 - q.log_sigma2 + jnp.log(prior_variance))
