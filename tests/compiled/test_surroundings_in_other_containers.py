@@ -1,4 +1,4 @@
-"""Plain values in containers of the standard library that are no dicts: a change is seen, and changes the key. Exact."""
+"""Compiled steps follow values in containers that are no dict or list: UserDict, ChainMap, context variables."""
 
 from __future__ import annotations
 
