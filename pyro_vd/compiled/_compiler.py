@@ -1,6 +1,6 @@
 """Every private corner of torch that the compiled step uses. Imported when the first program is compiled, not before.
 
-The oldest version of torch that each corner was tried in stands beside it. Paths are those of
+Tried with torch 2.11.0 to 2.15.0, each corner since the version beside it. Paths are those of
 https://github.com/pytorch/pytorch/tree/v2.13.0. ``tests/compiled/test_compiler_corners.py`` has one test for each.
 """
 
