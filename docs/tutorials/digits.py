@@ -153,7 +153,7 @@ for name, net in (("magnitude pruning", plain), ("sparse VD", pruned)):
 # ## What to remember
 #
 # - Choose the threshold on data that neither the training nor the test has seen.
-# - `prune` is exact about which weights are zero, `shrink` about what the net computes: the outputs stay the
+# - `prune` sets weights to zero, which changes the outputs. `shrink` removes units, and the outputs stay the
 #   same.
 # - Compare with magnitude pruning at the same number of weights, on more data than here, where a point of error
 #   is three digits. [Results](../results.md) does.
