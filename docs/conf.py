@@ -26,7 +26,7 @@ autodoc_member_order = "bysource"
 
 
 def plain(app, what, name, obj, options, lines: list[str]) -> None:
-    """Escape what docstrings mean as written: ``**kwargs`` and ``|z|`` outside of literals and doctests."""
+    """Escape ``**kwargs`` and ``|z|`` in docstrings, outside of literals and doctests, to show them as written."""
     for i, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             parts = line.split("``")

@@ -5,7 +5,7 @@
     python docs/tutorials.py --notebooks FOLDER   write them as notebooks instead, without running them
 
 A program is in the percent format: ``# %% [markdown]`` begins a text, ``# %%`` a step.
-Each runs in half a minute on one core.
+Each runs in less than a minute on one core.
 """
 
 from __future__ import annotations

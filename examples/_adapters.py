@@ -109,7 +109,7 @@ def without_ranks(base: nn.Module, net: nn.Module, rank: int, dora: bool) -> Any
 
 @torch.no_grad()
 def check_file(base: nn.Module, net: Any, folder: Path, x: Tensor) -> int:
-    """Save the adapter, let peft load it onto the backbone, and hold the outputs against each other; bytes of the file.
+    """Save the adapter, let peft load it onto the backbone, and compare the outputs; bytes of the file.
 
     Raises:
         SystemExit: they differ.
@@ -122,6 +122,6 @@ def check_file(base: nn.Module, net: Any, folder: Path, x: Tensor) -> int:
 
 
 def check_in_passing(base: nn.Module, net: Any, x: Tensor) -> int:
-    """:func:`check_file` in a folder that is gone afterwards."""
+    """:func:`check_file` in a temporary folder."""
     with TemporaryDirectory() as folder:
         return check_file(base, net, Path(folder), x)

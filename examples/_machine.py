@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def floor(net: nn.Module, batch: tuple[Tensor, Tensor], lrt: bool) -> dict[str, float]:
-    """The longer of arithmetic and memory, as if each hid the other; and both.
+    """The longer of the times for arithmetic and for memory, as if they overlapped; and both.
 
     Arithmetic: ``2 * batch * weights`` FLOP for the output, as much for the gradient of the weights and, but in the
     first layer, for that of the input (in a convolution, at every position); twice all that for mean and variance.
@@ -50,7 +50,7 @@ def copy_rate(traffic: int, device: str) -> float:
 
 
 def use_threads(number: int) -> None:
-    """That many threads of the CPU for PyTorch and, where the system can, for JAX, which nothing else tells."""
+    """Use that many CPU threads in PyTorch and, where the system can, in JAX, which has no option for it."""
     torch.set_num_threads(number)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])

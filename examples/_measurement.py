@@ -74,7 +74,7 @@ class Running:
         return float(loss)
 
     def result(self) -> dict[str, float | None]:
-        """Time, memory and first steps; None where one cannot be told."""
+        """Time, memory and first steps; None where one is unknown."""
         peak = None if self.device == "cuda" and not self._has_events else self._peak()  # JAX has its own memory there
         return {
             "ms": 1e3 * statistics.median(self.seconds) if self.seconds else None,

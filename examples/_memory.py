@@ -41,7 +41,7 @@ class Checkpointed(nn.Module):
 
 
 def peak(name: str, device: str = "cpu") -> Peak:
-    """Measure the third step, where the state of Adam is there; of a compiled one the sixth, which compares nothing.
+    """Measure the third step, where the state of Adam is there; of a compiled one the sixth, without a comparison.
 
     Args:
         name: "deterministic"; "local", eager; "checkpointed" and "bf16", as "local" with one of these; "compiled", by

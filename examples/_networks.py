@@ -1,4 +1,4 @@
-"""Small networks as one finds them, in plain PyTorch and of other packages; none of them knows of random weights."""
+"""Common small networks, in plain PyTorch and of other packages; none of them knows of random weights."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def parser(
     made.add_argument("--quick", action="store_true", help="a small run, to see that it works")
     made.add_argument("--seed", type=int, default=0, help="the first one" if seeds else None)
     if seeds:
-        made.add_argument("--seeds", type=int, default=seeds, help=f"runs, with as many seeds; default {seeds}")
+        made.add_argument("--seeds", type=int, default=seeds, help=f"runs, one a seed; default {seeds}")
     if name:
         made.add_argument("--out", default=f"out/{name}", help=f"folder of pictures and numbers; default out/{name}")
     if bar:

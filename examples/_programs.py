@@ -23,7 +23,7 @@ LR = 1e-5  # small, so that random labels are not learned: gradients would fade,
 FIRST_STEPS = 3  # CompiledSVI compiles in the second, and its third is the first that is compiled
 LRT: dict[str, Any] = {"linear": LRTLinear, "conv": LRTConv2d}
 
-Step = Callable[[int], Any]  # the number of a batch -> the loss, which may still be on its way
+Step = Callable[[int], Any]  # the number of a batch -> the loss, whose computation may go on
 
 
 @dataclass(frozen=True)

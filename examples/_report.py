@@ -31,7 +31,7 @@ COLUMNS = {  # of a table: heading, width, digits
 
 
 def table(rows: list[Row]) -> str:
-    """One problem: a line a program, and a column for what is known of any."""
+    """One problem: a line for each program, a column for each quantity that any of them has."""
     columns = {key: column for key, column in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     lines = [f"{'program':<24}" + "".join(heading.rjust(width) for heading, width, _ in columns.values())]
     for row in rows:

@@ -6,7 +6,7 @@
 Each round has a group of 20 contexts, and one arm of ten is chosen for the whole group; its reward at every context is
 seen, the other arms' are not. A Thompson sampler chooses the arm that is best for the group under one draw. A coherent
 draw is one function, wrong about all contexts alike, and so it tries arms that may be good. Local draws have noise of
-their own at every context, most of which an average over the group takes away: it tries less.
+their own at every context, most of which an average over the group removes, and so they try fewer arms.
 Printed are the regret of a round (best mean reward less that of the chosen arm) summed over all rounds, and over the
 last quarter; mean +- standard error over the seeds. Writes regret.png and result.json to --out.
 """

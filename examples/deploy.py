@@ -6,7 +6,7 @@
     python examples/deploy.py --quick                            # one seed, one budget, no compiled form
 
 Sparse variational dropout trains a net, a threshold is chosen on data held out of training, and the pruned net is
-fine-tuned with its zeros held. Magnitude pruning trains as long without noise, takes out small weights as it does until
+fine-tuned with its zeros held. Magnitude pruning trains as long without noise, removes small weights meanwhile until
 as many are left, and is fine-tuned alike. One table has error and NLL on the test data, which nothing before has seen,
 weights, bytes of the file (beside the entropy of what is in it), and the fastest ms of a call of every form; a picture
 in --out has error against size, and files there have the nets. Needs the extra safetensors, too:

@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
         sums = torch.stack([p.detach().double().sum() for p in loss.parameters()])
         first = sums.clone()
         distributed.broadcast(first, 0)
-        assert torch.equal(first, sums), "the processes have come apart"
+        assert torch.equal(first, sums), "the processes have different parameters"
         distributed.destroy_process_group()
 
 

@@ -51,7 +51,7 @@ class Clock:
 
 
 def run(command: list[str], seconds: float) -> str | None:
-    """Run a program of this folder; None if it was ready in time and well, else why not."""
+    """Run a program of this folder; None if it succeeded in time, else why not."""
     if seconds < 20:
         return "not measured: no time left"
     try:

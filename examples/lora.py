@@ -6,7 +6,7 @@
 
 A small vision transformer is trained on the digits 0 to 4 of scikit-learn, frozen, and fine-tuned on a few examples of
 each of 5 to 9. Random adapters, with type B noise on A and group sparsity over the ranks on B, stand beside plain LoRA
-and LoRA with MC dropout; once with the bound itself (kl_weight 1), once with a colder one. The table has error, NLL and
+and LoRA with MC dropout; once with the bound itself (kl_weight 1), once with less. The table has error, NLL and
 expected calibration error (15 bins) on the digits that nothing has seen, and the ranks that are kept; error, NLL and
 ECE of random adapters and of MC dropout are those of --draws draws. The adapter without its pruned ranks is in
 --out/adapter, and peft has loaded it. Needs the extra networks, too: pip install -e ".[examples,networks]".

@@ -8,7 +8,7 @@ w = loc + exp(0.5 * log_sigma2) * e, under the log-uniform prior p(w) ~ 1 / |w|.
 1. The KL of a weight depends on log_alpha = log_sigma2 - 2 * log |loc| alone; it enters the loss once, unscaled.
 2. No weight is drawn. The output of a linear layer is Gaussian, so its noise is drawn instead, one number for each
    output element: the local reparameterization trick.
-3. A weight whose log_alpha has grown past 3 is noise. It is set to zero, and the net does not notice.
+3. A weight whose log_alpha has grown past 3 is noise. It is set to zero, and the error hardly changes.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def model(x, y, dataset_size, kl_weight=1.0):
 
 
 def guide(x, y, dataset_size, kl_weight=1.0):
-    """The weights are gone; what is left to sample is the noise, which has one distribution in model and guide."""
+    """No weight is left to sample, only the noise, whose distribution is the same in model and guide."""
     for layer in LAYERS:
         shape = len(x), len(pyro.param(f"{layer}.loc"))
         pyro.sample(f"{layer}.noise", dist.Normal(torch.zeros(shape, dtype=x.dtype), 1).to_event(2))

@@ -100,6 +100,7 @@ kept = [100 * (1 - row.sparsity) for row in curve.rows]
 axes.plot(kept, [row.error for row in curve.rows], ".-", label="pruned nets")
 axes.plot(100 * (1 - chosen.sparsity), chosen.error, "o", markersize=9, label="chosen: sparsest within 0.5 points")
 axes.set(title="Validation error of a pruned net", xlabel="weights kept (%)", ylabel="error (%)", xscale="log")
+axes.xaxis.set_major_formatter("{x:g}")
 axes.legend()
 
 # %% [markdown]
@@ -107,7 +108,8 @@ axes.legend()
 #
 # `prune` sets weights to 0 and gives a plain module. `shrink` takes out the units and filters that do nothing
 # any more, so that the net is smaller with no special kernel. Whether it is faster depends on the net and on
-# the machine, so `deploy` measures. `save_sparse` writes a file without the zeros.
+# the machine, so `deploy` measures; the times here are those of a machine that was busy. `save_sparse` writes a
+# file without the zeros.
 
 # %%
 pruned = vd.prune(bnn, guide, chosen.log_alpha_threshold)
@@ -153,7 +155,7 @@ for name, net in (("magnitude pruning", plain), ("sparse VD", pruned)):
 # ## What to remember
 #
 # - Choose the threshold on data that neither the training nor the test has seen.
-# - `prune` is exact about which weights are zero, `shrink` about what the net computes: the outputs stay the
+# - `prune` sets weights to zero, which changes the outputs. `shrink` removes units, and the outputs stay the
 #   same.
 # - Compare with magnitude pruning at the same number of weights, on more data than here, where a point of error
 #   is three digits. [Results](../results.md) does.

@@ -95,9 +95,9 @@ print(f"noise  {draws['noise'].mean():.2f} +- {draws['noise'].std():.2f}, true 0
 
 # %% [markdown]
 # The noise comes out 0.05 or 0.06 above the true 0.2, which is three of the deviations beside it. Both numbers
-# are marks of mean field. Its weights vary each for itself, so the curve moves by 0.15 from draw to draw, and
-# the noise has to explain that beside the residuals of 0.20: `sqrt(0.20**2 + 0.15**2)` is 0.25. And its
-# deviation of 0.02 is that with all other sites at rest: mean field is too sure where sites depend on each
+# are typical of mean field. Its weights vary independently, so the curve moves by 0.15 from draw to draw, and
+# the noise has to explain that and the residuals of 0.20: `sqrt(0.20**2 + 0.15**2)` is 0.25. Its
+# deviation of 0.02 is that with all other sites fixed: mean field is too sure where sites depend on each
 # other.
 
 # %% [markdown]
@@ -127,5 +127,5 @@ right.legend()
 # ## What to remember
 #
 # - The net is one part of a Pyro model. Other parts can be anything Pyro has.
-# - Sites that are no weights get a normal posterior, and their own part of the loss; nothing else has to be said.
-# - For a group without data the model falls back on what groups are like, and says how little that is.
+# - Sites that are not weights get a normal posterior, and their own part of the loss, without a further line.
+# - For a group without data the model uses what it knows of all groups, and its interval is wide.

@@ -112,8 +112,8 @@ print(f"noise {noise.mean():.3f} +- {noise.std():.3f}, true 0.2")
 #
 # In the gap the epistemic part is larger, as it should be. Far to the left and right it is small again, and
 # wrong: out there every tanh is at its end, so the net can only say a constant, and all draws of its weights
-# agree on that. An interval is as good as the model is. Weights that are correlated in truth are one more thing
-# that `AutoMeanField` leaves out; `AutoLowRank` has some of it.
+# agree on that. An interval is as good as the model is. `AutoMeanField` also leaves out the correlation of
+# weights; `AutoLowRank` has some of it.
 
 # %% [markdown]
 # ## What to remember

@@ -44,7 +44,7 @@ def make_net():
 # ## Two nets
 #
 # The ordinary one is trained by cross-entropy. The other has a normal prior on its weights, and `AutoMeanField`
-# as its guide. The scale of the prior matters: with 0.2 in the place of 1 this net is right as often, and far
+# as its guide. The scale of the prior matters: with 0.2 instead of 1 this net is right as often, and far
 # too unsure. Choose it by the log probability of held-out data, which comes next.
 
 # %%
@@ -163,6 +163,6 @@ axes.legend()
 # ## What to remember
 #
 # - Judge probabilities on held-out data by their log probability first; calibration is a part of it.
-# - `entropy()` is `expected_entropy()` plus `mutual_information()`; the second part is what more data would take
-#   away.
+# - `entropy()` is `expected_entropy()` plus `mutual_information()`; the second is the part that more data would
+#   reduce.
 # - No score is certain to see inputs of another kind. Test it on such inputs of your own.

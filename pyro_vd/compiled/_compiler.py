@@ -99,7 +99,7 @@ def inductor_compile(graph: GraphModule, example: list[Tensor], options: Mapping
 
 @contextmanager
 def _memory_formats_by_name() -> Iterator[None]:
-    """Within it ``pickle`` writes a ``torch.memory_format`` alike in every program.
+    """A context in which ``pickle`` writes a ``torch.memory_format`` alike in every program.
 
     Otherwise it names whichever module imported torch first, and so does the key of Inductor's cache: a program would
     not find what another has compiled.

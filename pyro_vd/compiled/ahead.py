@@ -29,7 +29,7 @@ _Work = tuple[GraphModule, list[_Kind], dict[str, Any], int]
 def portable(graph: GraphModule) -> GraphModule:
     """The graph as another process receives it.
 
-    Names of values are made anew, and the compiler's cache looks at names: both processes compile this form. A graph
+    Names of values are made again, and the compiler's cache depends on names: both processes compile this form. A graph
     that cannot be pickled is returned as it is.
     """
     try:

@@ -1,4 +1,4 @@
-"""What a compiled program is compared with before it is used, and what of that is only rounding."""
+"""The comparison of a compiled program with the eager one, and which differences are only rounding."""
 
 from __future__ import annotations
 

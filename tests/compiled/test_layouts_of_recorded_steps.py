@@ -1,4 +1,4 @@
-"""A recorded graph does not rest on the layout of a tensor in memory, which a compiler may choose anew. Exact."""
+"""A recorded graph does not depend on the layout of a tensor in memory, which a compiler may change. Exact."""
 
 from __future__ import annotations
 

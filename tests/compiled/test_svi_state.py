@@ -1,4 +1,4 @@
-"""CompiledSVI and what a user changes between steps: it is followed, or refused with the state kept."""
+"""CompiledSVI and changes by a user between steps: they take effect, or are refused with the state kept."""
 
 from __future__ import annotations
 

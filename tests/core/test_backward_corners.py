@@ -1,4 +1,4 @@
-"""One canary for each private corner of PyTorch that backward passes stand on: it names what broke."""
+"""One canary for each private corner of PyTorch that backward passes use: it names what broke."""
 
 import torch
 from torch import nn

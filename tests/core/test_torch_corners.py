@@ -1,4 +1,4 @@
-"""One canary for each private corner of PyTorch that random weights stand on: it names what broke."""
+"""One canary for each private corner of PyTorch that random weights use: it names what broke."""
 
 from __future__ import annotations
 

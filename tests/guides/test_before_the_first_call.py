@@ -1,4 +1,4 @@
-"""A guide that no data has seen yet: trained, loaded, moved, copied, pickled."""
+"""A guide that has seen no data yet: trained, loaded, moved, copied, pickled."""
 
 from __future__ import annotations
 

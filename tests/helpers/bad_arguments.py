@@ -1,4 +1,4 @@
-"""Arguments that cannot be meant, and a program on which it is seen that an error about one has changed nothing."""
+"""Invalid arguments, and a program that shows that an error about one has changed nothing."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def make_model(prior, noise_site=None):
 
 
 def fresh_guide(name, options=None, noise_site=None):
-    """A guide that no data has seen, its model and its net."""
+    """A guide that has seen no data, its model and its net."""
     model, net = make_model(prior_for(name), noise_site)
     return model, net, getattr(guides, name)(model, **(options or {}))
 

@@ -1,4 +1,4 @@
-"""What the compiler of JAX does for the tests: hundreds of small programs, each compiled for one run. Imported by all.
+"""Options of JAX's compiler for the tests, which compile hundreds of small programs for one run each. Imported by all.
 
 Nearly all of their time is compilation. With XLA's older emitter of fused loops, and LLVM asked for no more than it
 needs, it takes a third of the time.

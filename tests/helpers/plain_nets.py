@@ -1,4 +1,4 @@
-"""Networks as one finds them, whose weights are not those of ``torch.nn``: each with an input, and its weights."""
+"""Common networks whose weights are not those of ``torch.nn``: each with an input, and its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than a hundred inputs that cannot be meant: each is an error that says what was expected and what to write."""
+"""More than a hundred invalid inputs: each is an error that says what was expected and what to write."""
 
 from __future__ import annotations
 

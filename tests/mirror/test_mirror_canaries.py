@@ -1,4 +1,4 @@
-"""One canary for each private corner of JAX, Quax and NumPyro that the package rests on: it names what broke."""
+"""One canary for each private corner of JAX, Quax and NumPyro that the package uses: it names what broke."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of flax and equinox as one finds them: attention, a recurrent cell scanned, BatchNorm, a tied embedding.
+"""Common networks of flax and equinox: attention, a recurrent cell scanned, BatchNorm, a tied embedding.
 
 Each is run, not only traced. Without noise the data term is that of the plain net; the KL of a weight that is used
 twice counts once. Exact.

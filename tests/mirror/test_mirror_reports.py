@@ -1,4 +1,4 @@
-"""What a model does with its random weights, and the table of operations, on the NumPyro side."""
+"""The report on the uses of random weights, and the table of operations, on the NumPyro side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gpu_report.py prints of what benchmark.py measures, without a GPU."""
+"""The table that gpu_report.py makes of benchmark.py's measurements, tested without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tutorials run, and the pages that are kept of them are theirs."""
+"""The tutorials run, and the pages in the repository are those of the programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One canary for each private corner of Pyro that the seam stands on: it names what broke."""
+"""One canary for each private corner of Pyro that the seam uses: it names what broke."""
 
 from __future__ import annotations
 

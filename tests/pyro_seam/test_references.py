@@ -1,4 +1,4 @@
-"""Which modules a model refers to: every way in which code comes to a module, and what is none."""
+"""Which modules a model refers to: every way in which code reaches a module, and what is not a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One canary for each private corner of Pyro that runs of a model stand on: it names what broke."""
+"""One canary for each private corner of Pyro that runs of a model use: it names what broke."""
 
 import pickle
 

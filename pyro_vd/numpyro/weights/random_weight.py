@@ -1,7 +1,7 @@
 """RandomWeight: a weight that is a distribution, in the place of an array.
 
 Inside ``quax.quaxify`` a linear operation on it returns its output sampled by the estimator of the trace
-(``estimators.py``); ``operations.py`` is the table of those operations. A view of it (transpose, slice, reshape,
+(``estimators.py``); ``operations/`` is the table of those operations. A view of it (transpose, slice, reshape,
 scaling by a constant, ...) is again a random weight. Any other operation draws the weight once for the trace.
 ``rules.py`` registers this with Quax.
 """
