@@ -34,7 +34,7 @@ class Form:
 
 
 def forms(dense: nn.Module, zeros: nn.Module, data: Data, all_of_them: bool) -> dict[str, Form]:
-    """The unpruned net, and the pruned one in its forms; ONNX and INT8 where their packages are installed."""
+    """The unpruned net, and the pruned one in its forms; ONNX, INT8 and INT4 where their packages are installed."""
     x = data.x_train[:2]
     zeros, shrunk = remove_masks(zeros).eval(), vd.shrink(zeros, x).eval()
     found = {"dense": dense, "zeros": zeros, "shrunk": shrunk, "CSR": vd.to_csr(shrunk, 0.5)}
@@ -47,7 +47,7 @@ def forms(dense: nn.Module, zeros: nn.Module, data: Data, all_of_them: bool) -> 
         if find_spec("onnxruntime") and find_spec("onnxscript"):
             made["ONNX"] = onnx_form(shrunk, x)
         if find_spec("torchao"):
-            made["INT8"] = int8_form(shrunk)
+            made |= {"INT8": int8_form(shrunk), "INT4": int4_form(shrunk)}
     return made
 
 
@@ -78,10 +78,32 @@ def int8_form(net: nn.Module) -> Form:
     quantization: Any = import_module("torchao.quantization")
     smaller = copy.deepcopy(net)
     quantization.quantize_(smaller, quantization.Int8WeightOnlyConfig())
+    return Form(smaller, net, state_file(smaller))
+
+
+def int4_form(net: nn.Module) -> Form:
+    """Weights of Linear layers of a Sequential in 4 bits, two to a byte, a scale and a zero for 32 of a row."""
+    quantization: Any = import_module("torchao.quantization")
+    int4: Any = import_module("torchao.prototype.quantization.int4")
+    smaller = nn.Sequential(*(padded(layer) if type(layer) is nn.Linear else layer for layer in copy.deepcopy(net)))
+    quantization.quantize_(smaller, int4.PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False))
+    return Form(smaller, net, state_file(smaller))
+
+
+def padded(linear: nn.Linear) -> nn.Sequential:
+    """The same function by a layer with a multiple of 32 inputs and of 16 outputs, as the kernel of INT4 wants."""
+    more, rows = -linear.in_features % 32, -linear.out_features % 16
+    wide = nn.Linear(linear.in_features + more, linear.out_features + rows)
+    wide.weight = nn.Parameter(nn.functional.pad(linear.weight.detach(), (0, more, 0, rows)))
+    wide.bias = nn.Parameter(nn.functional.pad(linear.bias.detach(), (0, rows)))
+    return nn.Sequential(nn.ConstantPad1d((0, more), 0.0), wide, nn.ConstantPad1d((0, -rows), 0.0))
+
+
+def state_file(net: nn.Module) -> int:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "net.pt"
-        torch.save(smaller.state_dict(), path)
-        return Form(smaller, net, path.stat().st_size)
+        torch.save(net.state_dict(), path)
+        return path.stat().st_size
 
 
 def entropy_bytes(net: nn.Module) -> float:

@@ -4,6 +4,7 @@
     python examples/deploy.py --dataset mnist --data-dir DIR     # LeNet-300-100; downloads MNIST into DIR if absent
     python examples/deploy.py --dataset mnist --net lenet-5 --data-dir DIR --examples 12000 --shares 0.98
     python examples/deploy.py --quick                            # one seed, one budget, no compiled form
+    python examples/deploy.py --sparsity 0.98                    # a budget that is given, in place of the threshold
 
 Sparse variational dropout trains a net, a threshold is chosen on data held out of training, and the pruned net is
 fine-tuned with its zeros held. Magnitude pruning trains as long without noise, removes small weights meanwhile until
@@ -52,15 +53,16 @@ def run(args: argparse.Namespace, seed: int, tick: Callable[[], object]) -> dict
     tick()
     curve = vd.threshold_curve(pruners.bnn, pruners.guide, lambda net: error(net, held.x_test, held.y_test))
     chosen = curve.choose(TOLERANCE)
+    share_of_forms = args.sparsity or chosen.sparsity
     rows: dict[str, dict[str, dict[str, float]]] = {}
     curves: dict[str, list[tuple[int, float]]] = {}
     for name, pruned in (("sparse VD", pruners.variational), ("magnitude", pruners.magnitude)):
-        shares = args.shares or [chosen.sparsity]
-        nets = {share: pruned(share) for share in {chosen.sparsity, *shares}}
+        shares = args.shares or [share_of_forms]
+        nets = {share: pruned(share) for share in {share_of_forms, *shares}}
         for net in nets.values():
             fit(net, held, epochs=tuning, lr=lr / 3)
         timed = seed == args.first_seed
-        made = _deployed.forms(pruners.dense[name], nets[chosen.sparsity], held, timed and not args.quick)
+        made = _deployed.forms(pruners.dense[name], nets[share_of_forms], held, timed and not args.quick)
         rows[name] = {form: _deployed.row(one, data) for form, one in made.items()}
         for batch in BATCHES if timed else ():
             for form, ms in _deployed.times(made, held, batch, args.timing).items():
@@ -111,7 +113,9 @@ def main(args: argparse.Namespace) -> None:
             runs.append(run(args, seed, bar.update))
             (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
     for one in runs:
-        print(f"threshold {one['threshold']:.2f} of log_alpha, {100 * one['sparsity']:.2f} % of the weights pruned")
+        print(f"chosen: threshold {one['threshold']:.2f} of log_alpha, {100 * one['sparsity']:.2f} % of weights pruned")
+    if args.sparsity:
+        print(f"in the table: {100 * args.sparsity:.2f} %")
     what = f"mean of {len(runs)} seeds" if len(runs) > 1 else "1 seed"
     print(f"{args.net}, {args.dataset}, {what}; error in %, NLL in nats per example\n{table(runs)}")
     _figures.error_against_bytes([one["curves"] for one in runs], out / "deploy.png")
@@ -129,6 +133,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--examples", type=int, help="so many of the training data only")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="pruned, for the picture")
     parser.add_argument("--timing", type=float, default=0.1, help="seconds for each form in a round of timing")
+    parser.add_argument(
+        "--sparsity", type=float, help="share pruned of the nets in the table; default: chosen on held-out data"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one seed, one budget, no compiled form")

@@ -10,7 +10,7 @@ from torch import Tensor
 REDUCTIONS = {"mean", "sum", "amax", "amin"}
 PERMUTATIONS = {"transpose", "swapaxes", "mT", "permute"}
 VIEWS = {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"}
-MOVES = REDUCTIONS | PERMUTATIONS | VIEWS | {"getitem"}
+MOVES = REDUCTIONS | PERMUTATIONS | VIEWS | {"getitem", "index_select", "gather"}
 
 
 class Place(NamedTuple):
@@ -44,6 +44,11 @@ def place(
             first, second = (-2, -1) if name == "mT" else bound(args, kwargs, "dim0", "dim1")
             order[first], order[second] = order[second], order[first]
         return Place(order.index(axis))
+    if name in ("index_select", "gather"):
+        dim, index = bound(args, kwargs, "dim", "index")
+        if dim % x.dim() == axis or output.shape[axis] != x.shape[axis] or (name == "gather" and not sizes_are_free):
+            return None
+        return Place(axis) if name != "gather" or (index == index.narrow(axis, 0, 1)).all() else None
     given = [one for one in several(args) if isinstance(one, int)] if name in ("view", "reshape") else []
     return _viewed(x, axis, output, [] if sizes_are_free else given)
 

@@ -12,6 +12,7 @@ from pyro_vd.sparsity.prune import remove_masks
 
 # Of a tensor "name" that is stored sparse: gaps between the nonzero elements, their values, sizes.
 PARTS = (".sparse_gaps", ".sparse_values", ".sparse_shape")
+NIBBLES = ".sparse_nibbles"  # in the place of gaps: two of them in a byte
 INDICES = ".sparse_indices"  # in the place of gaps in files of version 0.1.0
 GAPS = (torch.uint8, torch.uint16)
 
@@ -19,14 +20,16 @@ GAPS = (torch.uint8, torch.uint16)
 def save_sparse(net: nn.Module, path: str | Path) -> int:
     """Write the parameters and buffers of a net to a safetensors file, each as its nonzero elements where that is less.
 
-    The place of a nonzero element is the number of zeros before it, since the last one, in one or two bytes. The
-    largest number, 255 say, stands for as many zeros and no element. A plain script reads the file, without this
-    library::
+    The place of a nonzero element is the number of zeros before it, since the last one, in half a byte, one or two,
+    whichever takes least. The largest number, 255 say, stands for as many zeros and no element. A plain script reads
+    the file, without this library::
 
         held = safetensors.torch.load_file(path)
-        for name in [n.removesuffix(".sparse_gaps") for n in held if n.endswith(".sparse_gaps")]:
-            gaps, values, shape = (held.pop(f"{name}.sparse_{part}") for part in ("gaps", "values", "shape"))
-            zeros, most = gaps.long(), torch.iinfo(gaps.dtype).max
+        for key in [key for key in held if key.endswith((".sparse_gaps", ".sparse_nibbles"))]:
+            name, _, part = key.rpartition(".sparse_")
+            gaps, values, shape = (held.pop(f"{name}.sparse_{one}") for one in (part, "values", "shape"))
+            most = 15 if part == "nibbles" else torch.iinfo(gaps.dtype).max
+            zeros = (torch.stack([gaps & 15, gaps >> 4], 1).flatten() if most == 15 else gaps).long()
             places = (zeros + (zeros < most)).cumsum(0)[zeros < most] - 1
             flat = torch.zeros(shape.prod(), dtype=values.dtype).index_copy(0, places, values)
             held[name] = flat.reshape(shape.tolist())
@@ -57,35 +60,44 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
     files = imported("safetensors.torch", "safetensors", "save_sparse")
     held: dict[str, Tensor] = {}
     for name, tensor in remove_masks(net).state_dict().items():
-        if name.endswith((*PARTS, INDICES)):
+        if name.endswith((*PARTS, NIBBLES, INDICES)):
             raise ValueError(
-                f"save_sparse: expected names that do not end in one of {(*PARTS, INDICES)}, got {name!r}; rename it"
+                f"save_sparse: expected names that do not end in one of {(*PARTS, NIBBLES, INDICES)}, got {name!r}; "
+                "rename it"
             )
         tensor = tensor.detach().cpu().contiguous()
         flat = tensor.flatten()
         places = flat.nonzero()[:, 0]
-        gaps = min((_gaps(places, dtype) for dtype in GAPS), key=lambda found: found.nbytes)
+        found = [(PARTS[0], _gaps(places, dtype)) for dtype in GAPS] + [(NIBBLES, _paired(_gaps(places, most=15)))]
+        part, gaps = min(found, key=lambda one: one[1].nbytes)
         if gaps.nbytes + len(places) * flat.element_size() + 8 * tensor.dim() >= flat.nbytes:
             held[name] = tensor.clone()
         else:
             shape = torch.tensor(tensor.shape, dtype=torch.int64)
-            held |= dict(zip([name + part for part in PARTS], (gaps, flat[places], shape), strict=True))
+            held |= dict(zip([name + one for one in (part, *PARTS[1:])], (gaps, flat[places], shape), strict=True))
     files.save_file(held, path)
     return Path(path).stat().st_size
 
 
-def _gaps(places: Tensor, dtype: torch.dtype) -> Tensor:
-    """The zeros before each place, since the last one; more than ``dtype`` can say are told by its largest number."""
-    most = torch.iinfo(dtype).max
+def _gaps(places: Tensor, dtype: torch.dtype = torch.uint8, most: int = 0) -> Tensor:
+    """The zeros before each place, since the last one; ``most`` (0: what ``dtype`` can say) are told by that number."""
+    most = most or torch.iinfo(dtype).max
     zeros = places.diff(prepend=places.new_full((1,), -1)) - 1
     told = torch.full((len(places) + int((zeros // most).sum()),), most)
     told[torch.arange(len(places)) + (zeros // most).cumsum(0)] = zeros % most
     return told.to(dtype)
 
 
-def _places(gaps: Tensor) -> Tensor:
+def _paired(gaps: Tensor) -> Tensor:
+    """Two gaps in a byte; the last is beside one that says no element."""
+    low, high = nn.functional.pad(gaps, (0, len(gaps) % 2), value=15).unflatten(0, (-1, 2)).unbind(1)
+    return low | (high << 4)
+
+
+def _places(gaps: Tensor, paired: bool = False) -> Tensor:
     """The places of the nonzero elements."""
-    zeros, most = gaps.long(), torch.iinfo(gaps.dtype).max
+    most = 15 if paired else torch.iinfo(gaps.dtype).max
+    zeros = (torch.stack([gaps & 15, gaps >> 4], 1).flatten() if paired else gaps).long()
     return (zeros + (zeros < most)).cumsum(0)[zeros < most] - 1
 
 
@@ -106,14 +118,14 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         See :func:`save_sparse`.
     """
     held = imported("safetensors.torch", "safetensors", "save_sparse").load_file(path)
-    for key in [found for found in held if found.endswith((PARTS[0], INDICES))]:
-        name = key.removesuffix(PARTS[0]).removesuffix(INDICES)
+    for key in [found for found in held if found.endswith((PARTS[0], NIBBLES, INDICES))]:
+        name = key.rpartition(".")[0]
         missing = [name + part for part in PARTS[1:] if name + part not in held]
         if missing:
             raise ValueError(f"load_sparse: expected {name!r} in parts {PARTS}, got none of {missing}; write it again")
         told, values, shape = (held.pop(part) for part in (key, name + PARTS[1], name + PARTS[2]))
         dense = torch.zeros(torch.Size(shape.tolist()), dtype=values.dtype).flatten()
-        indices = _places(told) if key.endswith(PARTS[0]) else told.long()
+        indices = told.long() if key.endswith(INDICES) else _places(told, key.endswith(NIBBLES))
         if len(indices) != len(values) or (
             len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(dense)
         ):

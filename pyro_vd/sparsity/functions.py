@@ -21,7 +21,6 @@ METADATA = {
     *("size", "shape", "dim", "ndim", "ndimension", "numel", "len", "stride", "dtype", "device", "layout"),
     *("is_floating_point", "is_complex", "is_contiguous", "is_nested", "is_sparse", "is_cuda", "requires_grad"),
 }
-RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
 def name_of(func: Any) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+UNIFORM = 1e-6  # relative: a constant that is computed at several positions may round otherwise at each
+
 
 class Labels:
     """Numbers of channels, joined into groups; a group is needed as soon as one of its channels is."""
@@ -68,6 +70,14 @@ class Product:
     rows: int
     columns: int
     live: Tensor
+
+
+def value_of(output: Tensor, axis: int, labels: list[int], constant: Tensor) -> Value:
+    """Of these channels, those that may be ``constant`` and are the same at all positions of ``output``."""
+    channels = output.detach().movedim(axis, 0).flatten(1)
+    values = channels[:, 0] if channels.shape[1] else channels.new_zeros(len(labels))
+    near = (channels - values[:, None]).abs() <= UNIFORM * (1 + values.abs()[:, None])
+    return Value(axis, labels, constant & near.all(1).cpu(), values.clone().cpu())
 
 
 def reachable(read: Tensor) -> Tensor:

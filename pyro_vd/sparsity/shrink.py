@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vd.sparsity.channels import Channels
+from pyro_vd.sparsity.found import Found
 from pyro_vd.sparsity.heads import without_dead_heads
 from pyro_vd.sparsity.labels import Product
 from pyro_vd.sparsity.prune import remove_masks
@@ -36,9 +37,13 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     ConvTranspose1d/2d/3d, BatchNorm, Embedding and EmbeddingBag, elementwise functions, pooling, flattening, sums and
     concatenations, in any forward method: it is run once on the examples. Units that meet a function without a rule
     (LayerNorm, softmax over them, a grouped convolution that is not depthwise), and inputs and outputs of the net,
-    stay. Layers keep their types and names. An LSTM, GRU or RNN of one layer in one direction loses the units that no
-    one reads. Heads of attention that is written in the forward method are removed whole, if their number is left open
-    (``x.view(batch, length, -1, size)``).
+    stay. Layers keep their types and names. Heads of attention that is written in the forward method go as a whole,
+    where their number is left open (``x.view(batch, length, -1, size)``).
+
+    Of an LSTM, GRU or RNN go the units that no one reads: neither others that stay, nor the next layer, nor what comes
+    after, of sequences that are packed or not. All its layers and directions have one size, so that each keeps as many
+    as the one with the most. One with projections (``proj_size``) or with first states of a given size stays whole.
+    Of its last states ``h[i]`` is followed, with a number ``i``; a view or a slice of them counts as read.
 
     A head of a MultiheadAttention is dead where the output does not read it, or its values have no weights; such a
     layer becomes one of a subclass, which does not return the weights of attention. At padded positions the outputs of
@@ -153,55 +158,57 @@ def _problem(net: nn.Module, args: tuple, kwargs: dict[str, Any], reference: Any
 
 
 @torch.no_grad()
-def _look(net: nn.Module, args: tuple, kwargs: dict[str, Any], sizes_are_free: bool, folding: str) -> Channels:
+def _look(net: nn.Module, args: tuple, kwargs: dict[str, Any], sizes_are_free: bool, folding: str) -> Found:
     """The channels of ``net``; biases that serve several products take no constants."""
     no_folding: list[Tensor] = []
     while True:
         channels = Channels(net, no_folding, sizes_are_free, folding)
         with channels:
             output = net(*args, **kwargs)
-        channels.finish(output)
+        channels.found.finish(output)
         several = [
             product.weight
-            for product in channels.products
+            for product in channels.found.products
             if any(
-                t is not None and (channels.uses[t] > 1 or t in channels.fixed) for t in (product.weight, product.bias)
+                t is not None and (channels.found.uses[t] > 1 or t in channels.found.fixed)
+                for t in (product.weight, product.bias)
             )
         ]
         if len(several) == len(no_folding):
-            return channels
+            return channels.found
         no_folding = several
 
 
 @torch.no_grad()
-def _take_out(net: nn.Module, channels: Channels) -> list[str]:
-    """Slice parameters and buffers to what is kept; returns the names of weights of which nothing would be left."""
+def _take_out(net: nn.Module, found: Found) -> list[str]:
+    """Slice parameters and buffers to what is kept; the names of weights of which nothing would have been left."""
     empty = []
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-        for dim, labels in channels.leaves[tensor].items():
-            if labels and not channels.kept(tensor, dim).any():
+        for dim, labels in found.leaves[tensor].items():
+            if labels and not found.kept(tensor, dim).any():
                 empty += [name] * (tensor.dim() > 1)
-                channels.labels.need(labels[:1])
+                found.labels.need(labels[:1])
+    found.level()
     smaller, added = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-    for product in channels.products:
-        shift = _shift(product, channels)
+    for product in found.products:
+        shift = _shift(product, found)
         if shift is None:
             continue
         if product.bias is None:
-            added[product.weight] = nn.Parameter(shift[channels.kept(product.weight, product.rows).to(shift.device)])
+            added[product.weight] = nn.Parameter(shift[found.kept(product.weight, product.rows).to(shift.device)])
         else:
             smaller[product.bias] = product.bias.detach() + shift
-    for tensor, dims in channels.leaves.items():
+    for tensor, dims in found.leaves.items():
         value = smaller[tensor] if tensor in smaller else tensor.detach()
         for dim in dims:
-            value = value.index_select(dim, channels.kept(tensor, dim).nonzero()[:, 0].to(value.device))
+            value = value.index_select(dim, found.kept(tensor, dim).nonzero()[:, 0].to(value.device))
         is_parameter = isinstance(tensor, nn.Parameter)
         smaller[tensor] = nn.Parameter(value.clone(), tensor.requires_grad) if is_parameter else value
     for layer in net.modules():
         bias = added.get(getattr(layer, "weight", None)) if isinstance(layer, (nn.Linear, _ConvNd)) else None
         for held in (layer._parameters, layer._buffers):
             for key, tensor in held.items():
-                if tensor is not None and channels.leaves[tensor]:
+                if tensor is not None and found.leaves[tensor]:
                     held[key] = smaller[tensor]
         if bias is not None:
             layer.bias = bias
@@ -209,9 +216,9 @@ def _take_out(net: nn.Module, channels: Channels) -> list[str]:
     return list(dict.fromkeys(empty))
 
 
-def _shift(product: Product, channels: Channels) -> Tensor | None:
+def _shift(product: Product, found: Found) -> Tensor | None:
     """What the constants that are taken out add to the output of a product; None where they add nothing."""
-    gone = ~channels.kept(product.weight, product.columns) & product.value.constant
+    gone = ~found.kept(product.weight, product.columns) & product.value.constant
     gone &= product.value.values != 0
     if not gone.any():
         return None
