@@ -16,7 +16,9 @@ FASTER = (
     "--xla_cpu_use_fusion_emitters=false",
 )
 
-# XLA ends the process at a flag that it does not know: only for the versions that were tried.
-if (0, 10) <= jaxlib.version.__version_info__ < (0, 11):
+# XLA ends the process at a flag that it does not know: only for the versions that were tried. The last is gone in 0.12.
+VERSION = jaxlib.version.__version_info__
+if (0, 9, 1) <= VERSION <= (0, 12, 0, 1):
+    FASTER = FASTER if VERSION < (0, 11) else FASTER[:2]
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in FASTER if flag.partition("=")[0] not in given)])
