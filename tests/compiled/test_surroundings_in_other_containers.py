@@ -1,4 +1,4 @@
-"""Plain values in containers of the standard library that are no dicts: a change is seen, and changes the key. Exact."""
+"""Plain values in containers of the standard library that are no dicts: a change is seen and changes the key. Exact."""
 
 from __future__ import annotations
 
