@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vd._pyro import check_mean_field_requirement, parameters_met
+from pyro_vd._pyro_interrupted import handlers_kept
 from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.checks import (
     GuideCovers,
@@ -43,7 +43,7 @@ from pyro_vd.fixed import Fixed
 from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
 from pyro_vd.loss_module import LossModule
 from pyro_vd.posteriors.fixed import is_by_element, kl_of_free_elements
-from pyro_vd.rollback import undone
+from pyro_vd.rollback import gradients_added, undone
 from pyro_vd.weights import RandomWeight
 
 
@@ -142,7 +142,7 @@ class TraceVD_ELBO(ELBO):
         check_programs(model, guide)
         nll: dict[str, Tensor] = {}
         kl: dict[str, Tensor] = {}
-        with undone(only_on_failure=True):
+        with handlers_kept(), undone(only_on_failure=True):
             for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
                 for total, particle in ((nll, _nll(model_trace)), (kl, self._kl(model_trace, guide_trace))):
                     for site, value in particle.items():
@@ -181,15 +181,17 @@ class TraceVD_ELBO(ELBO):
 
     @undone(only_on_failure=True)
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; adds its gradient to the parameters. Nothing is added where it is not finite."""
+        """The loss as a number; adds its gradient to the parameters. All or nothing: an error adds none."""
         capture: Any
-        suspicious = holds_non_finite(args, kwargs)
-        with poutine.trace(param_only=True) if suspicious else nullcontext() as capture:
+        with poutine.trace(param_only=True) as capture:
             loss = self.checked_terms(model, guide, *args, **kwargs).loss
         if loss.requires_grad:
-            if suspicious:
-                check_gradient(loss, parameters_met(capture.trace), args, kwargs)
-            loss.backward(retain_graph=self.retain_graph)
+            met = parameters_met(capture.trace)
+            if holds_non_finite(args, kwargs):
+                check_gradient(loss, met, args, kwargs)
+            with gradients_added(met.values()):
+                loss.backward(retain_graph=self.retain_graph)
+                return float(loss.detach())
         return float(loss.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
