@@ -16,8 +16,7 @@ import copy
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
@@ -261,16 +260,6 @@ def pyro_optimizer_tables(optim: PyroOptim) -> tuple[dict, ...]:
 def store_dicts() -> list[dict]:
     """The dicts of Pyro's parameter store: that of its tables, and the tables."""
     return [vars(pyro.get_param_store()), *store_tables()]
-
-
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """A context after which Pyro's stack is as before, also where an interrupt has left handlers on it."""
-    before = list(_PYRO_STACK)
-    try:
-        yield
-    finally:
-        _PYRO_STACK[:] = before
 
 
 class Unvalidated(Messenger):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -21,6 +20,7 @@ from pyro.util import check_if_enumerated, check_site_shape
 from torch import Tensor
 
 from pyro_vd._pyro import check_mean_field_requirement, parameters_met
+from pyro_vd._pyro_interrupted import handlers_kept
 from pyro_vd.arguments import FAILURES, check_programs, explain
 from pyro_vd.checks import (
     GuideCovers,
@@ -35,7 +35,7 @@ from pyro_vd.common.options import check_count, check_flag, check_number
 from pyro_vd.common.terms import LossTerms
 from pyro_vd.handlers import EstimatorMessenger, run_coherently
 from pyro_vd.loss_module import LossModule
-from pyro_vd.rollback import undone
+from pyro_vd.rollback import gradients_added, undone
 from pyro_vd.site_terms import kl_of_sites, nll_of_sites
 
 
@@ -139,12 +139,13 @@ class TraceVD_ELBO(ELBO):
         check_programs(model, guide)
         nll: dict[str, Tensor] = {}
         kl: dict[str, Tensor] = {}
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            kl_of_run = kl_of_sites(model_trace, guide_trace, self.analytic_only)
-            for total, particle in ((nll, nll_of_sites(model_trace)), (kl, kl_of_run)):
-                for site, value in particle.items():
-                    value = value / self.num_particles if self.num_particles > 1 else value
-                    total[site] = total[site] + value if site in total else value
+        with handlers_kept():
+            for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+                kl_of_run = kl_of_sites(model_trace, guide_trace, self.analytic_only)
+                for total, particle in ((nll, nll_of_sites(model_trace)), (kl, kl_of_run)):
+                    for site, value in particle.items():
+                        value = value / self.num_particles if self.num_particles > 1 else value
+                        total[site] = total[site] + value if site in total else value
         zero = 0.0 if nll and kl else torch.zeros(())
         return LossTerms(nll, kl, self.kl_weight, zero)
 
@@ -182,16 +183,18 @@ class TraceVD_ELBO(ELBO):
         return float(self.evaluated(model, guide, args, kwargs)[1].detach())
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; adds its gradient to the parameters. Nothing is added where it is not finite."""
+        """The loss as a number; adds its gradient to the parameters. All or nothing: an error adds none."""
         capture: Any
-        suspicious = holds_non_finite(args, kwargs)
         with undone(only_on_failure=True):
-            with poutine.trace(param_only=True) if suspicious else nullcontext() as capture:
+            with poutine.trace(param_only=True) as capture:
                 loss = self.evaluated(model, guide, args, kwargs)[1]
             if loss.requires_grad:
-                if suspicious:
-                    check_gradient(loss, parameters_met(capture.trace), args, kwargs)
-                loss.backward(retain_graph=self.retain_graph)
+                met = parameters_met(capture.trace)
+                if holds_non_finite(args, kwargs):
+                    check_gradient(loss, met, args, kwargs)
+                with gradients_added(met.values()):
+                    loss.backward(retain_graph=self.retain_graph)
+                    return float(loss.detach())
         return float(loss.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -5,8 +5,8 @@ A step that fails, and every prediction, leaves a net as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ContextDecorator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ContextDecorator, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -49,6 +49,23 @@ class undone(ContextDecorator):
 
 
 _ACTIVE: ContextVar[tuple[undone, ...]] = ContextVar("_ACTIVE", default=())
+
+
+@contextmanager
+def gradients_added(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Within it a backward pass runs; where it or an interrupt fails, the leaves have the gradients of before."""
+    before = {leaf: leaf.grad for leaf in leaves if leaf.is_leaf}
+    try:
+        for leaf in before:
+            leaf.grad = None
+        yield
+        sums = {leaf: old if leaf.grad is None else old + leaf.grad for leaf, old in before.items() if old is not None}
+        for leaf, total in sums.items():
+            leaf.grad = total
+    except BaseException:
+        for leaf, old in before.items():
+            leaf.grad = old
+        raise
 
 
 @torch.no_grad()

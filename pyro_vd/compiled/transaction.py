@@ -11,7 +11,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vd._pyro import handlers_kept
+from pyro_vd._pyro_interrupted import handlers_kept
 from pyro_vd.compiled.surroundings import Surroundings
 
 

@@ -54,6 +54,7 @@ ONLY_PYRO_FILES = {
     "scoring": "NumPyro's ELBOs evaluate no log_prob of a weight",
     "_constants": "shared by both",
     "_pyro": "private corners of Pyro",
+    "_pyro_interrupted": "private corners of Pyro",
     "_torch": "private corners of PyTorch",
 }
 ONLY_NUMPYRO_FILES = {

@@ -1,0 +1,61 @@
+"""What an interrupt within Pyro's handlers leaves open, closed: private corners of Pyro, as in ``_pyro.py``.
+
+Tried with the versions of Pyro that ``constraints.txt`` names. Sources: https://github.com/pyro-ppl/pyro,
+``pyro/poutine/runtime.py`` (``_PYRO_STACK``, ``_DIM_ALLOCATOR``) and ``pyro/nn/module.py`` (``_Context``).
+``tests/pyro_seam/test_left_open.py`` has one test for each, which names what broke.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule, pyro_method
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+
+_CALLS = {PyroModule.__call__.__code__, pyro_method(lambda self: None).__code__}
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """A context after which Pyro's handlers, plates and modules are as before, also where an interrupt cuts off an end.
+
+    A plate that stays open makes every later run an error. A call of a ``PyroModule`` that does gives every later run
+    its values, and gradients that torch no longer records give a training that changes nothing.
+    """
+    stacks: tuple[list, ...] = _PYRO_STACK, _DIM_ALLOCATOR._stack
+    before = [list(stack) for stack in stacks]
+    records_gradients = torch.is_grad_enabled()
+    try:
+        yield
+    except BaseException as error:
+        _end_calls(error)
+        raise
+    finally:
+        torch.set_grad_enabled(records_gradients)
+        for stack, entries in zip(stacks, before, strict=True):
+            stack[:] = entries
+
+
+def _end_calls(error: BaseException) -> None:
+    """End the calls of modules that ``error`` has left."""
+    running = [frame.f_locals["self"]._pyro_context for frame in _stack() if frame.f_code in _CALLS]
+    left: Any = error.__traceback__
+    while left is not None:
+        if left.tb_frame.f_code in _CALLS:
+            context = left.tb_frame.f_locals["self"]._pyro_context
+            context.active = sum(context is other for other in running)
+            if not context.active:
+                context.cache.clear()
+        left = left.tb_next
+
+
+def _stack() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
