@@ -143,6 +143,8 @@ class RandomWeight(Tensor):
         if entry is not None:
             call = entry(_name(func), args, kwargs)
             if isinstance(call, LinearOp):
+                if _is_one_draw(args, kwargs) and not (entry.kind == "exact" and _sees_one_row(call)):
+                    return _with_draws(func, args, kwargs)
                 sampled = _sample(call, _name(func))
                 if sampled is not None:
                     return sampled
@@ -186,6 +188,17 @@ def _sample(op: LinearOp, operation: str) -> Tensor | None:
         weight.state.claim(weight._region, operation)
     noises = {name: w.noise for name, w in random.items()}
     return SAMPLERS[estimator](replace(op, **drawn, **noises))
+
+
+def _is_one_draw(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(w, RandomWeight) and w.state.coherent for w in tree_leaves((args, kwargs)))
+
+
+def _sees_one_row(op: LinearOp) -> bool:
+    """Whether each element of the weights enters one output element: their noise is then no other one's."""
+    if op.x_units is None or op.positions or not op.x.is_floating_point() or not op.x.dim():
+        return False
+    return op.x.numel() == op.x.shape[op.x_units]
 
 
 def _covers(op: LinearOp, name: str, noise: WeightNoise) -> bool:
