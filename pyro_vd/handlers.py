@@ -133,6 +133,7 @@ class EstimatorMessenger(Messenger):
     """The handler behind :func:`lrt`, :func:`per_example` and :func:`flipout`.
 
     With ``normals``, a plain ``Normal`` of two event dimensions or more, outside of plates, is a random weight as well.
+    With ``coherent``, what a model makes of a weight has the joint distribution that one draw of it gives.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class EstimatorMessenger(Messenger):
         reuse: str = "error",
         strict: bool = False,
         normals: bool = False,
+        coherent: bool = False,
     ):
         super().__init__()
         check_choice("estimator", estimator, ESTIMATORS)
@@ -155,7 +157,7 @@ class EstimatorMessenger(Messenger):
             shared_sites, reuse = (), "shared"
         self.shared_sites = set(check_names("shared_sites", shared_sites))
         self.estimator, self.reuse, self.strict = estimator, reuse, check_flag("strict", strict)
-        self.normals = normals
+        self.normals, self.coherent = normals, coherent
         self.warned: set[tuple[str, str]] = set()
         self._met: list[str] = []  # the latent sites of this run
 
@@ -193,7 +195,7 @@ class EstimatorMessenger(Messenger):
             )
         noise = posterior.noise()
         state = WeightState(site, noise, self.estimator, self.reuse, self.strict, self.warned, is_scoring)
-        state.shared_sites = self.shared_sites
+        state.shared_sites, state.coherent = self.shared_sites, self.coherent
         variance = noise.variance if noise.independent else None
         msg["value"] = RandomWeight(noise, posterior.variance if variance is None else variance, state)
 

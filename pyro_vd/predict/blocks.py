@@ -41,6 +41,7 @@ class Blocks(ABC):
         pieces, lengths: the same in pieces for the model, and the number of examples in each.
         coherent: draw the guide once a draw for all pieces; otherwise once for every piece.
         constant: a coherent guide whose values are the same in every draw, if two runs of it agree.
+        by_rows: the guide of :func:`guide_of_one_row`, for blocks of draws of which no value of the guide is kept.
         caller: the public function, for errors.
     """
 
@@ -53,10 +54,11 @@ class Blocks(ABC):
         lengths: list[int],
         coherent: bool,
         constant: bool,
+        by_rows: Callable | None,
         caller: str,
     ):
         self.model, self.guide, self.call, self.pieces, self.lengths = model, guide, call, pieces, lengths
-        self.coherent, self.constant, self.caller = coherent, constant, caller
+        self.coherent, self.constant, self.by_rows, self.caller = coherent, constant, by_rows, caller
         self.weights: dict[str, WeightDraws] | None = None  # of all sites of the guide, where no draw changes them
         self.values: dict[str, Any] | None = None  # the guide's, where they are the same in every draw
         self.guided: set[str] = set()  # names of all sites of the guide
@@ -152,6 +154,17 @@ class Blocks(ABC):
 
     def _block(self, number: int) -> Parts | None:
         """``number`` draws side by side, None where the program cannot be run like that."""
+        if self.by_rows is not None:
+            plain = self.guide, self.coherent
+            self.guide, self.coherent = self.by_rows, False
+            block = self._side_by_side(number)
+            self.guide, self.coherent = plain
+            if block is not None:
+                return block
+            self.by_rows = None  # a weight is used twice, or by an operation without a rule
+        return self._side_by_side(number)
+
+    def _side_by_side(self, number: int) -> Parts | None:
         index, noise = torch.arange(number, device="cpu"), global_noise()
         try:
             with pyro.validation_enabled(False):

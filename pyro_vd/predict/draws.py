@@ -17,6 +17,7 @@ from pyro_vd.common.predictions import MODES, check_prediction, pieces_of
 from pyro_vd.handlers import EstimatorMessenger, posterior_mean, run_coherently
 from pyro_vd.predict.blocks import Blocks, Parts
 from pyro_vd.predict.placeholders import Given
+from pyro_vd.predict.rows import guide_of_one_row
 from pyro_vd.rollback import undone
 
 RETURN = "_RETURN"  # Pyro's name for what a model returns
@@ -58,7 +59,9 @@ def posterior_predictive(
         can run the model, as many as fit 32 MiB of weights and activations; one by one where not (a model that looks
         at values, or changes a tensor in place). Beyond that memory grows with the outputs alone. Noise must come from
         torch or Pyro: a model that draws from NumPy, ``random`` or a generator of its own runs one by one where that
-        is noticed (global generators, samples, another result at the same seed).
+        is noticed (global generators, samples, another result at the same seed). Of a single example, mode "weights"
+        draws the output of a layer that sees one row of inputs, unless ``return_sites`` has sites of the guide: the
+        same distribution, by fewer random numbers.
 
     Raises:
         ValueError: unknown mode; num_samples or batch_size < 1; batch_size with nothing to cut, or with
@@ -79,11 +82,12 @@ def posterior_predictive(
     check_programs(model, guide)
     sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
     check_prediction(MODES, mode, num_samples, batch_size)
+    by_rows = guide_of_one_row(guide, mode, args, kwargs)
     guide = posterior_mean(guide) if mode == "mean" else guide
     guide = EstimatorMessenger("local" if mode == "local" else "shared", shared_sites, reuse)(guide)
     pieces, lengths = pieces_of(args, kwargs, batch_size)
     run = DrawsOfValues(
-        model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", sites=set(sites)
+        model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", by_rows, sites=set(sites)
     )
     with Prediction():
         return {site: values for site, (_, (values,)) in run.draws(num_samples).items()}

@@ -15,6 +15,7 @@ from pyro_vd.handlers import EstimatorMessenger, posterior_mean
 from pyro_vd.predict.blocks import DrawsOfLikelihoods
 from pyro_vd.predict.distribution import Predictive
 from pyro_vd.predict.moments import gaussian_weights
+from pyro_vd.predict.rows import guide_of_one_row
 from pyro_vd.predict.stacking import Structure
 from pyro_vd.rollback import undone
 
@@ -67,7 +68,9 @@ def predictive_distribution(
         ``{site: Predictive}``. Draws run side by side where ``torch.vmap`` can run the model, as many as fit 32 MiB of
         weights and activations; one by one where not (a model that looks at values, or changes a tensor in place).
         Noise must come from torch or Pyro: a model that draws from NumPy, ``random`` or a generator of its own runs
-        one by one where that is noticed (global generators, samples, another result at the same seed).
+        one by one where that is noticed (global generators, samples, another result at the same seed). Of a single
+        example, mode "weights" draws the output of a layer that sees one row of inputs: the same distribution, by
+        fewer random numbers.
 
     Mode "moments" takes activations for independent Gaussians. It is exact for one and for two linear layers; from the
     third on the covariance between units is dropped, and that between positions of a convolution, between tokens,
@@ -100,6 +103,7 @@ def predictive_distribution(
     check_programs(model, guide)
     check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
     check_on_unknown(mode, on_unknown)
+    by_rows = guide_of_one_row(guide, mode, args, kwargs)
     if mode == "moments":
         guide = gaussian_weights(guide, on_unknown)
     elif mode == "mean":
@@ -107,7 +111,7 @@ def predictive_distribution(
     guide = EstimatorMessenger("local" if mode == "local" else "shared", shared_sites, reuse)(guide)
     pieces, lengths = pieces_of(args, kwargs, batch_size)
     run = DrawsOfLikelihoods(
-        model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", sites=sites
+        model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", by_rows, sites=sites
     )
     with Prediction(), data_explained("predictive_distribution", args, kwargs):
         kept = run.of_moments(num_samples) if mode == "moments" else run.draws(num_samples, mode == "mean")

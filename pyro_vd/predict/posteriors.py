@@ -82,7 +82,8 @@ class WeightDraws:
         def fill(draw: Tensor, seed: int) -> None:
             # Each draw is finished while the processor's cache holds it.
             with torch.no_grad():  # which a thread does not inherit
-                draw.normal_(generator=torch.Generator("cpu").manual_seed(seed)).mul_(scale).add_(loc)
+                draw.normal_(generator=torch.Generator("cpu").manual_seed(seed))
+                torch.addcmul(loc, scale, draw, out=draw)
 
         seeds = torch.randint(2**62, (number,), device="cpu").tolist()
         threads = min(torch.get_num_threads(), number) if loc.numel() > _WORTH_A_THREAD else 1

@@ -144,6 +144,8 @@ class RandomWeight(Tensor):
             operation = _name(func)
             call = entry(operation, args, kwargs)
             if isinstance(call, LinearOp):
+                if _is_one_draw(call) and not (entry.kind == "exact" and _sees_one_row(call)):
+                    return _with_draws(func, args, kwargs)
                 sampled = _sample(call, operation)
                 if sampled is not None:
                     return sampled
@@ -199,6 +201,17 @@ def _with(op: LinearOp, parts: dict[str, Any]) -> LinearOp:
     new = object.__new__(type(op))
     vars(new).update(vars(op), **parts)
     return new
+
+
+def _is_one_draw(op: LinearOp) -> bool:
+    return any(isinstance(one, RandomWeight) and one.state.coherent for one in (op.weight, op.bias))
+
+
+def _sees_one_row(op: LinearOp) -> bool:
+    """Whether each element of the weights enters one output element: their noise is then no other one's."""
+    if op.x_units is None or op.positions or not op.x.is_floating_point() or not op.x.dim():
+        return False
+    return op.x.numel() == op.x.shape[op.x_units]
 
 
 def _covers(op: LinearOp, name: str, noise: WeightNoise) -> bool:

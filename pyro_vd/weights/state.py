@@ -41,6 +41,8 @@ class WeightState:
         with_gradient: whether gradients were enabled when the weight was made.
         used: every use of its elements with noise of their own, or of its draw: operation and region.
         shared_sites: where the names of such weights are kept over traces, by the handler.
+        coherent: whether what is made of the weight must have the joint distribution that one draw of it gives: then
+            an operation samples its output only where every element of the weight enters one output element.
         draw: the coherent draw of the trace, None while no operation has asked for one.
         scored_draw: the draw at which its log_prob is evaluated.
     """
@@ -55,6 +57,7 @@ class WeightState:
     with_gradient: bool = field(default_factory=torch.is_grad_enabled)
     used: list[tuple[str, Region | None]] = field(default_factory=list)
     shared_sites: set[str] = field(default_factory=set)
+    coherent: bool = False
     draw: Tensor | None = None
     scored_draw: Tensor | None = None
     _noise_of_draw: Tensor | None = None

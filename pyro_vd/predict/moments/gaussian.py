@@ -201,12 +201,10 @@ def _viewed(func: Any, tensor: GaussianTensor, args: tuple, kwargs: dict) -> Any
     single = isinstance(means, Tensor)
     result = []
     for index, (mean, variance) in enumerate(parts):
-        if hasattr(tensor, "noise"):
-            noise = independent_noise(mean, variance)
-            result.append(GaussianTensor(mean, variance, noise, tensor.on_unknown, None, tensor.sampled))
-            continue
         drawn = _through(tensor, (lambda part: view(part)) if single else (lambda part, i=index: view(part)[i]))
         result.append(tensor.like(mean, variance, drawn))
+        if hasattr(tensor, "noise"):
+            result[-1].noise = independent_noise(mean, variance)
     return result[0] if single else tuple(result)
 
 
