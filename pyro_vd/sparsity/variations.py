@@ -62,7 +62,9 @@ def variations(net: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Vari
 
 
 def _tries(args: tuple, kwargs: dict[str, Any], axis: int | None, features: bool) -> Iterator[Any]:
-    for integers in ("one more", "drawn", "permuted", "left"):
+    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+    only_floats = all(one.is_floating_point() for one in tensors)
+    for integers in ("left",) if only_floats else ("one more", "drawn", "permuted", "left"):
         make = Generator().manual_seed(SEED)
         yield tree_map(partial(_varied, make, axis, features, integers), (args, kwargs))
 
