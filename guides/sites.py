@@ -208,7 +208,7 @@ class SiteGuide(AutoGuide):
         if value.shape != (shape := self._loc(site).shape):
             raise ValueError(
                 f"site {site!r}: expected the shape that {type(self).__name__} was made with, {tuple(shape)}, got "
-                f"{tuple(value.shape)} in the model; make the guide anew, or load the state dict of this model"
+                f"{tuple(value.shape)} in the model; make a new guide, or load the state dict of this model"
             )
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:

@@ -72,7 +72,7 @@ def check_net(net: nn.Module) -> None:
         )
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise TypeError(
-                f"{where}, which hands copies of the parameters around; pass .module instead, and wrap the loss "
+                f"{where}, which runs on copies of the parameters; pass .module instead, and wrap the loss "
                 "module, DistributedDataParallel(TraceVD_ELBO()(model, guide))"
             )
         if isinstance(module, torch.jit.ScriptModule):

@@ -130,7 +130,7 @@ def copied(net: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def refresh_derived_weights(net: nn.Module) -> None:
-    """Compute anew the weights that masks and old-style weight norm keep in attributes."""
+    """Compute the weights again that masks and old-style weight norm keep in attributes."""
     for module in modules_of(net):
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, (BasePruningMethod, WeightNorm)):

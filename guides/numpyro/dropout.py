@@ -120,7 +120,7 @@ class AutoConcreteDropout(WeightGuide):
         rate = check_dropout_rate("AutoConcreteDropout", init_dropout_rate)
         if rate == 0:
             raise ValueError(
-                "AutoConcreteDropout: expected init_dropout_rate in (0, 1), got 0, from where none can learn"
+                "AutoConcreteDropout: expected init_dropout_rate in (0, 1), got 0, from which a rate cannot be learned"
             )
         self.init_logit = math.log(rate / (1 - rate))
         self.temperature = temperature

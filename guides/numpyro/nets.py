@@ -42,7 +42,7 @@ def nets_of(program: Callable) -> list[BayesianModule]:
 
 
 def forget_start(nets: Iterable[BayesianModule]) -> None:
-    """Have linen nets that are not bound drawn anew at their next call."""
+    """Have linen nets that are not bound drawn again at their next call."""
     for net in nets:
         net.adapted.forget()
         if not net.adapted.owners:

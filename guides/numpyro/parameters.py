@@ -30,7 +30,7 @@ class Parameters:
         self.guide, self.prefix = guide, prefix
         self.starts: dict[str, Array] = {}
         self.fixed: set[str] = set()
-        self._chosen: dict[str, bool] = {}  # by set_learnable, kept when the parameters are made anew
+        self._chosen: dict[str, bool] = {}  # by set_learnable, kept when the parameters are made again
         self._kept: dict[str, Array] = {}
 
     def name(self, quantity: str, site: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Shares pruned at the thresholds that are looked at unless others are given: closer together where few weights stay.
+# Shares pruned at the thresholds that are tried unless others are given: closer together where few weights stay.
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99, 0.993, 0.995, 0.998)
 
 

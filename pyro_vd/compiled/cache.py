@@ -90,7 +90,7 @@ class ProgramCache:
         changed = self._difference()
         if self._version != self._last_compiled and self._in_a_row + 1 >= MAX_IN_A_ROW:
             self.give_up(
-                f"{changed or 'what the model reads from elsewhere'} has another value in every step; make it a tensor"
+                f"{changed or 'what the model reads from elsewhere'} has a new value in every step; make it a tensor"
             )
         elif len(self) >= MAX_PROGRAMS:
             self.give_up(

@@ -187,7 +187,7 @@ class CompiledStep:
             return trial.outputs[0]
 
     def _is_finite(self, loss: Tensor, step: int) -> bool:
-        """Whether all steps were finite; on a GPU this is looked at now and then, since it waits for the device."""
+        """Whether all steps were finite; on a GPU this is checked now and then, since it waits for the device."""
         assert self.failed is not None
         return (loss.is_cuda and (step - 1) % CHECK_EVERY != 0) or not int(self.failed)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SECONDS = 5.0  # until the line is written, and between two times that it is written anew
+SECONDS = 5.0  # until the line is written, and between two updates of it
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def record(
         were found on the way. Its inputs are these, then the arguments.
 
     Raises:
-        ValueError: the function makes a constant tensor anew in every run.
+        ValueError: the function makes a new constant tensor in every run.
     """
     tensors = list(tensors)
     graph, unknown = _recorded_once(function, tensors, arguments)

@@ -95,7 +95,7 @@ class BernoulliDropout(UnitPosterior):
         unit_dim: where the units lie; 1 are the input units of Linear and ConvNd weights.
 
     Raises:
-        ValueError: a rate outside [0, 1) (that of a tensor is looked at where Pyro validates, or with
+        ValueError: a rate outside [0, 1) (that of a tensor is checked where Pyro validates, or with
             ``validate_args=True``); under "local" or "per_example" a rate with a gradient.
 
     Example:

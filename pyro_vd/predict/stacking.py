@@ -126,8 +126,8 @@ def taken_apart(name: str, likelihood: Any) -> tuple[Structure, list[Tensor]]:
     if not same:
         raise TypeError(
             f"site {name!r}: expected a likelihood that its constructor makes again from its attributes "
-            f"{[argument for argument, _ in structure.arguments]}, got {describe(likelihood)}, which comes out "
-            "another; keep every argument of its constructor as an attribute of that name"
+            f"{[argument for argument, _ in structure.arguments]}, got {describe(likelihood)}, which then "
+            "differs; keep every argument of its constructor as an attribute of that name"
         )
     return structure, tensors
 

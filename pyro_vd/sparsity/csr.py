@@ -75,7 +75,7 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
 
     Args:
         net: any torch module; masks of ``torch.nn.utils.prune`` are made permanent in the copy. Layers of type
-            ``nn.Linear`` with weights of float32 or float64 are looked at.
+            ``nn.Linear`` with weights of float32 or float64 are considered.
         min_sparsity: the share of zeros, 0..1, from which on a layer is replaced.
 
     Returns:

@@ -68,7 +68,7 @@ def index_inputs(net: nn.Module, min_unused: float = 0.25) -> nn.Module:
 
     Args:
         net: any torch module; masks of ``torch.nn.utils.prune`` are made permanent in the copy. Layers of type
-            ``nn.Linear`` are looked at.
+            ``nn.Linear`` are considered.
         min_unused: the share of inputs without a weight, 0..1, from which on a layer is replaced.
 
     Returns:

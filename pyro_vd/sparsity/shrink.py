@@ -96,8 +96,8 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
     else:
         raise ValueError(
             f"shrink: expected the outputs of the net without its dead units to be those of the net, got {problem}; "
-            "the net uses its units in a way that is not seen (a custom autograd function, a scripted part, random "
-            "numbers in eval mode, a number computed from the size of an activation); shrink its parts: "
+            "the net uses its units in a way that cannot be followed (a custom autograd function, a scripted part, "
+            "random numbers in eval mode, a number computed from the size of an activation); shrink its parts: "
             "net.part = shrink(net.part, inputs_of_the_part)"
         )
     if empty:

@@ -141,7 +141,7 @@ def test_a_value_that_is_new_in_every_step_is_named():
         return 0.01 * taken
 
     svi = vd.CompiledSVI(*regression(shift), pyro.optim.Adam({"lr": 0.05}), vd.TraceVD_ELBO())
-    with pytest.warns(UserWarning, match="'taken' in the closure of .*shift has another value in every step") as caught:
+    with pytest.warns(UserWarning, match="'taken' in the closure of .*shift has a new value in every step") as caught:
         for taken in range(10):  # noqa: B007, shift reads it
             svi.step(BATCHES[0][0])
     assert len(caught) == 1 and caught[0].filename == __file__

@@ -103,7 +103,7 @@ def test_each_program_has_a_process_and_they_run_one_after_another(graphs):
 def test_what_is_new_in_every_step_is_given_up_as_without_it(graphs, monkeypatch):
     monkeypatch.setattr(Process, "steps", 0)
     task, svi = start(layers=linear, warm=True, strict=False)
-    with pytest.warns(UserWarning, match="number has another value in every step"):
+    with pytest.warns(UserWarning, match="number has a new value in every step"):
         for step in range(28):
             task.number = step
             svi.step(*task.batches[0])

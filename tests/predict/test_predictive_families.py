@@ -191,7 +191,7 @@ def test_a_likelihood_that_cannot_be_stacked_is_named():
             return self
 
     model, guide = program(lambda o: Other(o[..., 0], 1.0))
-    with pytest.raises(TypeError, match="site 'y'.*makes again from its attributes.*'loc', 'scale'.*comes out another"):
+    with pytest.raises(TypeError, match="site 'y'.*makes again from its attributes.*'loc', 'scale'.*then differs"):
         vd.predictive_distribution(model, guide, torch.ones(N, 1), num_samples=2)
 
 

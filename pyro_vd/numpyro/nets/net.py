@@ -54,7 +54,7 @@ class Net(ABC):
         return self if self.owners else None
 
     def forget(self) -> None:  # noqa: B027
-        """Drop values that :meth:`prepare` drew, so that it draws them anew."""
+        """Drop values that :meth:`prepare` drew, so that it draws them again."""
 
     def key(self, kwargs: dict) -> Array | None:
         """A key of the model for the noise of the net's own layers (Dropout), None where it draws none.

@@ -101,7 +101,7 @@ class BernoulliDropout(UnitPosterior):
         unit_dim: where the units lie; see :class:`UnitPosterior`.
 
     Raises:
-        ValueError: a rate outside [0, 1) (that of an array is looked at where NumPyro validates, or with
+        ValueError: a rate outside [0, 1) (that of an array is checked where NumPyro validates, or with
             ``validate_args=True``, and where it is not traced); a gradient in the rate.
 
     Example:

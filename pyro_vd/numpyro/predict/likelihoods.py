@@ -228,8 +228,8 @@ def _taken_apart(name: str, likelihood: Any) -> tuple[Structure, list[Array]]:
     if (again.batch_shape, again.event_shape) != ((1, *likelihood.batch_shape), tuple(likelihood.event_shape)):
         raise TypeError(
             f"site {name!r}: expected a likelihood that its constructor makes again from its attributes "
-            f"{[argument for argument, _ in structure.arguments]}, got {describe(likelihood)}, which comes out "
-            "another; keep every argument of its constructor as an attribute of that name"
+            f"{[argument for argument, _ in structure.arguments]}, got {describe(likelihood)}, which then "
+            "differs; keep every argument of its constructor as an attribute of that name"
         )
     return structure, arrays
 
