@@ -77,7 +77,7 @@ def adopt_stored_value(name: str, parameter: nn.Parameter, constraint: Any = con
     """
     store = pyro.get_param_store()
     stored = store._params.get(name)
-    if stored is parameter and _registered[name] is parameter:
+    if stored is parameter and _registered._table is store._params and _registered._tensors.get(name) is parameter:
         return
     if stored is not None and stored is not parameter:
         if stored.shape != parameter.shape:

@@ -50,10 +50,12 @@ class Held:
         now, before, left = vars(self.module), self.attributes, []
         table, own = now["_parameters"], self.parameters
         if table is not own:
-            made = {key: table[key] for key in table.keys() - own.keys()}
-            if exchanged:
-                others = ((key, new) for key, new in table.items() if new is not own.get(key))
-                made |= {key: new for key, new in others if isinstance(new, nn.Parameter) and not is_value(new)}
+            made = {}
+            for key, new in table.items():
+                if key not in own or (
+                    exchanged and new is not own[key] and isinstance(new, nn.Parameter) and not is_value(new)
+                ):
+                    made[key] = new
             now["_parameters"] = own
             own.update(made)  # by the net itself, in its first call
         same = len(now) == len(before) and all(map(is_, now.values(), before.values())) and list(now) == list(before)

@@ -58,7 +58,7 @@ class Deferred(Tensor):
                 return func(*args, **kwargs)
 
         def now() -> Any:
-            return func(*tree_map(_value, args), **tree_map(_value, kwargs))
+            return func(*map(_value, args), **{name: _value(one) for name, one in kwargs.items()})
 
         shape = None if kwargs or not isinstance(args[0], cls) else _shape_after(func, *args)
         return now() if shape is None else cls(now, shape, args[0].dtype, args[0].device)
@@ -96,4 +96,9 @@ def _shape_after(func: Any, tensor: Tensor, *rest: Any) -> torch.Size | None:
 
 
 def _value(argument: Any) -> Any:
-    return argument.value if isinstance(argument, Deferred) else argument
+    """An argument with values in the place of what is deferred, in lists and dicts too."""
+    return tree_map(_value_of_leaf, argument) if isinstance(argument, (list, tuple, dict)) else _value_of_leaf(argument)
+
+
+def _value_of_leaf(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, Deferred) else leaf

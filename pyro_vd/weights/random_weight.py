@@ -76,6 +76,12 @@ class RandomWeight(Tensor):
         new._view, new._region = view, region
         return new
 
+    # What every rule asks for, without a way through __torch_function__.
+    shape: torch.Size = property(lambda self: self.loc.shape)  # type: ignore[assignment]
+
+    def dim(self) -> int:
+        return self.loc.dim()
+
     def materialize(self) -> Tensor:
         """The weight as an ordinary tensor: one draw, the same for every view and the rest of the trace."""
         return self._materialize("materialize()")
