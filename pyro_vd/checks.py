@@ -246,7 +246,8 @@ def _latent_names(trace: Any) -> list[str]:
 def describe(fn: Any) -> str:
     """Class name of a distribution, with its ``to_event``."""
     inner: Any = base_distribution(fn)
-    return type(inner).__name__ + (f".to_event({fn.event_dim - inner.event_dim})" if inner is not fn else "")
+    dims = len(fn.event_shape) - len(inner.event_shape)  # of torch.distributions too
+    return type(inner).__name__ + (f".to_event({dims})" if inner is not fn else "")
 
 
 def non_finite_input(guide: Any, args: tuple, kwargs: dict) -> str | None:

@@ -149,6 +149,8 @@ class _Layers:
         """The weights of all layers, each with the reason in words."""
         found = {}
         for name, parameter in self.parameters.items():
+            if not parameter.is_floating_point():
+                continue
             _, layer, key = self.owner(name)
             operation = self.reading.used.get(name)
             if _is_known_weight(layer, key):
@@ -218,26 +220,36 @@ class _Layers:
             return "a bias or a gain" if parameter.dim() else "a scalar"
         if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and key == "weight":
             return "an embedding of positions" if layer.max_norm is None else "rescaled in place: max_norm"
+        if not parameter.is_floating_point():
+            return f"of {parameter.dtype}, and weights are real"
         if layer in self.reading.unread:
             return f"the code of {kind_of(layer).__name__} has no source to read"
+        if self._is_unread(name):
+            return f"no code of {kind_of(layer).__name__} that can be read multiplies by it"
         return "not multiplied by data in an operation of the table"
+
+    def _is_unread(self, name: str) -> bool:
+        """Whether a parameter is not real, or its use was not found: nothing says that it is no weight."""
+        unseen = name in self.reading.unseen and not is_of_torch(kind_of(self.owner(name)[1]))
+        return unseen or not self.parameters[name].is_floating_point()
 
     def say_what_is_left_out(self, random: Mapping[str, str], name: str) -> None:
         """Warn where most of the matrices are deterministic, or some belong to layers of an unknown kind."""
         matrices = {key: one.numel() for key, one in self.parameters.items() if one.requires_grad and one.dim() > 1}
         left_out = [key for key in matrices if key not in random]
         share = sum(matrices[key] for key in random if key in matrices) / max(sum(matrices.values()), 1)
-        unread = [key for key in left_out if self.owner(key)[1] in self.reading.unread]
+        unread = [key for key in left_out if self.owner(key)[1] in self.reading.unread or self._is_unread(key)]
         if not random or not left_out or (share >= LEAST_SHARE and not unread):
             return
         named = left_out if share < LEAST_SHARE else unread
-        others = [key for key in self.parameters if key not in random and key not in named]
+        real = [key for key in named if self.parameters[key].is_floating_point()]
+        others = [key for key in self.parameters if key not in random and key not in real]
         warnings.warn(
             f"BayesianModule {name!r}: expected the matrices of the net to be random, got {share:.1%} of their "
             f"elements; deterministic are those of {layers_named(self.by_class(named))} "
             f"({', '.join(dict.fromkeys(self.why_not(key, None) for key in named))}); write "
-            f"where={as_where([*random, *named], others)} to make them random too, "
-            f"where={as_where(random, [*others, *named])} for this choice without the warning. print(bnn.report()) "
+            f"where={as_where([*random, *real], others)} to make {'them' if real == named else 'the real ones'} random "
+            f"too, where={as_where(random, [*others, *real])} for this choice without the warning. print(bnn.report()) "
             "shows every parameter",
             stacklevel=4,
         )
@@ -266,7 +278,8 @@ def _check(random: Mapping[str, str], layers: _Layers, frozen: set[str]) -> None
         because = f", of which {sorted(frozen)} are frozen (requires_grad=False)" if frozen else ""
         matrices = [
             name for name, parameter in parameters.items()
-            if parameter.dim() > 1 and name not in frozen and getattr(layers.owner(name)[1], "max_norm", None) is None
+            if parameter.dim() > 1 and parameter.is_floating_point() and name not in frozen
+            and getattr(layers.owner(name)[1], "max_norm", None) is None
         ]  # fmt: skip
         advice = "none of them is a matrix that a linear operation uses; name what is to be random with where="
         if matrices:

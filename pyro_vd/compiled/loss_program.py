@@ -111,7 +111,7 @@ class LossProgram:
             kept: what else is watched and put back.
         """
         roots = [("the guide", self.guide), ("the model", self.model), ("the loss", self.loss)]
-        left_out = ("_kl_weight", "warned", "params", "lr", "initial_lr")
+        left_out = ("_kl_weight", "warned", "_met", "params", "lr", "initial_lr")
         return surroundings_of(roots, left_out=left_out, options=options, kept=[*store_dicts(), *kept])
 
     def gradients(

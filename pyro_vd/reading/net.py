@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from pyro_vd.operations import TABLE
 from pyro_vd.reading.frame import DEEPEST, Frame, TooLong
-from pyro_vd.reading.values import POSITIONS, Bound, Local, Super, Value, joined
+from pyro_vd.reading.values import POSITIONS, Bound, Local, Super, Value, is_of_torch, joined, kind_of
 
 _ELEMENTS = {"values", "items", "children", "named_children"}
 
@@ -38,6 +37,7 @@ class Reading:
         used: name of a parameter -> name of the operation that multiplies data by it.
         lookups: embedding layers -> for each call of one, whether it looks up positions.
         unread: modules whose code has no source (written in C, or by ``exec``), or more than is read.
+        unseen: names of parameters that no code read uses (a hook, a lambda), or that are given to code without source.
     """
 
     def __init__(self, net: nn.Module):
@@ -48,11 +48,14 @@ class Reading:
         self.kept: dict[tuple[nn.Module, str], Value] = {}  # attributes that the code of the net sets
         self._factors: list[tuple[frozenset[str], frozenset[str]]] = []
         self._known: dict[Any, Value] = {}
+        self.unseen = set(self.names.values())
+        self._given_away: set[str] = set()
         self.steps = 0  # statements read from one method on
         self._calls: list[Any] = []
         for module in net.modules():
             if not is_of_torch(kind_of(module)):
                 self._read(module)
+        self.unseen |= self._given_away
         self._leave_out_gains({name: parameter.numel() for parameter, name in self.names.items()})
 
     def _read(self, module: nn.Module) -> None:
@@ -81,7 +84,9 @@ class Reading:
         if isinstance(thing, Value):
             return thing
         if isinstance(thing, Tensor):
-            return Value(frozenset({self.names[thing]}) if thing in self.names else frozenset())  # type: ignore[index]
+            name = frozenset({self.names[thing]}) if thing in self.names else frozenset()  # type: ignore[index]
+            self.unseen -= name
+            return Value(name)
         if thing is None or isinstance(thing, (int, float, str, bytes, torch.dtype, torch.device)):
             return Value()
         return Value(objects=(thing,))
@@ -100,6 +105,7 @@ class Reading:
         if is_plain and key in self._known:
             return self._known[key]
         if tree is None or key in self._calls or len(self._calls) > DEEPEST:
+            self._given_away |= given.parameters if tree is None else set()
             return given
         self._calls.append(key)
         try:
@@ -177,7 +183,10 @@ class Reading:
         parametrized = owner._modules.get("parametrizations")
         if isinstance(parametrized, nn.ModuleDict) and name in parametrized:
             originals = parametrized[name]._parameters  # type: ignore[union-attr]
+            for original in originals.values():
+                self.of(original)
             return self.of(originals.get("original", originals.get("original1")))
+        self.of(owner._parameters.get(f"{name}_g"))
         for table in (owner._parameters, owner._modules, owner._buffers, own):
             for key in (name, f"{name}_orig", f"{name}_v"):  # of masks, and of norms of the old style
                 if key in table and (key == name or table is owner._parameters):
@@ -223,6 +232,7 @@ class Reading:
             if function is torch.arange:
                 return Value(is_position=True)
             return given if is_of_torch(function) else self._helper_called(function, None, args, kwargs)
+        self._given_away |= given.parameters if isinstance(function, classmethod) else set()  # Function.apply
         return given
 
     def _helper_called(self, function: Any, receiver: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -242,16 +252,6 @@ class Reading:
             forward = self.attribute(module, "forward").objects
             return joined([self.call(one, args, kwargs) for one in forward]) if forward else Value(is_data=True)
         return Value(is_data=True)
-
-
-def is_of_torch(thing: Any) -> bool:
-    """Whether a class or function is one of PyTorch."""
-    return (getattr(thing, "__module__", None) or "torch").partition(".")[0] == "torch"
-
-
-def kind_of(module: nn.Module) -> type:
-    """The class of a module; of a parametrized one, that from before."""
-    return type_before_parametrizations(module)
 
 
 def _input(name: str) -> Value:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
 POSITIONS = re.compile(r"(^|_)pos($|_)|position")  # names of tensors that hold the positions of tokens
 
 
@@ -66,3 +69,13 @@ def joined(values: Iterable[Value], with_objects: bool = False) -> Value:
         any(value.is_position for value in values) and not is_data,
         tuple(objects),
     )
+
+
+def is_of_torch(thing: Any) -> bool:
+    """Whether a class or function is one of PyTorch."""
+    return (getattr(thing, "__module__", None) or "torch").partition(".")[0] == "torch"
+
+
+def kind_of(module: nn.Module) -> type:
+    """The class of a module; of a parametrized one, that from before."""
+    return type_before_parametrizations(module)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from pyro_vd.common.options import kind_of
 from pyro_vd.held import copied, refresh_derived_weights
 from pyro_vd.module import BayesianModule
 from pyro_vd.sparsity.masks import DEFAULT_THRESHOLD, Posteriors, Sparsity, keep_masks, posteriors_of
@@ -41,6 +42,7 @@ def prune(
     Raises:
         ValueError: the guide has no posterior for a weight of ``bnn``, one of another shape, or a mean that is not
             finite; threshold or share as in :func:`keep_masks`.
+        TypeError: ``bnn`` is no BayesianModule.
 
     See Also:
         :func:`keep_masks` for the masks alone, :func:`threshold_curve` to choose a threshold, :func:`shrink` to take
@@ -55,6 +57,10 @@ def prune(
         >>> net.weight, torch_prune.is_pruned(net)
         (tensor([[2., 0., 1.]]), True)
     """
+    if not isinstance(bnn, BayesianModule):
+        raise TypeError(
+            f"prune: expected bnn to be the BayesianModule of the model, got {kind_of(bnn)}; write prune(bnn, guide)"
+        )
     posteriors = posteriors_of(guide)
     masks = keep_masks(posteriors, log_alpha_threshold, sparsity)
     net = copied(bnn.net)

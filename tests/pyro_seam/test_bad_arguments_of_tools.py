@@ -192,6 +192,12 @@ CASES.add("rule for nothing", lambda s: vd.register_rule(), "expected the operat
 CASES.add(
     "kind of a rule", lambda s: vd.register_rule(torch.cosh, kind="exactly"), "expected kind to be 'exact' or 'approxim"
 )
+for kind in ("net", "guide", "model"):
+    CASES.add(
+        f"prune, bnn is the {kind}",
+        lambda s, k=kind: vd.prune(getattr(s, k), s.guide),
+        "prune: expected bnn to be the BayesianModule of the model, got",
+    )
 
 
 def test_there_are_many():
