@@ -44,10 +44,12 @@ def guide(x):
     numpyro.sample("w", vd.DropoutNormal(LOC, log_sigma2=math.log(VARIANCE)).to_event(2))
 
 
+@pytest.mark.parametrize("of_weight", [False, True], ids=["of an activation", "of a weight"])
 @pytest.mark.parametrize("parameters, of", PARAMETERS.values(), ids=PARAMETERS)
-def test_functions_of_one_gaussian_share_its_noise(parameters, of):
+def test_functions_of_one_gaussian_share_its_noise(parameters, of, of_weight):
     def model(x):
-        o = x @ numpyro.sample("w", dist.Normal(jnp.zeros((1, 2)), 1.0).to_event(2))
+        w = numpyro.sample("w", dist.Normal(jnp.zeros((1, 2)), 1.0).to_event(2))
+        o = w if of_weight else x @ w
         with numpyro.plate("data", len(x)):
             numpyro.sample("y", dist.Normal(*parameters(o)))
 

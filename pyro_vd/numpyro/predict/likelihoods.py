@@ -177,7 +177,11 @@ def predictive_distribution(
         blocks = [block(keys[:start])] if start else []
         if start == 2 and all(bool((a[0] == a[1]).all()) for a in jax.tree.leaves(blocks[0])):
             blocks, start = [jax.tree.map(lambda a: a[:1], blocks[0])], num_samples
-        blocks += [block(keys[i : i + size]) for i in range(start, num_samples, size)]
+        if left := num_samples - start:
+            size = -(-left // -(-left // size))  # blocks of one length are one compiled program: the last is filled up
+            keys = jnp.concatenate([keys, keys[:size]])
+            found = [block(keys[i : i + size]) for i in range(start, num_samples, size)]
+            blocks.append(jax.tree.map(lambda *parts: jnp.concatenate(parts)[:left], *found))
     arrays = jax.tree.map(lambda *parts: jnp.concatenate(parts), *blocks)
     return {name: Predictive(_built(name, structures[name][0], own), name) for name, own in arrays.items()}
 

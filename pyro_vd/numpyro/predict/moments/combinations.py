@@ -23,9 +23,11 @@ def _shifted(operands: Sequence[Any], primitive: Any, mean: Array, variance: Any
     """A sum or product of a Gaussian and a constant; one of the Gaussian's shape is drawn as a function of it."""
     place = next(i for i, one in enumerate(operands) if isinstance(one, GaussianArray))
     x, other = operands[place], operands[1 - place]
-    if x.weight or mean.shape != x.shape:
+    if mean.shape != x.shape:
         return x.like(mean, variance, x.weight)
     function = Partial(functools.partial(_with_constant, primitive, place), other)
+    if x.weight:
+        return x.viewed(function, lambda _: variance)
     return x.function(mean, variance, function, affine=True)
 
 
@@ -88,7 +90,7 @@ def negative(operands: Sequence[Any], params: dict[str, Any]) -> Any:
     """``-x``."""
     (x,) = operands
     if x.weight:
-        return x.like(-x.mean_value, x.variance, True)
+        return x.viewed(jnp.negative, lambda variance: variance)
     return x.function(-x.mean_value, x.variance, jnp.negative, affine=True)
 
 

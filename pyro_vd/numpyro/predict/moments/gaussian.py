@@ -137,12 +137,11 @@ class GaussianArray(quax.ArrayValue):
     def viewed(self, view: Callable[[Array], Array], of_variance: Callable[[Array], Array] | None = None) -> Any:
         """A view: each element of one element; of a weight again a weight."""
         mean, variance = view(self.mean_value), (of_variance or view)(self.variance)
-        if self.gaussian and self.weight:
-            return self.like(mean, variance, True)
         if self.gaussian:
-            whole = Partial(view) if self.whole is None else compose(view, self.whole)
+            view = view if isinstance(view, Partial) else Partial(view)
+            whole = view if self.whole is None else compose(view, self.whole)
             variance = jnp.broadcast_to(variance, mean.shape).astype(mean.dtype)
-            return GaussianArray(mean, variance, self.of, root=self.drawn_from, path=whole)
+            return GaussianArray(mean, variance, self.of, self.weight, root=self.drawn_from, path=whole)
         return self.function(mean, variance, view, elementwise=False)
 
     @property
