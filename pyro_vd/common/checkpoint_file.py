@@ -23,12 +23,16 @@ _DICTS: dict[str, type] = {"dict": dict, "counter": Counter, "ordered": OrderedD
 def encode(value: Any, keep: Callable[[Any, str], str | None], where: str) -> Any:
     """The value as JSON; ``keep`` gives the name under which a tensor is stored, None for what is none.
 
+    A number of NumPy comes back as one of Python.
+
     Raises:
         TypeError: a value of another type than tensors, numbers, strings, None, lists, tuples and dicts.
     """
     name = keep(value, where)
     if name is not None:
         return {"tensor": name}
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():  # np.float64(0.1): a learning rate
+        value = value.item()
     if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         return value
     if type(value) is float:

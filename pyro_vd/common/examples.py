@@ -37,7 +37,7 @@ def take_examples(args: tuple, kwargs: dict, index: Any) -> tuple[tuple, dict]:
 
 def batch_bounds(number: int, batch_size: int) -> list[int]:
     """Where to cut. With two lengths of pieces, a site along the examples changes its size, and other sites do not."""
-    bounds = [*range(0, number, batch_size), number]
+    bounds = [*range(0, number, batch_size), number] if number else [0, 0]
     if number > batch_size == 1:
         bounds.pop(1)
     elif number > batch_size and number % batch_size == 0:

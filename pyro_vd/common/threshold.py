@@ -107,7 +107,7 @@ def build_curve(
     """Prune and evaluate at every threshold; ``row_of`` gives weights, kept ones, and the evaluation of a threshold."""
     if thresholds is None:
         chosen = list(default_thresholds())
-    elif isinstance(thresholds, str) or not len(chosen := list(thresholds)):
+    elif isinstance(thresholds, (str, int, float)) or not len(chosen := list(thresholds)):
         raise ValueError(f"thresholds: expected numbers, got {thresholds!r}; write thresholds=[1.0, 2.0, 3.0]")
     rows: dict[float, ThresholdRow] = {}
     names: list[str] = []

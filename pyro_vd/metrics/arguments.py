@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ def predictive(owner: str, value: Any) -> Any:
         raise TypeError(
             f"{owner}: expected a Predictive, got {shown(value)}; write predictive_distribution(model, guide, x)[site]"
         )
+    if not math.prod(value.batch_shape):
+        raise ValueError(f"{owner}: expected at least one example, got none at site {value.site!r}; predict some")
     draws = value.draws
     while draws is not None:
         mask = getattr(draws, "_mask", None)
@@ -40,11 +43,12 @@ def predictive(owner: str, value: Any) -> Any:
 
 def tensor(owner: str, name: str, value: Any) -> Tensor:
     """An array of torch, JAX or NumPy as a tensor on the CPU, without a gradient."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if not is_array(value):
-        raise TypeError(f"{owner}: expected {name} to be an array, got {shown(value)}; write torch.tensor(...)")
-    return torch.from_numpy(as_numpy(value).copy())
+    if not isinstance(value, Tensor):
+        if not is_array(value):
+            raise TypeError(f"{owner}: expected {name} to be an array, got {shown(value)}; write torch.tensor(...)")
+        value = torch.from_numpy(as_numpy(value).copy())
+    unsigned = value.dtype in (torch.uint16, torch.uint32, torch.uint64)  # of which torch knows few operations
+    return (value.long() if unsigned else value).detach().cpu()
 
 
 def like(prediction: Any, value: Tensor) -> Any:

@@ -50,8 +50,8 @@ def posterior_predictive(
         batch_size: run this many examples at a time. Tensors among the arguments whose first axis is as long
             as that of the first one are cut along it. In modes "weights" and "mean" a draw stays the
             same draw over the pieces. A value that is not along the examples must be the same in all pieces.
-        return_sites: names of the sites to return, "_RETURN" for what the model returns; if empty, all sites but the
-            guide's.
+        return_sites: names of the sites to return, "_RETURN" for what the model returns; if empty, all but the guide's
+            and those that are observed.
         shared_sites, reuse: for mode "local", see :func:`pyro_vd.lrt`.
 
     Returns:
@@ -67,7 +67,8 @@ def posterior_predictive(
         ValueError: unknown mode; num_samples or batch_size < 1; batch_size with nothing to cut, or with
             a guide that has sites inside a plate; a name in return_sites that the model does not have; a site that has
             another shape in another draw, or is not in every one; with batch_size, a site that is not in every piece,
-            or has no axis of examples and another value in another piece (a latent site of the model alone).
+            or has no axis of examples and another value in another piece (a latent site of the model alone); a model
+            that observes all its sites (called with its labels).
         TypeError: a model that is asked for what it returns, and returns no tensor.
 
     Example:
@@ -116,7 +117,7 @@ class DrawsOfValues(Blocks):
             sampled = [name for name, site in nodes.items() if site["type"] == "sample"]
             check_known("return_sites", self.sites, [*sampled, RETURN])
             found = {RETURN: _returned(nodes[RETURN]["value"])} if RETURN in self.sites else {}
-            wanted = self.sites or set(sampled) - self.guided
+            wanted = self.sites or _predicted(nodes, sampled, self.guided)
             return found | {name: nodes[name]["value"] for name in sampled if name in wanted}
 
         return run_coherently(run)
@@ -132,6 +133,18 @@ class DrawsOfValues(Blocks):
 
     def _together(self, tensors: Sequence[Tensor], dim: int) -> Tensor:
         return torch.cat(list(tensors), dim)
+
+
+def _predicted(nodes: Any, sampled: list[str], guided: set[str]) -> set[str]:
+    """The sites that neither the guide nor the data have given; an error where there is nothing to predict."""
+    new = set(sampled) - guided
+    data = {site for site in new if nodes[site]["is_observed"] and not nodes[site]["infer"].get("_deterministic")}
+    if data and not any(not nodes[site]["is_observed"] for site in new):
+        raise ValueError(
+            f"posterior_predictive: expected a model with a site to predict, got one that observes {sorted(data)}; "
+            "call it without the labels (leave y out), or name return_sites="
+        )
+    return new - data
 
 
 def _returned(value: Any) -> Tensor:

@@ -96,6 +96,17 @@ def as_sampled(draws: Any, value: Tensor) -> Tensor:
     return value.to(torch.promote_types(sampled.dtype, torch.float32))
 
 
+def mask_of(draws: Any) -> Tensor:
+    """Which likelihoods count, shape ``(draws, *batch)``: those that no mask hides, or has hidden a part of."""
+    if isinstance(draws, dist.MaskedDistribution):
+        mask = torch.as_tensor(draws._mask)
+        return mask.expand(draws.batch_shape) & mask_of(draws.base_dist).to(mask.device)
+    if isinstance(draws, Independent):
+        each = mask_of(draws.base_dist)
+        return each.flatten(each.dim() - draws.reinterpreted_batch_ndims).any(-1)
+    return torch.ones(draws.batch_shape, dtype=torch.bool)
+
+
 def in_support(draws: Any, value: Tensor) -> Tensor:
     """Which values lie in the support, by batch element; what a mask hides may be anything.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vd.sparsity.masks import check_share
 from pyro_vd.sparsity.prune import remove_masks
-from pyro_vd.sparsity.replaced import replace_layers
+from pyro_vd.sparsity.replaced import is_plain_linear, replace_layers
 
 DTYPES = (torch.float32, torch.float64)  # for which PyTorch multiplies compressed rows on every device
 
@@ -57,6 +57,8 @@ class CSRLinear(nn.Module):
         return self._sparse().to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"CSRLinear: expected inputs of {self.in_features} features, got shape {tuple(x.shape)}")
         rows = x.reshape(-1, self.in_features)
         return torch.addmm(self.bias[:, None], self._sparse(), rows.T).T.reshape(*x.shape[:-1], self.out_features)
 
@@ -75,7 +77,7 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
 
     Args:
         net: any torch module; masks of ``torch.nn.utils.prune`` are made permanent in the copy. Layers of type
-            ``nn.Linear`` with weights of float32 or float64 are considered.
+            ``nn.Linear`` with weights of float32 or float64, and without hooks, are considered.
         min_sparsity: the share of zeros, 0..1, from which on a layer is replaced.
 
     Returns:
@@ -102,7 +104,7 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
     net = remove_masks(net)
     shares = {}
     for path, layer in net.named_modules():
-        if type(layer) is nn.Linear and layer.weight.dtype in DTYPES:
+        if is_plain_linear(layer) and layer.weight.dtype in DTYPES:
             shares[path] = 1 - layer.weight.count_nonzero().item() / layer.weight.numel()
     replaced = {path: CSRLinear(net.get_submodule(path)) for path, found in shares.items() if found >= share}  # type: ignore
     if not replaced:

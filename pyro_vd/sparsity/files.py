@@ -118,7 +118,11 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         See :func:`save_sparse`.
     """
     held = imported("safetensors.torch", "safetensors", "save_sparse").load_file(path)
-    for key in [found for found in held if found.endswith((PARTS[0], NIBBLES, INDICES))]:
+    places = (PARTS[0], NIBBLES, INDICES)
+    for name in [found.removesuffix(PARTS[1]) for found in held if found.endswith(PARTS[1])]:
+        if not any(name + part in held for part in places):
+            raise ValueError(f"load_sparse: expected {name!r} in parts {PARTS}, got none of {places}; write it again")
+    for key in [found for found in held if found.endswith(places)]:
         name = key.rpartition(".")[0]
         missing = [name + part for part in PARTS[1:] if name + part not in held]
         if missing:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vd.sparsity.masks import check_share
 from pyro_vd.sparsity.prune import remove_masks
-from pyro_vd.sparsity.replaced import replace_layers
+from pyro_vd.sparsity.replaced import is_plain_linear, replace_layers
 
 
 class IndexedLinear(nn.Module):
@@ -68,7 +68,7 @@ def index_inputs(net: nn.Module, min_unused: float = 0.25) -> nn.Module:
 
     Args:
         net: any torch module; masks of ``torch.nn.utils.prune`` are made permanent in the copy. Layers of type
-            ``nn.Linear`` are considered.
+            ``nn.Linear`` without hooks are considered.
         min_unused: the share of inputs without a weight, 0..1, from which on a layer is replaced.
 
     Returns:
@@ -96,7 +96,7 @@ def index_inputs(net: nn.Module, min_unused: float = 0.25) -> nn.Module:
     unused = {
         path: 1 - (layer.weight != 0).any(0).double().mean().item()
         for path, layer in net.named_modules()
-        if type(layer) is nn.Linear and layer.weight.numel()
+        if is_plain_linear(layer)
     }
     made = {
         path: IndexedLinear(net.get_submodule(path))  # type: ignore[arg-type]

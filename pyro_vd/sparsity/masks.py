@@ -37,7 +37,8 @@ def keep_masks(
         sparsity: the share of the weights to prune, 0..1, in the place of a threshold: those with the largest
             ``log_alpha``. A number: of all weights of the guide together. A mapping from site or pattern (first match)
             to a share: of each site by itself; ``{"*": 0.9}`` takes 0.9 of every one. Weights that have one
-            ``log_alpha`` (a unit, a layer) are pruned together, and no more than the share are pruned.
+            ``log_alpha`` (a unit, a layer) are pruned together, and no more than the share are pruned, rounded
+            to a whole number of weights.
 
     Returns:
         ``{site: mask}`` in the order of the guide; each boolean, of the shape of the weight.
@@ -89,6 +90,8 @@ def find_thresholds(
 
 def shares_of_sites(sites: list[str], log_alpha_threshold: Any, sparsity: Any) -> dict[str, float] | float | None:
     """``sparsity`` checked and, where it is a mapping, by site; None where the threshold counts, checked too."""
+    if not sites:
+        raise ValueError("guide: expected the posterior of at least one weight, got none; look at guide.posteriors()")
     threshold = check_number("log_alpha_threshold", log_alpha_threshold, "3.0, or math.inf for the mean network")
     if sparsity is None:
         return None
@@ -125,7 +128,7 @@ def warn_of_miss(where: str, share: float, reached: float) -> None:
 
 
 def _threshold_for(share: float, log_alphas: list[Tensor], where: str) -> float:
-    """The largest ``log_alpha`` that stays when at most ``share`` of the weights go."""
+    """The largest ``log_alpha`` that stays when at most ``share`` of the weights, rounded to a number of them, go."""
     values = torch.cat([log_alpha.flatten() for log_alpha in log_alphas])
     kept = values.numel() - round(share * values.numel())
     threshold = values.kthvalue(kept).values.item() if kept else -math.inf

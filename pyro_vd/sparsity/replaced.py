@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from torch import nn
 
 
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether a layer is a Linear, with weights, whose outputs are those of weight and bias alone: without hooks."""
+    changed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer) is nn.Linear and layer.weight.numel() > 0 and not changed
+
+
 def replace_layers(net: nn.Module, made: Mapping[str, nn.Module]) -> nn.Module:
     """``net`` with the layers at these paths replaced, under each of their names and in their modes."""
     if "" in made:

@@ -22,6 +22,7 @@ from pyro_vd.elbo import TraceVD_ELBO
 from pyro_vd.handlers import posterior_mean
 from pyro_vd.loss_module import TrainedModule
 from pyro_vd.predict import Predictive, predictive_distribution
+from pyro_vd.predict.outcomes import mask_of
 from pyro_vd.rollback import undone
 from pyro_vd.sparsity.masks import DEFAULT_THRESHOLD
 from pyro_vd.sparsity.report import sparsity_report
@@ -51,8 +52,8 @@ class VariationalModule(TrainedModule, LightningModule):
     A training step logs ``loss``; ``nll``, its data term; ``kl`` and ``kl/SITE`` of each site, without their weight;
     ``kl_weight``; ``negative_elbo``, the loss at ``kl_weight=1``; all in nats, scaled by the plates of the model. The
     end of an epoch logs ``sparsity``, the share of weights with ``log_alpha > 3``. Validation and test log ``val_nll``
-    and ``test_nll``: ``-log p(y | x)`` of the predictive distribution, in nats, the mean over examples, the sum over
-    sites. Prediction gives what :func:`pyro_vd.predictive_distribution` gives.
+    and ``test_nll``: ``-log p(y | x)`` of the predictive distribution, in nats, the mean over the examples that no mask
+    hides, the sum over sites. Prediction gives what :func:`pyro_vd.predictive_distribution` gives.
 
     Lightning's checkpoints hold the random states of every process, too: a run that goes on from the end of an
     epoch, ``fit(..., ckpt_path=...)``, ends as one that was not interrupted, bit for bit; with fewer devices or another
@@ -215,9 +216,9 @@ class VariationalModule(TrainedModule, LightningModule):
                 f"{name}: expected a batch with the value of one of the sites {list(predictive)}, got one without; "
                 "give the labels too, or override validation_step"
             )
-        each = {site: -predictive[site].log_prob(value) for site, value in observed.items()}
-        nll = torch.stack([value.mean() for value in each.values()]).sum()
-        examples = max(value.numel() for value in each.values())
+        each = [(-predictive[site].log_prob(value), _seen(predictive[site])) for site, value in observed.items()]
+        nll = torch.stack([value.sum() / number.clamp(min=1) for value, number in each]).sum()
+        examples = max(int(number) for _, number in each)
         self.log(name, nll, prog_bar=True, batch_size=examples, sync_dist=True)
         return nll
 
@@ -283,6 +284,11 @@ class SparsityTable(Callback):
     def _print(self, module: Any, when: str) -> None:
         report = sparsity_report(module.guide, self.log_alpha_threshold)
         module.print(f"sparsity {when}, log_alpha > {self.log_alpha_threshold:g} pruned\n{report}")
+
+
+def _seen(predictive: Predictive) -> Tensor:
+    """The number of examples that no mask hides: their log likelihood is not 0, and a mean is over them."""
+    return mask_of(predictive.draws).any(0).sum()
 
 
 def has_posteriors(guide: Any) -> bool:

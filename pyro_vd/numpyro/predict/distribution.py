@@ -22,6 +22,7 @@ from pyro_vd.common.predictions import SAMPLES, check_probability, check_shape
 from pyro_vd.numpyro.arguments import require_key
 from pyro_vd.numpyro.checks import describe
 from pyro_vd.numpyro.predict.mixtures import (
+    as_sampled,
     entropies_of_density,
     has_cdf,
     in_support,
@@ -238,9 +239,7 @@ class Predictive:
         if not is_array(value):
             raise TypeError(f"site {self.site!r}: expected an array, got {type(value).__name__}; write jnp.array(...)")
         check_shape(self.site, value, self.batch_shape + self.event_shape, sampled)
-        value = jnp.asarray(value)  # of a few bits integers overflow in a density: uint8(255) + 1 is 0
-        is_small = value.dtype.itemsize < 4 and not jnp.issubdtype(value.dtype, jnp.inexact)
-        return value.astype(jnp.int32) if is_small else value
+        return as_sampled(jnp.asarray(value), isinstance(self._elements, _CATEGORICAL))
 
     def _number(self, name: str) -> Array:
         if isinstance(self._elements, _CATEGORICAL):

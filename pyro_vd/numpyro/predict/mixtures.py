@@ -88,6 +88,17 @@ def _bracket(parts: Any, inside: Array, probability: float, cdf: Callable[[Array
     return low, high
 
 
+def as_sampled(value: Array, of_classes: bool) -> Array:
+    """A value as a density takes it: classes as integers, and integers of no fewer than 32 bits.
+
+    Of a few bits they overflow in a density: ``uint8(255) + 1`` is 0. What is no whole number becomes -1, no class.
+    """
+    if of_classes and jnp.issubdtype(value.dtype, jnp.floating):
+        return jnp.where(value == jnp.floor(value), value, -1).astype(jnp.int32)
+    is_small = value.dtype.itemsize < 4 and not jnp.issubdtype(value.dtype, jnp.inexact)
+    return value.astype(jnp.int32) if is_small else value
+
+
 def outcomes(draws: Any) -> Array | None:
     """Every value of a finite support, shape ``(outcomes, 1, ..., *event)``; None where it is not finite, or too large.
 

@@ -39,7 +39,8 @@ def keep_masks(
         sparsity: the share of the weights to prune, 0..1, in the place of a threshold: those with the largest
             ``log_alpha``. A number: of all weights of the guide together. A mapping from site or pattern (first match)
             to a share: of each site by itself; ``{"*": 0.9}`` takes 0.9 of every one. Weights that have one
-            ``log_alpha`` (a unit, a layer) are pruned together, and no more than the share are pruned.
+            ``log_alpha`` (a unit, a layer) are pruned together, and no more than the share are pruned, rounded
+            to a whole number of weights.
         params: the parameters of a guide, as ``svi.get_params`` returns them.
 
     Returns:
@@ -92,7 +93,7 @@ def find_thresholds(
 
 
 def _threshold_for(share: float, log_alphas: list[Array], where: str) -> Any:
-    """The largest ``log_alpha`` that stays when at most ``share`` of the weights go."""
+    """The largest ``log_alpha`` that stays when at most ``share`` of the weights, rounded to a number of them, go."""
     values = jnp.sort(jnp.concatenate([log_alpha.ravel() for log_alpha in log_alphas]))
     kept = values.size - round(share * values.size)
     threshold = values[kept - 1] if kept else jnp.asarray(-math.inf, values.dtype)
