@@ -168,7 +168,7 @@ class VariationalModule(TrainedModule, LightningModule):
         if getattr(self.kl_schedule, "num_steps", None) != 1:
             return step
         steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
+        if not 1 <= steps < float("inf"):  # Lightning says -1 of a loader without a length
             raise ValueError(
                 f"kl_schedule: expected a run of a known number of steps for {self.kl_schedule}, which is one of its "
                 "share, got one without an end; write num_steps=..., or Trainer(max_steps=...)"
