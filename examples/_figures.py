@@ -225,6 +225,27 @@ def cumulative_regret(regrets: dict[str, list[list[float]]], path: Path) -> None
     _save(figure, path)
 
 
+def posteriors_of_a_curve(
+    draws: dict[str, np.ndarray], grid: np.ndarray, x: np.ndarray, y: np.ndarray, noise: float, path: Path
+) -> None:
+    """A panel for each of ``{name: draws of a function}``: its mean, a band of two deviations, one with the noise."""
+    figure, axes = plt.subplots(1, len(draws), figsize=(3.4 * len(draws), 3.6), sharex=True, sharey=True)
+    for axis, (name, f) in zip(np.atleast_1d(axes), draws.items(), strict=True):
+        mean, deviation = f.mean(0), f.std(0)
+        both = np.sqrt(deviation**2 + noise**2)
+        axis.fill_between(grid, mean - 2 * both, mean + 2 * both, alpha=0.2, label="2 deviations of y", linewidth=0)
+        axis.fill_between(grid, mean - 2 * deviation, mean + 2 * deviation, color="C0", alpha=0.5, linewidth=0,
+                          label="2 deviations of the function")  # fmt: skip
+        axis.plot(grid, mean, label="mean of the function")
+        axis.plot(x, y, ".", color="black", markersize=4, label="data")
+        axis.set(title=name, xlabel="x (input)")
+    np.atleast_1d(axes)[0].set_ylabel("y (output)")
+    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.suptitle("The posterior of a net 1-20-1, by NUTS and by variational families")
+    _save(figure, path)
+
+
 def _plain_numbers(axis: plt.Axes) -> None:
     """Write 60 at logarithmic axes, and not 6 times a power of ten."""
     for one in (axis.xaxis, axis.yaxis):

@@ -171,6 +171,15 @@ def check_benchmark_predict(output: str, out: Path) -> None:
     assert len(json.loads((out / "result.json").read_text())["rows"]) == 10
 
 
+def check_posterior_distance(output: str, out: Path) -> None:
+    (run,) = json.loads((out / "result.json").read_text())["runs"]
+    assert list(run) == ["NUTS, another chain", "mean field", "low rank", "variational dropout"]
+    for name, row in run.items():
+        assert 0 <= row["variation"] <= 1 and row["deviation, gap"] > 0 and math.isfinite(row["log density"])
+        assert re.search(rf"^ *{name} +{row['mean']:.3f} ", output, re.MULTILINE), name
+    assert (out / "posterior.png").read_bytes().startswith(PNG)
+
+
 def leaves(tree: object) -> list:
     """The values of nested dicts and lists."""
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
