@@ -11,13 +11,10 @@ from numpyro.distributions.kl import kl_divergence
 
 import pyro_vd.numpyro as vd
 
-LOC, KEY = jnp.full((2, 3), 0.7), jax.random.key(0)
+LOC = jnp.full((2, 3), 0.7)
 WEIGHTS = {
     "DropoutNormal": vd.DropoutNormal(LOC, log_sigma2=-1.0).to_event(2),
-    "DropoutNormal, log_alpha": vd.DropoutNormal(LOC, -1.0).to_event(2),
     "LowRankNormal": vd.LowRankNormal(LOC, -1.0, jnp.ones((1, 2, 3))),
-    "BernoulliDropout": vd.BernoulliDropout(LOC, 0.25),
-    "ConcreteDropout": vd.ConcreteDropout(LOC, 0.25),
 }
 WHOLE = {"Python": int, "NumPy": np.int64, "NumPy, an array": np.asarray, "JAX": jnp.int32}
 KINDS = {**WHOLE, "a float in an array": lambda value: np.asarray(float(value))}
@@ -33,7 +30,7 @@ MADE = {  # of 1 and 2
 NO_NUMBERS = {"None": None, "text": "1.5", "a list of None": [None] * 3, "a list of text": ["1.5"] * 3, "True": True}
 
 
-@pytest.mark.parametrize("whole", WHOLE)
+@pytest.mark.parametrize("whole", ["Python", "JAX"])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_prior_of_whole_numbers_has_the_kl_of_floating_point_ones(name, whole):
     q, number = WEIGHTS[name], WHOLE[whole]
@@ -47,9 +44,9 @@ def test_a_number_of_any_kind_makes_the_distribution_of_floating_point_ones(name
     make, number = MADE[name], KINDS[kind]
     expected, got = make(1.0, 2.0), make(number(1), number(2))
     assert got.batch_shape == expected.batch_shape
-    draws = [jax.jit(q.sample)(KEY) for q in (expected, got)]
-    assert draws[1].dtype == jnp.float32
-    np.testing.assert_array_equal(*draws)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype == jnp.float32
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("kind", NO_NUMBERS)
