@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from types import FrameType
 from typing import Any
 
@@ -29,11 +30,14 @@ def handlers_kept() -> Iterator[None]:
     """
     stacks: tuple[list, ...] = _PYRO_STACK, _DIM_ALLOCATOR._stack
     before = [list(stack) for stack in stacks]
-    records_gradients = torch.is_grad_enabled()
+    records_gradients, context = torch.is_grad_enabled(), copy_context()
     try:
         yield
     except BaseException as error:
         _end_calls(error)
+        for variable in copy_context():  # of this library's own handlers, among others
+            with suppress(LookupError):  # it had no value
+                variable.set(context.run(variable.get))
         raise
     finally:
         torch.set_grad_enabled(records_gradients)

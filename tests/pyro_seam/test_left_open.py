@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,6 +14,7 @@ from pyro.nn.module import _Context
 from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_vd._pyro_interrupted import handlers_kept
+from pyro_vd.weights.drawn import note_draw, one_warning
 
 
 class Drawn(PyroModule):
@@ -62,6 +65,15 @@ def test_gradients_that_are_not_recorded():
         torch.no_grad().__enter__()
         raise KeyboardInterrupt
     assert torch.is_grad_enabled()
+
+
+def test_a_context_of_this_library():
+    state = SimpleNamespace(site="w", estimator="local", warned=set())
+    with pytest.raises(KeyboardInterrupt), handlers_kept():
+        one_warning().__enter__()
+        raise KeyboardInterrupt
+    with pytest.warns(UserWarning, match="site 'w': expected an operation with a rule"):  # and not noted for later
+        note_draw(state, "cos")
 
 
 @pytest.fixture
