@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyro_vd.weights.state import WeightState
@@ -26,24 +28,24 @@ def note_draw(state: WeightState, operation: str) -> None:
         noted.append((state, operation))
 
 
-class one_warning:
+@contextmanager
+def one_warning() -> Iterator[None]:
     """Within it draws are noted; the outermost one warns of them all at its end."""
-
-    _token: Token | None = None
-
-    def __enter__(self) -> None:
-        if _NOTED.get() is None:
-            self._token = _NOTED.set([])
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if self._token is None:
-            return
-        noted = _NOTED.get()
-        _NOTED.reset(self._token)
-        if noted and kind is None:
-            warnings.warn(_said(noted), stacklevel=3)
-        for state, operation in noted or () if kind is not None else ():
+    if _NOTED.get() is not None:
+        yield
+        return
+    noted: Draws = []
+    token = _NOTED.set(noted)
+    try:
+        yield
+    except BaseException:
+        for state, operation in noted:
             state.warned.discard((state.site, operation))  # to be said by the run that succeeds
+        raise
+    finally:
+        _NOTED.reset(token)
+    if noted:
+        warnings.warn(_said(noted), stacklevel=4)
 
 
 def _said(draws: Draws) -> str:

@@ -5,9 +5,10 @@ Two uses of one weight share its noise. Under local sampling each would get nois
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyro_vd.weights.state import WeightState
@@ -53,23 +54,25 @@ def _used_twice(uses: Uses) -> WeightsUsedTwice:
     )
 
 
-class all_reuses:
+@contextmanager
+def all_reuses() -> Iterator[None]:
     """Within it every second use is noted; the outermost one raises a single error for them all at its end.
 
     Raises:
         WeightsUsedTwice: also where the run has failed after a second use.
     """
-
-    _token: Token | None = None
-
-    def __enter__(self) -> None:
-        if _NOTED.get() is None:
-            self._token = _NOTED.set([])
-
-    def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
-        if self._token is None:
-            return
-        noted = _NOTED.get()
-        _NOTED.reset(self._token)
-        if noted and (error is None or isinstance(error, Exception)):
+    if _NOTED.get() is not None:
+        yield
+        return
+    noted: Uses = []
+    token = _NOTED.set(noted)
+    try:
+        yield
+    except Exception as error:
+        if noted:
             raise _used_twice(noted) from error
+        raise
+    finally:
+        _NOTED.reset(token)
+    if noted:
+        raise _used_twice(noted)
