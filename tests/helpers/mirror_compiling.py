@@ -1,4 +1,4 @@
-"""Options of JAX's compiler for the tests, which compile hundreds of small programs for one run each. Imported by all.
+"""What the compiler of JAX does for the tests: hundreds of small programs, each compiled for one run. Imported by all.
 
 Nearly all of their time is compilation. With XLA's older emitter of fused loops, and LLVM asked for no more than it
 needs, it takes a third of the time.
@@ -16,9 +16,7 @@ FASTER = (
     "--xla_cpu_use_fusion_emitters=false",
 )
 
-# XLA ends the process at a flag that it does not know: only for the versions that were tried. The last is gone in 0.12.
-VERSION = jaxlib.version.__version_info__
-if (0, 9, 1) <= VERSION <= (0, 12, 0, 1):
-    FASTER = FASTER if VERSION < (0, 11) else FASTER[:2]
+# XLA ends the process at a flag that it does not know: only for the versions that were tried.
+if (0, 10) <= jaxlib.version.__version_info__ < (0, 11):
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in FASTER if flag.partition("=")[0] not in given)])
