@@ -156,9 +156,9 @@ class TraceVD_ELBO(ELBO):
     def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
         with undone(only_on_failure=True):
-            return self.evaluated(model, guide, args, kwargs)[0]
+            return self._evaluated(model, guide, args, kwargs)[0]
 
-    def evaluated(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[LossTerms, Tensor]:
+    def _evaluated(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[LossTerms, Tensor]:
         """As :meth:`checked_terms`, with the loss, which it looks at; for callers that undo what a failure has left."""
         if isinstance(self.kl_weight, Tensor):
             check_number("kl_weight", self.kl_weight, at_least=0)
@@ -180,14 +180,14 @@ class TraceVD_ELBO(ELBO):
     @undone()
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number. It is not a step: buffers stay as they are."""
-        return float(self.evaluated(model, guide, args, kwargs)[1].detach())
+        return float(self._evaluated(model, guide, args, kwargs)[1].detach())
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; adds its gradient to the parameters. All or nothing: an error adds none."""
         capture: Any
         with undone(only_on_failure=True):
             with poutine.trace(param_only=True) as capture:
-                loss = self.evaluated(model, guide, args, kwargs)[1]
+                loss = self._evaluated(model, guide, args, kwargs)[1]
             if loss.requires_grad:
                 met = parameters_met(capture.trace)
                 if holds_non_finite(args, kwargs):

@@ -109,7 +109,7 @@ class LossModule(TrainedModule):
         capture: Any
         with undone(only_on_failure=True):
             with nullcontext() if self.seen else poutine.trace(param_only=True) as capture:
-                terms, loss = self.elbo.evaluated(*self.callables, args, kwargs)
+                terms, loss = self.elbo._evaluated(*self.callables, args, kwargs)
             if not self.seen:
                 self._check_listed(parameters_met(capture.trace))
             self._check_gradient(loss, args, kwargs)

@@ -44,6 +44,8 @@ ONLY_PYRO_FILES = {
     "rollback": "calls have no effects there",
     "exchange": "a net is a function of its weights there",
     "held": "a net is a function of its weights there",
+    "layout": "a net is a function of its weights there",
+    "site_terms": "a part of elbo there",
     "fixed": "no layer of flax or equinox keeps elements fixed",
     "sites": "what a WeightGuide of Pyro is as a module",
     "loss_module": "a loss as a torch module, for torch.optim",
@@ -75,7 +77,6 @@ HOST_OPTIONS = {
     ("TraceVD_ELBO", "max_plate_nesting"),
     ("TraceVD_ELBO", "strict_enumeration_warning"),
     ("TraceVD_ELBO", "retain_graph"),
-    ("predictive_distribution", "on_unknown"),  # of mode "moments", not on the NumPyro side yet
     ("prune", "masked"),  # of torch.nn.utils.prune; keep_zeros for optax
 }
 # Public attributes of a class that come from what its host is.
@@ -86,7 +87,7 @@ HOST_METHODS = {
         "extra_repr",
     },
     "RandomWeight": {
-        "pinned", "loc", "site", "default", "aval", "materialise", "scored_draw", "shape", "dtype", "T", "mT",
+        "pinned", "loc", "site", "default", "aval", "materialise", "scored_draw", "shape", "dim", "dtype", "T", "mT",
     },
     "Predictive": {"to"},  # another device: jax.device_put
     "ImproperLogUniform": set(), "TruncatedLogUniform": set(),
