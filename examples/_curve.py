@@ -43,7 +43,7 @@ def sampled(x: Tensor, y: Tensor, seed: int, args: argparse.Namespace) -> Any:
     shapes = {"0.weight": (HIDDEN, 1), "0.bias": (HIDDEN,), "2.weight": (1, HIDDEN), "2.bias": (1,)}
 
     def model() -> None:
-        net = {n: numpyro.sample(n, distributions.Normal(jnp.zeros(s), SCALES[n]).to_event(len(s)))
+        net: Any = {n: numpyro.sample(n, distributions.Normal(jnp.zeros(s), SCALES[n]).to_event(len(s)))
                for n, s in shapes.items()}  # fmt: skip
         hidden = jnp.tanh(inputs @ net["0.weight"].T + net["0.bias"])
         f = (hidden @ net["2.weight"].T + net["2.bias"]).squeeze(1)

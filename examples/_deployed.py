@@ -85,7 +85,8 @@ def int4_form(net: nn.Module) -> Form:
     """Weights of Linear layers of a Sequential in 4 bits, two to a byte, a scale and a zero for 32 of a row."""
     quantization: Any = import_module("torchao.quantization")
     int4: Any = import_module("torchao.prototype.quantization.int4")
-    smaller = nn.Sequential(*(padded(layer) if type(layer) is nn.Linear else layer for layer in copy.deepcopy(net)))
+    layers = copy.deepcopy(net).children()
+    smaller = nn.Sequential(*(padded(layer) if type(layer) is nn.Linear else layer for layer in layers))
     quantization.quantize_(smaller, int4.PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False))
     return Form(smaller, net, state_file(smaller))
 

@@ -103,7 +103,7 @@ def error_against_width(
     figure, axis = plt.subplots(figsize=(7, 4.5))
     for i, name in enumerate(means):
         shifted = [width * 1.015 ** (i - len(means) / 2) for width in widths]  # so that bars do not hide each other
-        line = {"color": "0.4", "linestyle": "--"} if i == len(COLOURS) else {"color": COLOURS[i]}
+        line: dict[str, Any] = {"color": "0.4", "linestyle": "--"} if i == len(COLOURS) else {"color": COLOURS[i]}
         bar = bars[name] if bars else None
         axis.errorbar(shifted, means[name], yerr=bar, marker="osv^D<>"[i], capsize=3, label=name, **line)
     what = "mean +- standard error" if bars else "one seed"

@@ -62,6 +62,7 @@ def compared(net: nn.Module, draws: Any, truth: Tensor, held: tuple[Tensor, Tens
 def main(args: argparse.Namespace) -> None:
     pyro.enable_validation(False)
     runs: list[dict[str, dict[str, float]]] = []
+    picture: Any = None
     for seed in tqdm(range(args.seed, args.seed + args.seeds), unit="seed", disable=args.quiet):
         pyro.set_rng_seed(seed)
         random = torch.Generator().manual_seed(seed)
@@ -73,8 +74,8 @@ def main(args: argparse.Namespace) -> None:
             truth = functions(new_net(), posterior, GRID)
             curves = {"NUTS": truth} | {name: functions(*nets[name], GRID) for name in FAMILIES}
         runs.append({name: compared(*one, truth, held) for name, one in nets.items()})
-    print(f"{args.seeds} seeds\n{table(runs, 3)}")
-    picture = ({name: f.numpy() for name, f in curves.items()}, GRID.squeeze(1).numpy(), x.numpy(), y.numpy())
+        picture = ({name: f.numpy() for name, f in curves.items()}, GRID.squeeze(1).numpy(), x.numpy(), y.numpy())
+    print(f"{f'mean of {len(runs)} seeds' if len(runs) > 1 else '1 seed'}\n{table(runs, 3)}")
     out = Path(args.out)
     _figures.posteriors_of_a_curve(*picture, NOISE, out / "posterior.png")
     (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))

@@ -28,7 +28,7 @@ def handlers_kept() -> Iterator[None]:
     A plate that stays open makes every later run an error. A call of a ``PyroModule`` that does gives every later run
     its values, and gradients that torch no longer records give a training that changes nothing.
     """
-    stacks: tuple[list, ...] = _PYRO_STACK, _DIM_ALLOCATOR._stack
+    stacks: Any = (_PYRO_STACK, _DIM_ALLOCATOR._stack)
     before = [list(stack) for stack in stacks]
     records_gradients, context = torch.is_grad_enabled(), copy_context()
     try:

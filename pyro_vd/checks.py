@@ -39,6 +39,7 @@ class GuideCovers(ReplayMessenger):
 
     def __init__(self, guide_trace: Any):
         super().__init__(trace=guide_trace)
+        self._covered = guide_trace.nodes
         self.weights: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -53,7 +54,7 @@ class GuideCovers(ReplayMessenger):
             )
         if parameter is not None or _is_matrix(msg):
             self.weights[name] = parameter
-        if msg["is_observed"] or name in self.trace.nodes:
+        if msg["is_observed"] or name in self._covered:
             super()._pyro_sample(msg)
         elif msg["value"] is None:
             advice = f"add pyro.sample({name!r}, ...) to the guide, or obs= to the model"
