@@ -77,7 +77,8 @@ def main(args: argparse.Namespace) -> None:
         picture = ({name: f.numpy() for name, f in curves.items()}, GRID.squeeze(1).numpy(), x.numpy(), y.numpy())
     print(f"{f'mean of {len(runs)} seeds' if len(runs) > 1 else '1 seed'}\n{table(runs, 3)}")
     out = Path(args.out)
-    _figures.posteriors_of_a_curve(*picture, NOISE, out / "posterior.png")
+    curves, grid, x, y = picture
+    _figures.posteriors_of_a_curve(curves, grid, x, y, NOISE, out / "posterior.png")
     (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
     print(f"posterior.png and result.json are in {out}/")
 
