@@ -247,13 +247,14 @@ class _End:
     """Takes the values out when a backward pass ends; one that fails only drops this object."""
 
     def __init__(self, exchange: _Exchange):
-        self.exchange, self.token = exchange, object()
+        self.token, self.exchange = object(), exchange
 
     def __call__(self) -> None:
         self.exchange.take_out(self.token)
 
     def __del__(self) -> None:
-        self.exchange.take_out(self.token)
+        if hasattr(self, "exchange"):  # not where an interrupt has ended __init__
+            self.exchange.take_out(self.token)
 
 
 def _parts(value: Tensor) -> list[Tensor]:

@@ -56,8 +56,11 @@ def test_report_and_pruned_net(library):
         vd.sparsity_report(guide)
     with pytest.raises(TypeError, match="expected a guide of pyro_vd.guides.numpyro or a dict of posteriors"):
         vd.sparsity_report(lambda: None)
-    with pytest.raises(ValueError, match="prune: expected a guide with a weight at site"):
+    with pytest.raises(ValueError, match="guide: expected the posterior of at least one weight, got none"):
         vd.prune(bnn, {}, params=params)
+    (first, posterior), *_ = guide.posteriors(params).items()
+    with pytest.raises(ValueError, match="prune: expected a guide with a weight at site"):
+        vd.prune(bnn, {first: posterior}, params=params)
 
 
 def test_a_weight_is_kept_up_to_the_threshold_itself():
