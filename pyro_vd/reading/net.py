@@ -14,7 +14,14 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import replace
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import torch
@@ -232,7 +239,8 @@ class Reading:
             if function is torch.arange:
                 return Value(is_position=True)
             return given if is_of_torch(function) else self._helper_called(function, None, args, kwargs)
-        self._given_away |= given.parameters if isinstance(function, classmethod) else set()  # Function.apply
+        if isinstance(function, (classmethod, ClassMethodDescriptorType)):  # Function.apply, the latter from torch 2.14
+            self._given_away |= given.parameters
         return given
 
     def _helper_called(self, function: Any, receiver: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
