@@ -114,9 +114,10 @@ def _coefficients(
         counted = (x != padding_idx % like.shape[0]).to(like.dtype)
     if mode == "sum":
         return counted
+    if offsets is None:  # a bag in each row; Inductor cannot compile a sum by index over them
+        return counted / counted.sum(1, keepdim=True).clamp_min(1)
     bags = _bags(x, offsets)
-    number = x.shape[0] if offsets is None else offsets.shape[0]
-    counts = counted.new_zeros(number).index_add(0, bags.flatten(), counted.flatten())
+    counts = counted.new_zeros(offsets.shape[0]).index_add(0, bags, counted)
     return counted / counts.clamp_min(1)[bags]
 
 

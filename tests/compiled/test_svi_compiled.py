@@ -79,3 +79,23 @@ def test_the_compiled_loss_trains_as_the_eager_one(eager):
     assert len(loss._programs) == 1
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+def test_bags_with_padding_are_compiled():
+    """Inductor has no vectors for a sum by index into one place for each bag: their words are counted by row."""
+    pyro.clear_param_store()
+    net = nn.Sequential(nn.EmbeddingBag(20, 6, mode="mean", padding_idx=0), nn.Linear(6, 3))
+    bnn = vd.BayesianModule(net, vd.ImproperLogUniform())
+
+    def model(x, y):
+        logits = bnn(x)
+        with vd.data_plate(64, len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    adam = functools.partial(torch.optim.Adam, lr=1e-2)
+    svi = vd.CompiledSVI(model, AutoSparseVD(model), adam, vd.TraceVD_ELBO(), strict=True)
+    x = torch.randint(20, (64, 12), generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        svi.step(x, torch.arange(64) % 3)
+    assert not svi._programs.ended
