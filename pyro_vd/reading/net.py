@@ -12,16 +12,10 @@ import functools
 import inspect
 import sys
 import textwrap
+import types
 from collections.abc import Iterable
 from dataclasses import replace
-from types import (
-    BuiltinFunctionType,
-    ClassMethodDescriptorType,
-    FunctionType,
-    MethodDescriptorType,
-    MethodType,
-    ModuleType,
-)
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -239,7 +233,7 @@ class Reading:
             if function is torch.arange:
                 return Value(is_position=True)
             return given if is_of_torch(function) else self._helper_called(function, None, args, kwargs)
-        if isinstance(function, (classmethod, ClassMethodDescriptorType)):  # Function.apply, the latter from torch 2.14
+        if isinstance(function, (classmethod, types.ClassMethodDescriptorType)):  # Function.apply; from torch 2.14 in C
             self._given_away |= given.parameters
         return given
 
