@@ -1,6 +1,6 @@
 """What an interrupt within Pyro's handlers leaves open, closed: private corners of Pyro, as in ``_pyro.py``.
 
-Tried with the versions of Pyro that ``constraints.txt`` names. Sources: https://github.com/pyro-ppl/pyro,
+Tried with pyro-ppl 1.9.2. Sources: https://github.com/pyro-ppl/pyro,
 ``pyro/poutine/runtime.py`` (``_PYRO_STACK``, ``_DIM_ALLOCATOR``) and ``pyro/nn/module.py`` (``_Context``).
 ``tests/pyro_seam/test_left_open.py`` has one test for each, which names what broke.
 """

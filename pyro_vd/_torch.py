@@ -1,6 +1,6 @@
 """The private corners of PyTorch that random weights use, each in one place; and two numerical helpers.
 
-Tried with torch 2.11.0 to 2.15.0. Sources: https://github.com/pytorch/pytorch, at the path beside each name.
+Tried with torch 2.11.0 to 2.14.1. Sources: https://github.com/pytorch/pytorch, at the path beside each name.
 ``test_torch_corners.py`` and ``test_backward_corners.py`` in ``tests/core`` have one test for each, which names what
 broke. The corners that compiled steps use are in ``compiled/``.
 """

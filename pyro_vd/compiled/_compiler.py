@@ -1,6 +1,6 @@
 """Every private corner of torch that the compiled step uses. Imported when the first program is compiled, not before.
 
-Tried with torch 2.11.0 to 2.15.0, each corner since the version beside it. Paths are those of
+Tried with torch 2.11.0 to 2.14.1, each corner since the version beside it. Paths are those of
 https://github.com/pytorch/pytorch/tree/v2.13.0. ``tests/compiled/test_compiler_corners.py`` has one test for each.
 """
 
@@ -105,7 +105,7 @@ def _memory_formats_by_name() -> Iterator[None]:
     not find what another has compiled.
 
     Corner: ``FxGraphCachePickler``, torch/_inductor/codecache.py, which copies ``copyreg.dispatch_table``, tried since
-    2.13.
+    2.11.
     """
     table, kind = copyreg.dispatch_table, torch.memory_format
     before = table.get(kind)

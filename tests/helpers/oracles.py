@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import NormalDist
+from typing import Any
 
+import numpy as np
 from scipy import integrate
 from torch import Tensor
 
@@ -41,3 +44,16 @@ def quadrature_kl(log_alpha: float) -> float:
 
     expected = sum(integrate.quad(integrand, a, b, limit=400, epsabs=1e-12)[0] for a, b in pairwise(edges))
     return -0.5 * log_alpha + expected + 0.5 * (math.log(2) + 0.5772156649015329)
+
+
+def log_density_of_mixture(of: Callable, value: float, means: Any, variance: float) -> float:
+    """log of the mean of N(value | *of(a, b)), location and scale, over two independent Gaussians of these means.
+
+    By a sum over a grid of both.
+    """
+    grid = np.linspace(-8.0, 8.0, 801)
+    weight = np.exp(-0.5 * grid**2)
+    a, b = (float(m) + math.sqrt(variance) * grid for m in means)
+    loc, scale = (np.broadcast_to(one, (801, 801)) for one in of(a[:, None], b[None, :]))
+    each = np.exp(-0.5 * ((value - loc) / scale) ** 2) / scale / math.sqrt(2 * math.pi)
+    return math.log((each * weight[:, None] * weight).sum() / weight.sum() ** 2)

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import pyro_vd.numpyro as vd
+from helpers.oracles import log_density_of_mixture
 
 pytestmark = pytest.mark.slow
 
@@ -28,16 +29,6 @@ PARAMETERS = {
     ),
     "two elements": (lambda o: (o[:, 0], jnp.exp(o[:, 1])), lambda a, b: (a, np.exp(b))),
 }
-
-
-def density(of, value):
-    """The exact log density, by a sum over a grid of both elements."""
-    grid = np.linspace(-8.0, 8.0, 801)
-    weight = np.exp(-0.5 * grid**2)
-    a, b = (float(m) + math.sqrt(VARIANCE) * grid for m in LOC[0])
-    loc, scale = (np.broadcast_to(one, (801, 801)) for one in of(a[:, None], b[None, :]))
-    each = np.exp(-0.5 * ((value - loc) / scale) ** 2) / scale / math.sqrt(2 * math.pi)
-    return math.log((each * weight[:, None] * weight).sum() / weight.sum() ** 2)
 
 
 def guide(x):
@@ -57,4 +48,6 @@ def test_functions_of_one_gaussian_share_its_noise(parameters, of, of_weight):
     y = vd.predictive_distribution(key, {}, model, guide, x, mode="moments", num_samples=20_000)["y"]
     for value in (0.0, 1.0):
         # The spread of the estimate over keys is below 0.005.
-        assert y.log_prob(jnp.array([value])).item() == pytest.approx(density(of, value), abs=0.03)
+        assert y.log_prob(jnp.array([value])).item() == pytest.approx(
+            log_density_of_mixture(of, value, LOC[0], VARIANCE), abs=0.03
+        )
