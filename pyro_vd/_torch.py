@@ -28,6 +28,8 @@ from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
 
+grouped_mm = torch._grouped_mm  # what F.grouped_mm calls; aten/src/ATen/native/GroupedMMUtils.h
+
 _CHECKPOINT = checkpoint.__file__
 _AS_IT_IS = nullcontext()
 

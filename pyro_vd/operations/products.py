@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vd import _torch
 from pyro_vd.estimators import LinearOp, is_random
 from pyro_vd.operations.contractions import einsum
 from pyro_vd.operations.table import enter
@@ -31,6 +32,19 @@ def rmatmul(input: Tensor, other: Tensor) -> LinearOp | None:
 def mm(input: Tensor, mat2: Tensor) -> LinearOp | None:
     """``input @ mat2``: exact. In ``bmm`` every entry of the batch has a matrix of its own."""
     return _product(input, mat2)
+
+
+@enter(_torch.grouped_mm, weight=("mat2",), drops="covariance between the rows (tokens) of one example")
+def grouped_mm(
+    self: Tensor, mat2: Tensor, offs: Tensor | None = None, bias: None = None, out_dtype: torch.dtype | None = None
+) -> LinearOp | None:
+    """``F.grouped_mm(rows, matrices, offs=ends)``: rows that end at ``ends[g]`` times matrix ``g``, exact for each row.
+
+    This is how a mixture of experts calls its experts. Which rows are an example's is not known.
+    """
+    if self.dim() != 2 or mat2.dim() != 3 or bias is not None or out_dtype is not None:
+        return None
+    return LinearOp(lambda x, w, bias: _torch.grouped_mm(x, _dense(w), offs), self, mat2, None, 1, 2, example=None)
 
 
 @enter(torch.mv, T.mv, weight=("input", "vec"))
@@ -113,6 +127,11 @@ def _product(input: Tensor, other: Tensor, bias: Tensor | None = None) -> Linear
     return LinearOp(
         _right_product, input, other, bias, other.dim() - 2, other.dim() - 1, example=example, out_example=out_example
     )
+
+
+def _dense(matrices: Tensor) -> Tensor:
+    """With rows or columns beside each other in memory, as a grouped product wants them; a variance may be expanded."""
+    return matrices if matrices.is_contiguous() or matrices.mT.is_contiguous() else matrices.contiguous()
 
 
 def _left(weight: Tensor, x: Tensor, bias: Tensor | None) -> LinearOp:

@@ -211,4 +211,4 @@ def check_signature(rule: Callable[..., Any], operation: Any, weights: tuple[str
 
 def _short_name(operation: Any) -> str:
     name = getattr(operation, "__name__", str(operation))
-    return _SYMBOLS.get(name, name)
+    return _SYMBOLS.get(name, name.strip("_"))

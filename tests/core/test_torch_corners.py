@@ -90,6 +90,19 @@ def test_signatures_of_dispatched_functions_are_known():
     assert corner.full_name(F.linear) == "torch.nn.functional.linear", "torch.overrides.resolve_name changed"
 
 
+def test_grouped_products_of_a_subclass_are_dispatched_by_their_private_name():
+    seen = []
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return None
+
+    F.grouped_mm(torch.ones(2, 4), torch.ones(1, 4, 4).as_subclass(Watched), offs=torch.tensor([2], dtype=torch.int32))
+    assert seen == [corner.grouped_mm], "F.grouped_mm calls another function now; the rule in operations/products.py"
+
+
 def test_pytrees_are_flattened_and_mapped():
     tree = {"a": [1, 2], "b": (3,)}
     assert corner.tree_leaves(tree) == [1, 2, 3] and corner.tree_map(str, tree) == {"a": ["1", "2"], "b": ("3",)}

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd
+from torch.func import functional_call, jacrev
 
 import pyro_vd as vd
 from helpers.oracles import assert_mean_close, assert_variance_close
@@ -22,18 +22,19 @@ from helpers.real_networks import CATALOGUE, INSTALLED
 
 DRAWS, LOG_SIGMA2 = 1000, -2.0
 # By the kind of layer that holds the weights, and the share of the weights that are seen in this way: the others go
-# through more than one layer (a convolution of a graph that loops over its weights), or are drawn.
+# through more than one layer (a convolution of a graph that loops over its weights) or an activation, or are drawn.
 KINDS = {
     "bert": 1.0, "gpt2": 1.0, "llama": 1.0, "t5": 0.9, "vit": 1.0, "convnext": 1.0, "resnet": 1.0,
-    "gcn": 1.0, "gat": 1.0, "sage": 1.0, "chebyshev": 0.6, "rgcn": 1.0,
+    "mixtral": 0.75, "lora": 1.0, "gcn": 1.0, "gat": 1.0, "sage": 1.0, "chebyshev": 0.6, "rgcn": 1.0,
 }  # fmt: skip
+SINGLE = ("mixtral",)  # the kernel of its experts has no float64
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def repeated(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """The arguments with DRAWS copies of every example; of a graph, DRAWS graphs beside each other."""
-    if args:
+    if len(args) == 2:
         nodes, edges = args
         shift = len(nodes) * torch.arange(DRAWS)
         joined = (edges[:, None] + shift[:, None]).flatten(1)
@@ -79,9 +80,10 @@ def exact_variance(layer: nn.Module, key: str, args: tuple, kwargs: dict) -> Ten
         return functional_call(layer, {key: weight}, args, kwargs)
 
     one, other = torch.randn_like(weight), torch.randn_like(weight)
-    if not torch.allclose(output(one) + output(other), 2 * output((one + other) / 2)):
+    precise = weight.dtype == torch.float64
+    if not torch.allclose(output(one) + output(other), 2 * output((one + other) / 2), atol=1e-8 if precise else 1e-5):
         return None
-    slopes = jacfwd(output)(weight)
+    slopes = jacrev(output)(weight)
     return slopes.flatten(-weight.dim()).square().sum(-1) * torch.tensor(LOG_SIGMA2).exp()
 
 
@@ -90,8 +92,9 @@ def test_every_weight_gives_the_layer_that_owns_it_the_variance_of_its_draws(nam
     case = CATALOGUE[name]
     if case.package not in INSTALLED:
         pytest.skip(f"{case.package} is not installed")
-    net = case.make().eval().double()
-    args, kwargs = tuple(map(as_double, case.args)), {key: as_double(one) for key, one in case.kwargs.items()}
+    net, args, kwargs = case.make().eval(), case.args, case.kwargs
+    if name not in SINGLE:
+        net, args, kwargs = net.double(), tuple(map(as_double, args)), {k: as_double(one) for k, one in kwargs.items()}
     many, options = repeated(args, kwargs)
     names = vd.BayesianModule(net, dist.Normal(0.0, 1.0)).weight_names
     seen = 0

@@ -35,7 +35,21 @@ LAYOUTS = [
     and (layout == "reversed" or parameters.values[0].name.startswith("conv"))
 ]
 X = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(3))
+
+
+class Experts(nn.Module):
+    """Of the rows, the first goes to one matrix and the others to the third; PyTorch has no kernel in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.grouped_mm(x, self.weight.mT, offs=torch.tensor([1, 1, len(x)], dtype=torch.int32))
+
+
 NETS = {
+    "experts": (Experts, (X[0],)),
     "attention": (lambda: nn.MultiheadAttention(8, 2), (X, X, X)),
     "LSTM": (lambda: nn.LSTM(8, 4), (X,)),
     "GRU": (lambda: nn.GRU(8, 4), (X,)),
