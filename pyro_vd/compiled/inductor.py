@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pyro_vd.compiled._compiler import inductor_compile
+from pyro_vd.compiled._compiler import inductor_compile, sources_forgotten
 from pyro_vd.compiled.ahead import compile_elsewhere, portable
 from pyro_vd.compiled.draws import Draw, take_out_draws
 from pyro_vd.compiled.recording import Recordable, record
@@ -119,6 +119,7 @@ class Recording:
     def _options(self) -> dict[str, Any]:
         return _CPU_OPTIONS if all(tensor.is_cpu for tensor in self.example) else _OPTIONS
 
+    @sources_forgotten()
     @_without_garbage_collection()
     def compile(self) -> CompiledProgram:
         """Compile it here, or load it from the compiler's cache on disk."""
@@ -127,11 +128,13 @@ class Recording:
         draws = self.draws
         return CompiledProgram((lambda *inputs: run(*inputs, *[draw() for draw in draws])) if draws else run, self.read)
 
+    @sources_forgotten()
     def compile_elsewhere(self) -> Popen:
         """Let another process compile it into that cache."""
         return compile_elsewhere(self.graph, self.example, self._options)
 
 
+@sources_forgotten()
 @_without_garbage_collection()
 def record_program(
     function: Recordable, tensors: Sequence[Tensor], arguments: Sequence[Tensor], for_elsewhere: bool = False
