@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_vd._pyro import handlers_are_active
 from pyro_vd.common.options import check_flag
-from pyro_vd.compiled.agreement import GRADIENTS, agree
+from pyro_vd.compiled.agreement import agree, moved_alike, only_rounding
 from pyro_vd.compiled.cache import ProgramCache
 from pyro_vd.compiled.comparison import tried
 from pyro_vd.compiled.loss_program import LossProgram, all_finite, signature
@@ -124,7 +124,9 @@ class CompiledLoss(TrainedModule):
             return self.loss(*args, **kwargs)
         eager = self.loss(*args, **kwargs)
         expected = torch.autograd.grad(eager, used, retain_graph=True)
-        if not agree(loss, eager.detach()) or not all(map(agree, gradients, expected, [GRADIENTS] * len(used))):
+        nothing = [torch.zeros_like(gradient) for gradient in expected]
+        alike = map(moved_alike, nothing, gradients, expected, only_rounding(expected))
+        if not agree(loss, eager.detach()) or not all(alike):
             self._programs.give_up("the compiled loss or gradient is not the eager one with the same noise")
         else:
             self._programs.add(key, (program, used), program.tensors, surroundings)
