@@ -80,6 +80,7 @@ class CompiledLoss(TrainedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if not self.loss.seen:  # a guide sees its model, and may have new parameters after it
             return self.loss(*args, **kwargs)
+        self.loss.check_stepped()
         if self._programs.ended or not torch.is_grad_enabled() or handlers_are_active():
             return self.loss(*args, **kwargs)
         surroundings = self._programs.surroundings()
