@@ -9,10 +9,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import sum_rightmost
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints, register_kl
+from torch.distributions import biject_to, constraints, register_kl, transform_to
 
 from pyro_vd._pyro import adopt_stored_value
 from pyro_vd.guides.coverage import Prototype
@@ -32,6 +33,20 @@ class MappedDelta(dist.Delta):
 @register_kl(MappedDelta, dist.Distribution)
 def _kl_of_mapped(q: MappedDelta, p: Any) -> Tensor:
     return q.log_density - p.log_prob(q.v)
+
+
+class Starts(InitMessenger):
+    """Gives every latent site its start; one whose support has no map from the real line is drawn.
+
+    No guide covers such a site, a vector of counts say: it is a label, which is not observed in this call.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        try:
+            super()._pyro_sample(msg)
+        except (ValueError, NotImplementedError):
+            if _has_map(transform_to, msg["fn"].support):
+                raise
 
 
 class NormalSite(PyroModule):
@@ -76,5 +91,20 @@ class NormalSite(PyroModule):
 
 def start_of(message: Any) -> Tensor:
     """Where a site's mean on the real line starts: at its value in the run of a model."""
+    fn = message["fn"]
+    if not _has_map(biject_to, fn.support) and not fn.support.is_discrete:
+        raise ValueError(
+            f"site {message['name']!r}: expected a latent site whose support has a map from the real line, got a "
+            f"{type(fn).__name__} with support {fn.support}; write it as sites that have one (of a mixture, its "
+            "components and a choice of one that is summed over), or cover it by a guide by hand"
+        )
     with helpful_support_errors(message):
-        return biject_to(message["fn"].support).inv(message["value"]).detach().clone()
+        return biject_to(fn.support).inv(message["value"]).detach().clone()
+
+
+def _has_map(registry: Any, support: Any) -> bool:
+    try:
+        registry(support)
+    except NotImplementedError:
+        return False
+    return True

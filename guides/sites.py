@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
@@ -22,7 +21,7 @@ from pyro_vd.common.choice import check_matched
 from pyro_vd.common.choice import matcher as site_matcher
 from pyro_vd.guides import parameters
 from pyro_vd.guides.coverage import Look, Prototype, kind_of_call, known_weights, look
-from pyro_vd.guides.other_site import NormalSite, start_of
+from pyro_vd.guides.other_site import NormalSite, Starts, start_of
 from pyro_vd.handlers import base_distribution
 from pyro_vd.priors import ImproperLogUniform
 
@@ -46,7 +45,7 @@ class SiteGuide(AutoGuide):
     def __init__(
         self, model: Callable, where: Where, init_loc_fn: Callable[[Any], Tensor], create_plates: Callable | None
     ):
-        super().__init__(InitMessenger(init_loc_fn)(model), create_plates=create_plates)
+        super().__init__(Starts(init_loc_fn)(model), create_plates=create_plates)
         self.register_load_state_dict_pre_hook(check_finite_state)
         self._named, self._where = where, None if where is None else site_matcher(where)
         self._others: dict[str, str] = {}  # site that is not a weight -> name of its NormalSite

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyro import poutine
@@ -54,6 +55,18 @@ class TrainedModule(nn.Module):
         ]
 
 
+@dataclass(frozen=True)
+class _Version:
+    """A parameter as it was when it was met first."""
+
+    name: str
+    parameter: Tensor
+    version: int
+
+    def has_moved(self) -> bool:
+        return self.parameter._version != self.version
+
+
 class LossModule(TrainedModule):
     """What ``TraceVD_ELBO()(model, guide)`` returns: its call is the loss, its parameters are to be trained.
 
@@ -90,6 +103,8 @@ class LossModule(TrainedModule):
             self.referenced = nn.ModuleList(dict.fromkeys(found))
         self._listed: dict[str, nn.Parameter] | None = None  # the parameters when they were last asked for
         self.seen = False  # whether it has been called
+        self._made: list[_Version] = []  # parameters made in the first call, until a step has moved others
+        self._others: list[_Version] = []  # those that were there before
 
     @property
     def callables(self) -> tuple[Callable, Callable]:
@@ -106,12 +121,14 @@ class LossModule(TrainedModule):
     def _evaluated(self, args: tuple, kwargs: dict) -> tuple[LossTerms, Tensor]:
         if distributed.is_available() and distributed.is_initialized():
             self._check_whole()
+        self.check_stepped()
+        before = self._own() if not self.seen else set()
         capture: Any
         with undone(only_on_failure=True):
             with nullcontext() if self.seen else poutine.trace(param_only=True) as capture:
                 terms, loss = self.elbo._evaluated(*self.callables, args, kwargs)
             if not self.seen:
-                self._check_listed(parameters_met(capture.trace))
+                self._check_listed(parameters_met(capture.trace), before)
             self._check_gradient(loss, args, kwargs)
         self.seen = True
         return terms, loss
@@ -136,9 +153,26 @@ class LossModule(TrainedModule):
         self._listed = dict(super().named_parameters())
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
-    def _check_listed(self, met: dict[str, Tensor]) -> None:
+    def check_stepped(self) -> None:
+        """Warn of parameters made in the first call that the first step has left alone, while it moved others."""
+        if not self._made or not any(one.has_moved() for one in self._others):
+            return
+        still = [one.name for one in self._made if not one.has_moved()]
+        self._made, self._others = [], []
+        if still:
+            warnings.warn(
+                f"expected an optimizer of every parameter of this loss, got a step that moved others and not {still}, "
+                "which the first call has made: the optimizer was made before it and does not train them. Call the "
+                "loss, or the guide, once before making the optimizer",
+                stacklevel=5,
+            )
+
+    def _own(self) -> set[Any]:
+        return {parameter for module in self.modules() for parameter in module._parameters.values()}
+
+    def _check_listed(self, met: dict[str, Tensor], before: set[Any]) -> None:
         """Warn of parameters that an optimizer over those listed so far does not have."""
-        own = {parameter for module in self.modules() for parameter in module._parameters.values()}
+        own = self._own()
         others = [name for name, parameter in met.items() if parameter not in own]
         if others:
             warnings.warn(
@@ -152,7 +186,11 @@ class LossModule(TrainedModule):
         names: dict[Tensor, str] = {parameter: name for name, parameter in super().named_parameters()}
         late = [n for n, p in met.items() if p in names and not {p, names[p]} & listed]
         late = [] if self._listed is None else late
-        if late:
+        if not late:
+            versions = [_Version(name, p, p._version) for name, p in met.items() if p in names and p.requires_grad]
+            self._made = [one for one in versions if one.parameter not in before]
+            self._others = [one for one in versions if one.parameter in before]
+        else:
             warnings.warn(
                 f"expected every parameter of this loss before its parameters were listed, for an optimizer say, got "
                 f"new ones in the first call: {late}; that optimizer does not train them. Call the loss, or the guide, "

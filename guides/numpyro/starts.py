@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax import Array
 from numpyro import handlers
+from numpyro.distributions import biject_to
 from numpyro.infer.initialization import init_to_median
 
 from pyro_vd.numpyro._jax import is_traced
@@ -54,13 +55,21 @@ def seen(program: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 def started(model: Callable, key: Array, init_loc_fn: Callable) -> Callable:
-    """The model with every latent site at its start."""
+    """The model with every latent site at its start; one whose support has no map from the real line is drawn.
+
+    No guide covers such a site, a direction say: it is a label, which is not observed in this call.
+    """
 
     def value(site: Any) -> Any:
         if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
             return None
-        with jax.ensure_compile_time_eval():
-            return init_loc_fn(site)
+        try:
+            with jax.ensure_compile_time_eval():
+                return init_loc_fn(site)
+        except (ValueError, NotImplementedError):
+            if _has_map(site["fn"].support):
+                raise
+            return None
 
     def seeded(*args: Any, **kwargs: Any) -> Any:
         with _Seed(rng_seed=key):
@@ -73,6 +82,14 @@ def _is_abstract(site: Any) -> bool:
     """Whether a site's start, or the distribution of one that is not a weight, is unknown without its values."""
     kept = [site["value"]] if "net_parameter" in site["infer"] else [site["value"], site["fn"]]
     return any(map(is_traced, jax.tree.leaves(kept)))
+
+
+def _has_map(support: Any) -> bool:
+    try:
+        biject_to(support)
+    except NotImplementedError:
+        return False
+    return True
 
 
 class _Seed(handlers.seed):

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_vd._pyro import handlers_are_active
 from pyro_vd.common.options import check_flag
-from pyro_vd.compiled.agreement import GRADIENTS, agree
+from pyro_vd.compiled.agreement import agree, moved_alike, only_rounding
 from pyro_vd.compiled.cache import ProgramCache
 from pyro_vd.compiled.comparison import tried
 from pyro_vd.compiled.loss_program import LossProgram, all_finite, signature
@@ -80,6 +80,7 @@ class CompiledLoss(TrainedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if not self.loss.seen:  # a guide sees its model, and may have new parameters after it
             return self.loss(*args, **kwargs)
+        self.loss.check_stepped()
         if self._programs.ended or not torch.is_grad_enabled() or handlers_are_active():
             return self.loss(*args, **kwargs)
         surroundings = self._programs.surroundings()
@@ -124,7 +125,9 @@ class CompiledLoss(TrainedModule):
             return self.loss(*args, **kwargs)
         eager = self.loss(*args, **kwargs)
         expected = torch.autograd.grad(eager, used, retain_graph=True)
-        if not agree(loss, eager.detach()) or not all(map(agree, gradients, expected, [GRADIENTS] * len(used))):
+        nothing = [torch.zeros_like(gradient) for gradient in expected]
+        alike = map(moved_alike, nothing, gradients, expected, only_rounding(expected))
+        if not agree(loss, eager.detach()) or not all(alike):
             self._programs.give_up("the compiled loss or gradient is not the eager one with the same noise")
         else:
             self._programs.add(key, (program, used), program.tensors, surroundings)
