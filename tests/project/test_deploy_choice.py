@@ -6,12 +6,15 @@ import json
 import sys
 
 import pytest
+import torch
+from torch import nn
 
 from helpers.paths import EXAMPLES
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="the tests were taken out of the repository")
 if EXAMPLES.exists():
     sys.path.insert(0, str(EXAMPLES))
+    import _deployed
     import deploy
 
     sys.path.remove(str(EXAMPLES))
@@ -62,3 +65,26 @@ def test_nets_are_taken_up_again(tmp_path, capsys):
     assert one == two and one["chosen"] in (0.5, 0.9, one["before fine-tuning"])
     assert all(len(points) == 2 for points in one["curves"].values())
     assert capsys.readouterr().out.count("seed 0: ") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_linear_layers_in_eight_bits_of_onnx():
+    """Rounded, by half a step of 2/255 of the largest at most; a byte for a weight; convolutions as they are."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 62, 400)).eval()
+    x = torch.randn(5, 1, 64)
+    rounded = _deployed.onnx_form(net, x[:2], int8=True)
+    with torch.no_grad():
+        hidden = net[:2](x)
+        weight = net[2].weight
+        off = (rounded.call(x) - net(x)).abs()
+        steps = hidden.aminmax()
+        step_x, step_w = (steps.max - steps.min) / 255, weight.abs().amax(1) / 127
+        bound = (
+            0.5 * (step_x * weight.abs().sum(1) + step_w * hidden.abs().sum(1, keepdim=True)) + 248 * step_x * step_w
+        )
+        assert 1e-5 < off.max() and (off <= bound).all()
+    assert rounded.bytes < 1.1 * weight.numel() + 5000
