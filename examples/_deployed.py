@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def onnx_form(net: nn.Module, x: Tensor, int8: bool = False) -> Form:
 
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own exporter
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says that torchvision is not installed
         path = Path(folder) / "net.onnx"
         torch.onnx.export(
             net, (x,), path, dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False

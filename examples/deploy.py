@@ -197,7 +197,9 @@ def main(args: argparse.Namespace) -> None:
             bar.update()
             (out / "result.json").write_text(json.dumps({"arguments": vars(args), "runs": runs}, indent=1))
     print("\n".join(map(choice, runs)))
-    print(f"{args.net}, {args.dataset}, {over_seeds(len(runs))}; error in %, NLL in nats per example\n{table(runs)}")
+    first = "; times, and forms without +-, of the first seed" if len(runs) > 1 else ""
+    print(f"{args.net}, {args.dataset}, {over_seeds(len(runs))}{first}; error in %, NLL in nats per example")
+    print(table(runs))
     _figures.error_against_bytes([one["curves"] for one in runs], out / "deploy.png")
     print(f"deploy.png, result.json and the nets are in {out}/")
 
