@@ -200,7 +200,8 @@ def main(args: argparse.Namespace) -> None:
     first = "; times, and forms without +-, of the first seed" if len(runs) > 1 else ""
     print(f"{args.net}, {args.dataset}, {over_seeds(len(runs))}{first}; error in %, NLL in nats per example")
     print(table(runs))
-    _figures.error_against_bytes([one["curves"] for one in runs], out / "deploy.png")
+    unpruned = {name: means(runs, name, "dense")["error"] for name in runs[0]["rows"]}
+    _figures.error_against_bytes([one["curves"] for one in runs], unpruned, out / "deploy.png")
     print(f"deploy.png, result.json and the nets are in {out}/")
 
 
