@@ -26,6 +26,7 @@ if EXAMPLES.exists():
         ({0.9: 1.9, 0.98: 2.05, 0.99: 2.2}, 0.98),
         ({0.9: 2.3, 0.98: 2.05, 0.99: 2.2}, 0.98),  # a denser one that is over does not hide a sparser one
         ({0.9: 1.9, 0.98: 1.8, 0.99: 1.7}, 0.99),
+        ({0.9: 1.9, 0.98: 2.1 + 1e-7, 0.99: 2.117}, 0.98),  # a number of examples over all, in float32
         ({0.9: 2.4, 0.98: 2.2, 0.99: 2.3}, 0.98),  # none within 0.1: the best
     ],
     ids=str,
