@@ -118,7 +118,13 @@ def found(folder: Path) -> list[dict[str, Any]]:
 
 def measure(args: argparse.Namespace, trained: dict[str, Any], timed: bool) -> dict[str, Any]:
     """Errors, sizes and times of the nets that ``train`` has written to --load, or else to --out."""
-    seed, chosen = trained["seed"], trained["chosen"]
+    seed = trained["seed"]
+    chosen = trained["chosen"] if args.sparsity is None else args.sparsity
+    shares = sorted({trained["chosen"], *trained["options"]["shares"]})
+    if chosen not in shares:
+        raise SystemExit(
+            f"--sparsity: expected one of {shares}, which were trained, got {chosen:g}; train without --load"
+        )
     data, held = sets(args, seed)
 
     def loaded(name: str, share: float | str) -> torch.nn.Module:
@@ -137,7 +143,7 @@ def measure(args: argparse.Namespace, trained: dict[str, Any], timed: bool) -> d
         nets = [loaded(name, share) for share in trained["options"]["shares"] or [chosen]]
         curves[name] = sorted((_deployed.sparse_file(net), error(net, data.x_test, data.y_test)) for net in nets)
         vd.save_sparse(made["shrunk"].net, net_file(args.out, name, "shrunk", seed))
-    return {**trained, "rows": rows, "curves": curves}
+    return {**trained, "chosen": chosen, "rows": rows, "curves": curves}
 
 
 def means(runs: list[dict[str, Any]], name: str, form: str) -> dict[str, float]:
@@ -229,7 +235,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one seed, one budget, no compiled form")
     parser.add_argument("--out", default="out/deploy", help="folder of the nets, numbers and picture")
-    parser.add_argument("--load", metavar="DIR", help="the --out of an earlier call: no training, all of its seeds")
+    parser.add_argument("--load", metavar="DIR", help="the --out of an earlier call: its nets and seeds")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = _options.parse(parser, argv, seeds=1, shares=[], timing=0.001)
     if (args.net, args.dataset) not in RECIPES:

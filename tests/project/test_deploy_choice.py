@@ -66,6 +66,8 @@ def test_nets_are_taken_up_again(tmp_path, capsys):
     assert one == two and one["chosen"] in (0.5, 0.9, one["before fine-tuning"])
     assert all(len(points) == 2 for points in one["curves"].values())
     assert capsys.readouterr().out.count("seed 0: ") == 2
+    with pytest.raises(SystemExit, match=r"--sparsity: expected one of \[0.*\], which were trained, got 0.123"):
+        deploy.main(deploy.arguments([*shared, second, "--load", first, "--sparsity", "0.123"]))
 
 
 @pytest.mark.slow
