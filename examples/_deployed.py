@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def forms(dense: nn.Module, zeros: nn.Module, data: Data, all_of_them: bool) -> 
         made["compiled"] = Form(torch.compile(shrunk), shrunk, made["shrunk"].bytes)
         if find_spec("onnxruntime") and find_spec("onnxscript"):
             made["ONNX"] = onnx_form(shrunk, x)
+            made |= {"INT8 ONNX": onnx_form(shrunk, x, int8=True), "dense INT8": onnx_form(dense, x, int8=True)}
         if find_spec("torchao"):
             made |= {"INT8": int8_form(shrunk), "INT4": int4_form(shrunk)}
     return made
@@ -56,21 +58,40 @@ def sparse_file(net: nn.Module) -> int:
         return vd.save_sparse(net, Path(folder) / "net.safetensors")
 
 
-def onnx_form(net: nn.Module, x: Tensor) -> Form:
+def onnx_form(net: nn.Module, x: Tensor, int8: bool = False) -> Form:
+    """Run by onnxruntime; or with Linear layers in 8 bits: a scale for each row, and one for the inputs of a call."""
     onnxruntime: Any = import_module("onnxruntime")
 
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own exporter
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says that torchvision is not installed
         path = Path(folder) / "net.onnx"
         torch.onnx.export(
             net, (x,), path, dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False
         )
+        if int8:
+            path = quantized(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         size = path.stat().st_size
     (name,) = (one.name for one in session.get_inputs())
     return Form(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), net, size)
+
+
+def quantized(path: Path) -> Path:
+    """Another file beside an ONNX file."""
+    quantization: Any = import_module("onnxruntime.quantization")
+    prepared, smaller = path.with_name("prepared.onnx"), path.with_name("int8.onnx")
+    quantization.quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    quantization.quantize_dynamic(
+        prepared,
+        smaller,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    return smaller
 
 
 def int8_form(net: nn.Module) -> Form:

@@ -162,8 +162,11 @@ def loss_over_steps(nats: list[float], title: str, path: Path) -> None:
     _save(figure, path)
 
 
-def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], path: Path) -> None:
-    """Test error against the size of the file: a thin line for each seed, their mean in bold, one colour a method."""
+def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], unpruned: dict[str, float], path: Path) -> None:
+    """Test error against the size of the file: a thin line for each seed, their mean in bold, one colour a method.
+
+    Dashed: the mean error of the unpruned net.
+    """
     figure, axis = plt.subplots(figsize=(6, 4.5))
     for name, color, marker in (("sparse VD", "C0", "o"), ("magnitude", "C1", "s")):
         points = np.array([run[name] for run in runs], dtype=float)  # seeds, budgets, (bytes, error)
@@ -173,6 +176,7 @@ def error_against_bytes(runs: list[dict[str, list[tuple[int, float]]]], path: Pa
         mean = points.mean(0)
         what = f"mean of {len(points)} seeds" if len(points) > 1 else "one seed"
         axis.plot(mean[:, 0], mean[:, 1], color=color, marker=marker, label=f"{name}, {what}")
+        axis.axhline(unpruned[name], color=color, linestyle="--", linewidth=1, label=f"{name}, unpruned")
     sizes = np.array([point for run in runs for points in run.values() for point in points])[:, 0] / 1e3
     axis.set(title="Error of a pruned net against its size", xscale="log", yscale="log")
     axis.set(xlabel="size of the file (kB)", ylabel="test error (%)", xlim=(0.8 * sizes.min(), 1.25 * sizes.max()))

@@ -29,22 +29,23 @@ NETS = tuple(dict.fromkeys(net for net, _ in RECIPES))
 PRUNED_FROM, PRUNED_TO = 0.2, 0.7  # shares of its training in which magnitude pruning prunes
 
 
+def make(net: str, dataset: str, inputs: int) -> nn.Sequential:
+    """A net as its training starts."""
+    if net == "lenet-5":
+        return nn.Sequential(nn.Unflatten(1, (1, 28, 28)), *lenet_5())
+    return mlp([inputs, 300, 100, 10], std=RECIPES[net, dataset][-1])
+
+
 class Pruners:
     """Nets pruned to a share of their weights, masked: one posterior serves all shares, magnitude trains for each."""
 
     def __init__(self, net: str, dataset: str, data: Data, epochs: int | None, compiled: bool):
-        own, _, lr, lr_ratio, ramp, _, std = RECIPES[net, dataset]
+        own, _, lr, lr_ratio, ramp, *_ = RECIPES[net, dataset]
         epochs = epochs or own
         self._data, self._epochs, self._lr = data, epochs, lr
-        sizes = [data.x_train.shape[1], 300, 100, 10]
-
-        def make() -> nn.Sequential:
-            if net == "lenet-5":
-                return nn.Sequential(nn.Unflatten(1, (1, 28, 28)), *lenet_5())
-            return mlp(sizes, std=std)
-
-        self._start = make()
-        self.bnn = vd.BayesianModule(make(), prior=vd.ImproperLogUniform())
+        inputs = data.x_train.shape[1]
+        self._start = make(net, dataset, inputs)
+        self.bnn = vd.BayesianModule(make(net, dataset, inputs), prior=vd.ImproperLogUniform())
         model = classifier(self.bnn, len(data.x_train))
         self.guide = AutoSparseVD(model)
         train(model, self.guide, data, epochs=epochs, lr=lr, lr_ratio=lr_ratio, compiled=compiled,

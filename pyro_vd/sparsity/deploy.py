@@ -54,7 +54,10 @@ class Deployment:
     def __str__(self) -> str:
         lines = [f"{'form':<10}{'ms':>10}{'elements':>12}{'bytes':>12}"]
         for row in self.rows:
-            end = row.problem or ("fastest" if row.form == self.form else "")
+            if row.problem:
+                lines.append(f"{row.form:<10}{'-':>10}{'-':>12}{'-':>12}  {row.problem}")
+                continue
+            end = "fastest" if row.form == self.form else ""
             lines.append(f"{row.form:<10}{row.milliseconds:>10.4f}{row.elements:>12,}{row.bytes:>12,}  {end}".rstrip())
         return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from pyro_vd.common.extras import imported
 from pyro_vd.sparsity.prune import remove_masks
 
-# Of a tensor "name" that is stored sparse: gaps between the nonzero elements, their values, sizes.
-PARTS = (".sparse_gaps", ".sparse_values", ".sparse_shape")
-NIBBLES = ".sparse_nibbles"  # in the place of gaps: two of them in a byte
-INDICES = ".sparse_indices"  # in the place of gaps in files of version 0.1.0
+# A tensor "name" of 2 x 3 that is stored sparse is "name.sparse_gaps.2x3" or "name.sparse_nibbles.2x3" (two gaps in a
+# byte), the zeros between its nonzero elements, and "name.sparse_values". Files of version 0.1.0 have indices in the
+# place of gaps, and the sizes in a tensor "name.sparse_shape"; those of gaps with such a tensor are read, too.
+NIBBLES = "nibbles"
+PLACES = re.compile(r"(.*)\.sparse_(gaps|nibbles|indices)(?:\.(\d+(?:x\d+)*))?", re.DOTALL)
+VALUES, SHAPE = ".sparse_values", ".sparse_shape"
+ENTRY = 80  # bytes of another tensor in the header of a file, about
 GAPS = (torch.uint8, torch.uint16)
 
 
@@ -25,14 +29,14 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
     the file, without this library::
 
         held = safetensors.torch.load_file(path)
-        for key in [key for key in held if key.endswith((".sparse_gaps", ".sparse_nibbles"))]:
-            name, _, part = key.rpartition(".sparse_")
-            gaps, values, shape = (held.pop(f"{name}.sparse_{one}") for one in (part, "values", "shape"))
-            most = 15 if part == "nibbles" else torch.iinfo(gaps.dtype).max
+        for key in [key for key in held if ".sparse_gaps." in key or ".sparse_nibbles." in key]:
+            name, part, sizes = key.rsplit(".", 2)
+            gaps, values, shape = held.pop(key), held.pop(f"{name}.sparse_values"), [int(n) for n in sizes.split("x")]
+            most = 15 if part == "sparse_nibbles" else torch.iinfo(gaps.dtype).max
             zeros = (torch.stack([gaps & 15, gaps >> 4], 1).flatten() if most == 15 else gaps).long()
             places = (zeros + (zeros < most)).cumsum(0)[zeros < most] - 1
-            flat = torch.zeros(shape.prod(), dtype=values.dtype).index_copy(0, places, values)
-            held[name] = flat.reshape(shape.tolist())
+            flat = torch.zeros(torch.Size(shape).numel(), dtype=values.dtype).index_copy(0, places, values)
+            held[name] = flat.reshape(shape)
         net.load_state_dict(held)
 
     Args:
@@ -60,21 +64,20 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
     files = imported("safetensors.torch", "safetensors", "save_sparse")
     held: dict[str, Tensor] = {}
     for name, tensor in remove_masks(net).state_dict().items():
-        if name.endswith((*PARTS, NIBBLES, INDICES)):
+        if PLACES.fullmatch(name) or name.endswith((VALUES, SHAPE)):
             raise ValueError(
-                f"save_sparse: expected names that do not end in one of {(*PARTS, NIBBLES, INDICES)}, got {name!r}; "
-                "rename it"
+                "save_sparse: expected names that do not end like a part of a sparse tensor (.sparse_gaps, "
+                f"_nibbles, _indices, _values, _shape), got {name!r}; rename it"
             )
         tensor = tensor.detach().cpu().contiguous()
         flat = tensor.flatten()
         places = flat.nonzero()[:, 0]
-        found = [(PARTS[0], _gaps(places, dtype)) for dtype in GAPS] + [(NIBBLES, _paired(_gaps(places, most=15)))]
+        found = [("gaps", _gaps(places, dtype)) for dtype in GAPS] + [(NIBBLES, _paired(_gaps(places, most=15)))]
         part, gaps = min(found, key=lambda one: one[1].nbytes)
-        if gaps.nbytes + len(places) * flat.element_size() + 8 * tensor.dim() >= flat.nbytes:
+        if gaps.nbytes + len(places) * flat.element_size() + ENTRY >= flat.nbytes:
             held[name] = tensor.clone()
         else:
-            shape = torch.tensor(tensor.shape, dtype=torch.int64)
-            held |= dict(zip([name + one for one in (part, *PARTS[1:])], (gaps, flat[places], shape), strict=True))
+            held |= {f"{name}.sparse_{part}.{'x'.join(map(str, tensor.shape))}": gaps, name + VALUES: flat[places]}
     files.save_file(held, path)
     return Path(path).stat().st_size
 
@@ -118,18 +121,23 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         See :func:`save_sparse`.
     """
     held = imported("safetensors.torch", "safetensors", "save_sparse").load_file(path)
-    places = (PARTS[0], NIBBLES, INDICES)
-    for name in [found.removesuffix(PARTS[1]) for found in held if found.endswith(PARTS[1])]:
-        if not any(name + part in held for part in places):
-            raise ValueError(f"load_sparse: expected {name!r} in parts {PARTS}, got none of {places}; write it again")
-    for key in [found for found in held if found.endswith(places)]:
-        name = key.rpartition(".")[0]
-        missing = [name + part for part in PARTS[1:] if name + part not in held]
+    found = [match for key in held if (match := PLACES.fullmatch(key))]
+    told = {match[1] for match in found}
+    for name in [key.removesuffix(VALUES) for key in held if key.endswith(VALUES)]:
+        if name not in told:
+            raise ValueError(
+                f"load_sparse: expected {name!r} in parts, got values without .sparse_gaps.SIZES, "
+                ".sparse_nibbles.SIZES or .sparse_indices, SIZES like 300x784; write it again"
+            )
+    for match in found:
+        name, part, sizes = match.groups()
+        missing = [name + one for one in ((VALUES,) if sizes else (VALUES, SHAPE)) if name + one not in held]
         if missing:
-            raise ValueError(f"load_sparse: expected {name!r} in parts {PARTS}, got none of {missing}; write it again")
-        told, values, shape = (held.pop(part) for part in (key, name + PARTS[1], name + PARTS[2]))
-        dense = torch.zeros(torch.Size(shape.tolist()), dtype=values.dtype).flatten()
-        indices = told.long() if key.endswith(INDICES) else _places(told, key.endswith(NIBBLES))
+            raise ValueError(f"load_sparse: expected {name!r} in parts, got none of {missing}; write it again")
+        gaps, values = held.pop(match[0]), held.pop(name + VALUES)
+        shape = [int(size) for size in sizes.split("x")] if sizes else held.pop(name + SHAPE).tolist()
+        dense = torch.zeros(torch.Size(shape), dtype=values.dtype).flatten()
+        indices = gaps.long() if part == "indices" else _places(gaps, part == NIBBLES)
         if len(indices) != len(values) or (
             len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(dense)
         ):
@@ -137,5 +145,5 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
                 f"load_sparse: {name!r}: expected as many indices below {len(dense)} as values, got {len(indices)} and "
                 f"{len(values)}; write it again"
             )
-        held[name] = dense.index_copy(0, indices, values).reshape(shape.tolist())
+        held[name] = dense.index_copy(0, indices, values).reshape(shape)
     return held

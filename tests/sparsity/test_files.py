@@ -95,7 +95,7 @@ def test_a_file_without_zeros(masked, tmp_path):
         assert set(held) == set(state)
         assert all(torch.equal(held[name], state[name]) and held[name].dtype == state[name].dtype for name in state)
     held = load_file(tmp_path / "net.safetensors")
-    assert "5.weight" in held and held["4.weight.sparse_gaps"].dtype == torch.uint8, "dense where that is less"
+    assert "5.weight" in held and held["4.weight.sparse_gaps.150x288"].dtype == torch.uint8, "dense where that is less"
 
 
 def test_other_tensors_and_bad_files(tmp_path):
@@ -112,20 +112,28 @@ def test_other_tensors_and_bad_files(tmp_path):
             torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype and loaded[name].shape == value.shape
         )
     held = load_file(path)
+    gaps = "a.sparse_gaps.50x50"
     for change, text in (
         (
-            {"a.sparse_gaps": held["a.sparse_gaps"][1:]},
+            {gaps: held[gaps][1:]},
             "'a': expected as many indices below 2500 as values, got 49 and 50",
         ),
-        ({"a.sparse_gaps": held["a.sparse_gaps"] + 1}, "'a': expected as many indices below 2500 as values"),
-        ({"a.sparse_values": None}, r"expected 'a' in parts .*, got none of \['a.sparse_values'\]"),
+        ({gaps: held[gaps] + 1}, "'a': expected as many indices below 2500 as values"),
+        ({"a.sparse_values": None}, r"expected 'a' in parts, got none of \['a.sparse_values'\]"),
+        ({gaps: None}, "expected 'a' in parts, got values without"),
+        ({gaps: None, "a.sparse_gaps.50xx50": held[gaps]}, "expected 'a' in parts, got values without"),
+        ({gaps: None, "a.sparse_gaps": held[gaps]}, r"expected 'a' in parts, got none of \['a.sparse_shape'\]"),
     ):
         save_file({n: t for n, t in (held | change).items() if t is not None}, path)
         with pytest.raises(ValueError, match=text):
             vd.load_sparse(path)
-    bad = nn.Module()
-    bad.sparse_values = nn.Parameter(torch.ones(1))
-    with pytest.raises(ValueError, match=r"save_sparse: expected names that do not end in .*, got 'x.sparse_values'"):
+    for name in ("sparse_values", "sparse_shape", "sparse_gaps", "sparse_nibbles"):
+        bad = nn.Module()
+        bad.register_parameter(name, nn.Parameter(torch.ones(1)))
+        with pytest.raises(ValueError, match=f"save_sparse: expected names that do not end .*, got 'x.{name}'"):
+            vd.save_sparse(nn.ModuleDict({"x": bad}), path)
+    bad = nn.ModuleDict({"sparse_gaps": nn.ParameterList([nn.Parameter(torch.ones(1))])})
+    with pytest.raises(ValueError, match="got 'x.sparse_gaps.0'"):
         vd.save_sparse(nn.ModuleDict({"x": bad}), path)
 
 
@@ -147,11 +155,25 @@ def test_sparser_layers_have_two_bytes_a_gap_and_files_of_indices_are_read(tmp_p
     path = tmp_path / "net.safetensors"
     vd.save_sparse(net, path)
     held = load_file(path)
-    gaps = held.pop("weight.sparse_gaps")
+    gaps = held.pop("weight.sparse_gaps.200x1000")
     assert gaps.dtype == torch.uint16 and len(gaps) == net.weight.count_nonzero()
     assert torch.equal(vd.load_sparse(path)["weight"], net.weight)
-    save_file(held | {"weight.sparse_indices": net.weight.flatten().nonzero()[:, 0].int()}, path)
-    assert torch.equal(vd.load_sparse(path)["weight"], net.weight), "as version 0.1.0 wrote it"
+    held["weight.sparse_shape"] = torch.tensor([200, 1000])
+    for places in ({"weight.sparse_indices": net.weight.flatten().nonzero()[:, 0].int()}, {"weight.sparse_gaps": gaps}):
+        save_file(held | places, path)
+        loaded = vd.load_sparse(path)
+        assert torch.equal(loaded["weight"], net.weight) and set(loaded) == {"weight", "bias"}, "as 0.1.0 wrote it"
+
+
+def test_a_header_is_short_and_a_tensor_is_dense_where_its_header_costs_more(tmp_path):
+    net = nn.Linear(1000, 10)
+    with torch.no_grad():
+        net.weight[:, 10:] = 0
+        net.bias[1:] = 0
+    path = tmp_path / "net.safetensors"
+    vd.save_sparse(net, path)
+    assert set(load_file(path)) == {"bias", "weight.sparse_values", "weight.sparse_gaps.10x1000"}
+    assert int.from_bytes(path.read_bytes()[:8], "little") < 250
 
 
 def test_a_file_is_close_to_the_entropy_of_its_places(tmp_path):
