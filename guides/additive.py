@@ -57,6 +57,10 @@ class AutoSparseVD(AdditiveGuide):
 
     References:
         Molchanov, Ashukha, Vetrov 2017, arXiv:1701.05369, section 4.
+
+    See also:
+        :class:`pyro_vd.guides.AutoVariationalDropout`, :class:`pyro_vd.guides.AutoARD`,
+        :func:`pyro_vd.sparsity_report`, :func:`pyro_vd.prune`.
     """
 
     @checked_options
@@ -100,6 +104,9 @@ class AutoMeanField(AdditiveGuide):
 
     References:
         Graves 2011; Blundell et al. 2015, arXiv:1505.05424; LRT form in Kingma et al. 2015, equation 6.
+
+    See also:
+        :class:`pyro_vd.guides.AutoLowRank`, :class:`pyro_vd.guides.AutoSparseVD`.
     """
 
 
@@ -122,6 +129,9 @@ class AutoARD(AdditiveGuide):
 
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596.
+
+    See also:
+        :class:`pyro_vd.guides.AutoSparseVD`, :class:`pyro_vd.guides.AutoGroupSparse`, :func:`pyro_vd.kl.kl_ard`.
     """
 
     kl: NormalKL = "ard"

@@ -44,6 +44,10 @@ class AutoBernoulliDropout(WeightGuide):
 
     References:
         Srivastava et al. 2014; Gal and Ghahramani 2016, arXiv:1506.02142.
+
+    See also:
+        :class:`pyro_vd.guides.AutoConcreteDropout`, :class:`pyro_vd.guides.AutoGaussianDropout`,
+        :class:`pyro_vd.BernoulliDropout`.
     """
 
     never_learnable = {"dropout_rates": "has no reparameterised gradient; use AutoConcreteDropout to learn a rate"}
@@ -96,6 +100,9 @@ class AutoConcreteDropout(WeightGuide):
 
     References:
         Gal, Hron, Kendall 2017, arXiv:1705.07832.
+
+    See also:
+        :class:`pyro_vd.guides.AutoBernoulliDropout`, :class:`pyro_vd.ConcreteDropout`.
     """
 
     @checked_options
@@ -152,6 +159,9 @@ class AutoGaussianDropout(WeightGuide):
 
     References:
         Wang and Manning 2013; Srivastava et al. 2014, section 10; Kingma et al. 2015, sections 3.1 and 3.2.
+
+    See also:
+        :class:`pyro_vd.guides.AutoVariationalDropout`, :class:`pyro_vd.guides.AutoBernoulliDropout`.
     """
 
     @checked_options

@@ -36,6 +36,9 @@ class AutoGroupSparse(WeightGuide):
 
     References:
         Louizos, Ullrich, Welling 2017, arXiv:1705.08665, section 3.1.
+
+    See also:
+        :class:`pyro_vd.guides.AutoSparseVD`, :class:`pyro_vd.GroupNormal`, :func:`pyro_vd.shrink`.
     """
 
     @checked_options

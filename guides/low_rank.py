@@ -37,6 +37,9 @@ class AutoLowRank(WeightGuide):
 
     References:
         Ong, Nott, Smith 2018, arXiv:1701.03208.
+
+    See also:
+        :class:`pyro_vd.guides.AutoMeanField`, :class:`pyro_vd.LowRankNormal`.
     """
 
     @checked_options

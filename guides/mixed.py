@@ -39,6 +39,9 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
         ['net.0.weight', 'net.1.weight']
         >>> guide
         mixed_guide(AutoVariationalDropout(net.0.weight: (4, 3)), AutoSparseVD(net.1.weight: (2, 4)))
+
+    See also:
+        :class:`pyro_vd.guides.AutoSparseVD`, :class:`pyro_vd.guides.AutoMeanField`.
     """
     check_parts(guides)
     mixed = MixedGuide(InitMessenger(init_to_net_value)(model))

@@ -45,6 +45,10 @@ class AutoVariationalDropout(WeightGuide):
 
     References:
         Kingma, Salimans, Welling 2015, arXiv:1506.02557, sections 3 and 4.
+
+    See also:
+        :class:`pyro_vd.guides.AutoSparseVD`, :class:`pyro_vd.guides.AutoGaussianDropout`,
+        :class:`pyro_vd.DropoutNormal`.
     """
 
     @checked_options

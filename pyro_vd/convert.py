@@ -63,12 +63,14 @@ def to_numpyro(guide: Any, library: str = "linen", layers: Mapping[str, str] | N
         ValueError: a guide that was not called; a parameter of another layer than Linear or Conv.
 
     Example:
-        >>> import pyro_vd as vd
-        >>> from pyro_vd.guides import AutoSparseVD
-        >>> guide = AutoSparseVD(vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform()))
+        >>> from pyro_vd import BayesianModule, ImproperLogUniform, guides
+        >>> guide = guides.AutoSparseVD(BayesianModule(torch.nn.Linear(3, 2), ImproperLogUniform()))
         >>> _ = guide(torch.ones(1, 3))
         >>> {name: array.shape for name, array in to_numpyro(guide).items()}  # doctest: +NORMALIZE_WHITESPACE
         {'auto.locs.net.kernel': (3, 2), 'auto.log_sigma2s.net.kernel': (3, 2), 'net.bias': (2,)}
+
+    See also:
+        :func:`pyro_vd.from_numpyro`.
     """
     check_choice("library", library, LIBRARIES)
     entries = _entries(guide)
@@ -76,10 +78,7 @@ def to_numpyro(guide: Any, library: str = "linen", layers: Mapping[str, str] | N
     names = [_name(entry, library, layers or {}) for entry in entries]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(
-            f"layers: expected a path of its own for every layer, got two parameters under the names {twice}; give "
-            "each layer another path"
-        )
+        raise ValueError(f"layers: expected a path of its own for every layer, got {twice} twice; write another path")
     return {
         name: _there(entry, entry.tensor.detach().cpu().numpy(), library).copy()
         for name, entry in zip(names, entries, strict=True)
@@ -90,24 +89,24 @@ def from_numpyro(params: Mapping[str, Any], guide: Any, layers: Mapping[str, str
     """Set the parameters of a Pyro guide, and of the net of its model, to those of a NumPyro one.
 
     Args:
-        params: as ``svi.get_params`` returns them, or as read from a file by ``safetensors.numpy.load_file``. The
-            library of their net is told by their names.
+        params: as ``svi.get_params`` returns them, or as ``safetensors.numpy.load_file`` reads them.
         guide: a guide of :mod:`pyro_vd.guides` of the same family, called once; changed in place.
         layers: see :func:`to_numpyro`.
 
     Raises:
-        ValueError: parameters that this guide has and ``params`` does not, or in another shape. Nothing is changed
-            then.
+        ValueError: a parameter of the guide that ``params`` lacks, or has in another shape; nothing is changed then.
 
     Example:
-        >>> import pyro_vd as vd
-        >>> from pyro_vd.guides import AutoSparseVD
-        >>> guide = AutoSparseVD(vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform()))
+        >>> from pyro_vd import BayesianModule, ImproperLogUniform, guides
+        >>> guide = guides.AutoSparseVD(BayesianModule(torch.nn.Linear(3, 2), ImproperLogUniform()))
         >>> _ = guide(torch.ones(1, 3))
         >>> params = to_numpyro(guide)
         >>> from_numpyro({name: array + 1 for name, array in params.items()}, guide)
         >>> bool((to_numpyro(guide)["net.bias"] == params["net.bias"] + 1).all())
         True
+
+    See also:
+        :func:`pyro_vd.to_numpyro`.
     """
     if not isinstance(params, Mapping):
         raise TypeError(

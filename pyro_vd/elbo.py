@@ -71,6 +71,9 @@ class TraceVD_ELBO(ELBO):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, equations 1-3.
+
+    See also:
+        :class:`pyro_vd.CompiledSVI`, :func:`pyro_vd.compile_loss`, :class:`pyro_vd.LossTerms`, :func:`pyro_vd.lrt`.
     """
 
     def __init__(

@@ -6,8 +6,7 @@ under ``w ~ N(loc, variance)`` has ``mean = apply(x, loc, b)`` and ``variance = 
     local        one noise per output element (the local reparameterization trick)
     per_example  one weight draw per example
     flipout      one perturbation per step, its signs flipped per example
-
-The fourth, "shared" (one weight draw per step), needs no rule: the weight is drawn and used as it is.
+    shared       one weight draw per step, which needs no rule
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from torch import Tensor
 from pyro_vd._torch import applied, reciprocal_or_zero, without_autocast
 
 ESTIMATORS = ("local", "shared", "per_example", "flipout")
-
 DrawUnits = Callable[[torch.Size], Tensor]
 
 
@@ -79,8 +77,7 @@ class LinearOp:
     Args:
         apply: ``(x, weight, bias or None) -> output``.
         x: the input, floating point, or whole numbers that choose rows of the weight.
-        weight, bias: the arguments of the call as they came; bias None where absent. (Where they are random,
-            an estimator finds their noise in their place.)
+        weight, bias: the arguments of the call as they came, random or not; bias None where absent.
         weight_units, weight_outs: the weight's dimension of input units (summed over), and of output units; None
             where there is not just one, and noise that is shared by units has no local form.
         x_units, out_units: the axis of input and output that holds their units (negative), None without one.
@@ -94,6 +91,9 @@ class LinearOp:
         >>> op = LinearOp(torch.nn.functional.linear, torch.ones(5, 3), torch.ones(2, 3))
         >>> op.apply(op.x, op.weight, op.bias).shape
         torch.Size([5, 2])
+
+    See also:
+        :func:`pyro_vd.register_rule`, :func:`pyro_vd.operations_table`.
     """
 
     apply: Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -61,6 +61,9 @@ def gradient_variance(
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.2 and table 1.
+
+    See also:
+        :class:`pyro_vd.GradientVariance`, :func:`pyro_vd.lrt`, :func:`pyro_vd.flipout`.
     """
     check_programs(model, guide)
     if isinstance(loss, type) or not hasattr(loss, "differentiable_loss"):

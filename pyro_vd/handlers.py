@@ -69,6 +69,10 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3.
+
+    See also:
+        :func:`pyro_vd.flipout`, :func:`pyro_vd.per_example`, :func:`pyro_vd.lrt_report`,
+        :class:`pyro_vd.TraceVD_ELBO`.
     """
     return _handler("local", fn, shared_sites, reuse, strict)
 
@@ -84,6 +88,9 @@ def per_example(
         ...     weight = pyro.sample("w", DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
         >>> torch.nn.functional.linear(torch.ones(5, 3), weight).shape
         torch.Size([5, 2])
+
+    See also:
+        :func:`pyro_vd.lrt`, :func:`pyro_vd.flipout`, :func:`pyro_vd.gradient_variance`.
     """
     return _handler("per_example", fn, shared_sites, reuse, strict)
 
@@ -99,6 +106,9 @@ def flipout(
         ...     weight = pyro.sample("w", DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
         >>> torch.nn.functional.linear(torch.ones(5, 3), weight).shape
         torch.Size([5, 2])
+
+    See also:
+        :func:`pyro_vd.lrt`, :func:`pyro_vd.per_example`, :func:`pyro_vd.gradient_variance`.
     """
     return _handler("flipout", fn, shared_sites, reuse, strict)
 
@@ -118,6 +128,9 @@ def posterior_mean(fn: Callable | None = None) -> Any:
         ...     return pyro.sample("w", DropoutNormal(torch.ones(1, 2), log_sigma2=-2.0).to_event(2))
         >>> posterior_mean(guide)()
         tensor([[1., 1.]])
+
+    See also:
+        :func:`pyro_vd.weight_posteriors`, :func:`pyro_vd.prune`.
     """
     messenger = _MeanMessenger()
     return messenger if fn is None else messenger(check_guide(fn))

@@ -57,6 +57,9 @@ def kl_log_uniform(log_alpha: Tensor, method: LogUniformKL = "sigmoid") -> Tenso
         "sigmoid": Molchanov et al. 2017, arXiv:1701.05369, equation 14. "cubic", "lower_bound":
         Kingma et al. 2015, arXiv:1506.02557, appendix C. "exact": the integral of Dawson's function
         that the moments of a folded Gaussian give.
+
+    See also:
+        :class:`pyro_vd.ImproperLogUniform`, :func:`pyro_vd.kl.kl_ard`, :func:`pyro_vd.kl.kl_additive`.
     """
     options.check_choice("method", method, LOG_UNIFORM_METHODS, "kl_log_uniform")
     _check_tensors("kl_log_uniform", log_alpha=log_alpha)
@@ -81,6 +84,9 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
 
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596, equation 12.
+
+    See also:
+        :class:`pyro_vd.guides.AutoARD`, :func:`pyro_vd.kl.kl_log_uniform`.
     """
     _check_tensors("kl_ard", log_alpha=log_alpha)
     return applied(_Elementwise, log_alpha, "ard")[0]
@@ -105,6 +111,9 @@ def kl_additive(loc: Tensor, log_sigma2: Tensor, method: NormalKL = "sigmoid") -
     Example:
         >>> kl_additive(torch.tensor([1.0, 1e-3]), torch.tensor(-10.0), "exact")
         tensor([5.6352, 0.0110])
+
+    See also:
+        :func:`pyro_vd.kl.kl_log_uniform`, :func:`pyro_vd.kl.log_alpha_additive`.
     """
     options.check_choice("method", method, KL_METHODS, "kl_additive")
     _check_tensors("kl_additive", loc=loc, log_sigma2=log_sigma2)
@@ -127,6 +136,9 @@ def log_alpha_additive(loc: Tensor, log_sigma2: Tensor) -> Tensor:
     Example:
         >>> log_alpha_additive(torch.tensor(1e-3), torch.tensor(-10.0))
         tensor(3.8155)
+
+    See also:
+        :func:`pyro_vd.kl.kl_additive`.
     """
     _check_tensors("log_alpha_additive", loc=loc, log_sigma2=log_sigma2)
     return _log_alpha(loc, log_sigma2)

@@ -48,6 +48,9 @@ def lrt_report(
         net.weight_ih_l0             8x3         24  one draw  lstm
         net.weight_hh_l0             8x2         16  one draw  lstm
         0.0% of the weights are sampled locally
+
+    See also:
+        :class:`pyro_vd.LRTReport`, :func:`pyro_vd.operations_table`, :meth:`pyro_vd.BayesianModule.report`.
     """
     check_programs(model, guide)
     handler = EstimatorMessenger("local", shared_sites, reuse)

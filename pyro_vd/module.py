@@ -72,6 +72,9 @@ class BayesianModule(nn.Module):
         >>> bnn = BayesianModule(nn.Linear(3, 2), prior=pyro.distributions.Normal(0.0, 1.0))
         >>> bnn.weight_names, bnn(torch.ones(5, 3)).shape
         (('weight',), torch.Size([5, 2]))
+
+    See also:
+        :func:`pyro_vd.data_plate`, :func:`pyro_vd.prune`, :class:`pyro_vd.guides.AutoSparseVD`.
     """
 
     def __init__(self, net: nn.Module, prior: Prior, name: str = "net", where: Where = None):
@@ -244,6 +247,9 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         >>> with data_plate(60000, 100) as index:
         ...     len(index)
         100
+
+    See also:
+        :class:`pyro_vd.BayesianModule`, :class:`pyro_vd.TraceVD_ELBO`.
     """
     dataset_size, batch_size = check_data_plate(dataset_size, batch_size, name, dim, is_prediction())
     return pyro.plate(name, dataset_size, dim=dim, subsample=torch.arange(batch_size))

@@ -38,6 +38,9 @@ class ImproperLogUniform(TorchDistribution):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 4.2.
+
+    See also:
+        :class:`pyro_vd.TruncatedLogUniform`, :func:`pyro_vd.kl.kl_log_uniform`, :class:`pyro_vd.DropoutNormal`.
     """
 
     arg_constraints: Any = {}
@@ -105,6 +108,9 @@ class TruncatedLogUniform(TorchDistribution):
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 4.2 ("uniform on the log-scale"); made proper as
         Neklyudov et al. 2017 do, arXiv:1705.07283, section 3.2.
+
+    See also:
+        :class:`pyro_vd.ImproperLogUniform`.
     """
 
     arg_constraints: Any = {"low": constraints.positive, "high": constraints.positive}

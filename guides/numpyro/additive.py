@@ -61,6 +61,10 @@ class AutoSparseVD(AdditiveGuide):
 
     References:
         Molchanov, Ashukha, Vetrov 2017, arXiv:1701.05369, section 4.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoVariationalDropout`, :class:`pyro_vd.guides.numpyro.AutoARD`,
+        :func:`pyro_vd.numpyro.sparsity_report`, :func:`pyro_vd.numpyro.prune`.
     """
 
     @checked_options
@@ -113,6 +117,9 @@ class AutoMeanField(AdditiveGuide):
 
     References:
         Graves 2011; Blundell et al. 2015, arXiv:1505.05424; LRT form in Kingma et al. 2015, equation 6.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoLowRank`, :class:`pyro_vd.guides.numpyro.AutoSparseVD`.
     """
 
 
@@ -136,6 +143,10 @@ class AutoARD(AdditiveGuide):
 
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoSparseVD`, :class:`pyro_vd.guides.numpyro.AutoGroupSparse`,
+        :func:`pyro_vd.numpyro.kl.kl_ard`.
     """
 
     kl = "ard"

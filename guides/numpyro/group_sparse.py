@@ -39,6 +39,9 @@ class AutoGroupSparse(WeightGuide):
 
     References:
         Louizos, Ullrich, Welling 2017, arXiv:1705.08665, section 3.1.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoSparseVD`, :class:`pyro_vd.numpyro.GroupNormal`.
     """
 
     @checked_options

@@ -39,6 +39,9 @@ class AutoLowRank(WeightGuide):
 
     References:
         Ong, Nott, Smith 2018, arXiv:1701.03208.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoMeanField`, :class:`pyro_vd.numpyro.LowRankNormal`.
     """
 
     @checked_options

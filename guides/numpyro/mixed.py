@@ -96,6 +96,9 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
         >>> guide = mixed_guide(bnn, first, AutoSparseVD(bnn, where="net.layers.1.weight"))
         >>> sorted(numpyro.handlers.seed(guide, rng_seed=0)(jnp.ones((1, 3))))
         ['net.layers.0.weight', 'net.layers.1.weight']
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoSparseVD`, :class:`pyro_vd.guides.numpyro.AutoMeanField`.
     """
     check_parts(guides)
     return MixedGuide(model, guides)

@@ -50,6 +50,10 @@ class AutoVariationalDropout(WeightGuide):
 
     References:
         Kingma, Salimans, Welling 2015, arXiv:1506.02557, sections 3 and 4.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoSparseVD`, :class:`pyro_vd.guides.numpyro.AutoGaussianDropout`,
+        :class:`pyro_vd.numpyro.DropoutNormal`.
     """
 
     @checked_options

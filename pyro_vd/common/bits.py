@@ -31,6 +31,9 @@ class BitsReport:
         >>> report = BitsReport((row,))
         >>> report.bits, report.compression
         (5.0, 64.0)
+
+    See also:
+        :func:`pyro_vd.weight_bits`.
     """
 
     rows: tuple[BitsRow, ...]

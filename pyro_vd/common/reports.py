@@ -150,6 +150,9 @@ class GradientVariance:
 
     Example:
         See :func:`pyro_vd.gradient_variance`.
+
+    See also:
+        :func:`pyro_vd.gradient_variance`.
     """
 
     parameters: dict[str, Any]
@@ -202,6 +205,9 @@ class LRTReport:
 
     Example:
         See :func:`pyro_vd.lrt_report`.
+
+    See also:
+        :func:`pyro_vd.lrt_report`.
     """
 
     rows: tuple[WeightUse, ...]

@@ -74,6 +74,9 @@ def linear_warm_up(begin: float, end: float, num_steps: int | None = None) -> Li
 
     References:
         Sønderby et al. 2016, Ladder Variational Autoencoders, arXiv:1602.02282.
+
+    See also:
+        :func:`pyro_vd.training.cyclic`, :func:`pyro_vd.training.constant`.
     """
     if num_steps is not None:
         num_steps = check_count("num_steps", num_steps, 1)
@@ -114,6 +117,9 @@ def cyclic(num_steps: int, num_cycles: int = 4, rise: float = 0.5) -> Cyclic:
 
     References:
         Fu et al. 2019, Cyclical Annealing Schedule, arXiv:1903.10145.
+
+    See also:
+        :func:`pyro_vd.training.linear_warm_up`, :func:`pyro_vd.training.constant`.
     """
     num_steps = check_count("num_steps", num_steps, 1)
     num_cycles = check_count("num_cycles", num_cycles, 1)
@@ -141,6 +147,9 @@ def constant(value: float = 1.0) -> Constant:
     Example:
         >>> constant()(7), constant(0.25)(7)
         (1.0, 0.25)
+
+    See also:
+        :func:`pyro_vd.training.linear_warm_up`, :func:`pyro_vd.training.cyclic`.
     """
     return Constant(check_number("value", value, at_least=0))
 

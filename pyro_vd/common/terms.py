@@ -24,6 +24,9 @@ class LossTerms:
         >>> terms = LossTerms(nll={"y": 12.0}, kl={"net.weight": 3.0}, kl_weight=0.5)
         >>> terms.loss, terms.negative_elbo
         (13.5, 15.0)
+
+    See also:
+        :class:`pyro_vd.TraceVD_ELBO`.
     """
 
     nll: dict[str, Any]

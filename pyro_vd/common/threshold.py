@@ -41,6 +41,9 @@ class ThresholdCurve:
         >>> curve = ThresholdCurve(rows)
         >>> curve.choose(tolerance=0.5).log_alpha_threshold, curve.unpruned.error
         (3.0, 2.0)
+
+    See also:
+        :func:`pyro_vd.threshold_curve`, :func:`pyro_vd.prune`.
     """
 
     rows: tuple[ThresholdRow, ...]

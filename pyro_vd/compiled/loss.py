@@ -60,6 +60,9 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
         >>> loss = compile_loss(vd.TraceVD_ELBO()(model, guide))
         >>> loss(torch.ones(5, 3)).shape
         torch.Size([])
+
+    See also:
+        :class:`pyro_vd.CompiledSVI`, :class:`pyro_vd.TraceVD_ELBO`.
     """
     if not isinstance(loss, LossModule):
         raise TypeError(

@@ -79,6 +79,9 @@ class CompiledSVI:
         >>> svi = CompiledSVI(model, AutoSparseVD(model), adam, vd.TraceVD_ELBO())
         >>> svi.step(torch.ones(5, 3), torch.zeros(5)).shape
         torch.Size([])
+
+    See also:
+        :func:`pyro_vd.compile_loss`, :func:`pyro_vd.training.save_checkpoint`, :class:`pyro_vd.TraceVD_ELBO`.
     """
 
     def __init__(

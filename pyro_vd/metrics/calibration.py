@@ -38,6 +38,9 @@ def fit_temperature(logits: Any, labels: Any) -> float:
 
     References:
         Guo et al. 2017, arXiv:1706.04599, section 4.2.
+
+    See also:
+        :func:`pyro_vd.metrics.calibration_error`.
     """
     scores, targets = _logits(logits, labels)
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -93,6 +96,9 @@ def conformal_threshold(prediction: Any, labels: Any, probability: float = 0.9) 
 
     References:
         Sadinle, Lei, Wasserman 2019, arXiv:1609.00451; Angelopoulos, Bates 2023, arXiv:2107.07511, section 1.
+
+    See also:
+        :func:`pyro_vd.metrics.conformal_sets`.
     """
     probability = check_number("probability", probability, above=0.0, at_most=1.0, owner="conformal_threshold")
     probs, targets = classes("conformal_threshold", prediction, labels)
@@ -123,6 +129,9 @@ def conformal_sets(prediction: Any, threshold: float) -> Tensor:
 
     Example:
         See :func:`conformal_threshold`.
+
+    See also:
+        :func:`pyro_vd.metrics.conformal_threshold`.
     """
     threshold = check_number("threshold", threshold, at_least=0.0, at_most=1.0, owner="conformal_sets")
     return 1 - probabilities("conformal_sets", prediction) <= threshold

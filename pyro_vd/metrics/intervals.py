@@ -38,6 +38,9 @@ def pit(prediction: Any, values: Any) -> Tensor:
 
     References:
         Dawid 1984, doi:10.2307/2981683; Czado, Gneiting, Held 2009, doi:10.1111/j.1541-0420.2009.01191.x.
+
+    See also:
+        :func:`pyro_vd.metrics.interval_coverage`.
     """
     prediction = predictive("pit", prediction)
     observed = like(prediction, tensor("pit", "values", values))
@@ -70,6 +73,9 @@ def interval_coverage(prediction: Any, values: Any, probability: float = 0.9) ->
         >>> prediction = Predictive(dist.Normal(torch.zeros(5, 4), 1.0), "y")  # 0.9 lie within 1.645
         >>> interval_coverage(prediction, torch.tensor([-2.0, -1.0, 1.0, 1.6]), 0.9)
         0.75
+
+    See also:
+        :func:`pyro_vd.metrics.interval_width`, :func:`pyro_vd.metrics.pit`.
     """
     low, high = _ends("interval_coverage", prediction, probability)
     observed = tensor("interval_coverage", "values", values)
@@ -99,6 +105,9 @@ def interval_width(prediction: Any, probability: float = 0.9) -> float:
         >>> from pyro_vd import Predictive
         >>> f"{interval_width(Predictive(dist.Normal(torch.zeros(5, 4), 1.0), 'y'), 0.9):.3f}"
         '3.290'
+
+    See also:
+        :func:`pyro_vd.metrics.interval_coverage`.
     """
     low, high = _ends("interval_width", prediction, probability)
     return (high - low).double().mean().item()

@@ -31,6 +31,9 @@ def nll(prediction: Any, labels: Any) -> float:
     Example:
         >>> f"{nll(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 1])):.4f}"
         '0.4904'
+
+    See also:
+        :func:`pyro_vd.metrics.brier_score`, :func:`pyro_vd.metrics.accuracy`.
     """
     if is_predictive(prediction):
         prediction, values = predictive("nll", prediction), tensor("nll", "labels", labels)
@@ -67,6 +70,9 @@ def brier_score(prediction: Any, labels: Any) -> float:
 
     References:
         Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2.
+
+    See also:
+        :func:`pyro_vd.metrics.nll`, :func:`pyro_vd.metrics.calibration_error`.
     """
     probs, targets = classes("brier_score", prediction, labels)
     return (probs - torch.nn.functional.one_hot(targets, probs.shape[-1])).square().sum(-1).mean().item()
@@ -89,6 +95,9 @@ def accuracy(prediction: Any, labels: Any) -> float:
         ::
 
             accuracy(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))  # 0.5
+
+    See also:
+        :func:`pyro_vd.metrics.nll`, :func:`pyro_vd.metrics.calibration_error`.
     """
     probs, targets = classes("accuracy", prediction, labels)
     found = _torchmetrics("accuracy").multiclass_accuracy(probs, targets, probs.shape[-1], average="micro")
@@ -112,6 +121,9 @@ def auroc(prediction: Any, labels: Any) -> float:
         ::
 
             auroc(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))  # 1.0
+
+    See also:
+        :func:`pyro_vd.metrics.ood_auroc`, :func:`pyro_vd.metrics.risk_coverage`.
     """
     probs, targets = classes("auroc", prediction, labels)
     missing = sorted(set(range(probs.shape[-1])) - set(targets.tolist()))
@@ -144,6 +156,9 @@ def calibration_error(prediction: Any, labels: Any, bins: int = 15, norm: Litera
 
     References:
         Guo et al. 2017, arXiv:1706.04599, equations 2, 3 and 5.
+
+    See also:
+        :func:`pyro_vd.plots.reliability_diagram`, :func:`pyro_vd.metrics.fit_temperature`.
     """
     check_choice("norm", norm, ("l1", "l2", "max"), "calibration_error")
     bins = check_count("bins", bins, 1, "calibration_error")

@@ -22,6 +22,9 @@ class RiskCoverage(NamedTuple):
 
     Example:
         See :func:`risk_coverage`.
+
+    See also:
+        :func:`pyro_vd.metrics.risk_coverage`.
     """
 
     coverage: Tensor
@@ -52,6 +55,9 @@ def risk_coverage(losses: Any, uncertainty: Any) -> RiskCoverage:
 
     References:
         Geifman, El-Yaniv 2017, arXiv:1705.08500; the area (AURC): Geifman et al. 2019, arXiv:1805.08206.
+
+    See also:
+        :class:`pyro_vd.metrics.RiskCoverage`, :func:`pyro_vd.plots.risk_coverage_curve`.
     """
     loss, doubt = (_scores("risk_coverage", n, v) for n, v in (("losses", losses), ("uncertainty", uncertainty)))
     if loss.shape != doubt.shape:
@@ -87,6 +93,9 @@ def ood_auroc(inside: Any, outside: Any) -> float:
 
     References:
         Hendrycks, Gimpel 2017, arXiv:1610.02136.
+
+    See also:
+        :func:`pyro_vd.metrics.ood_fpr`, :func:`pyro_vd.plots.entropy_histogram`.
     """
     ranks, is_outside = _ranked("ood_auroc", inside, outside)
     found = imported("torchmetrics.functional.classification", "metrics", "ood_auroc")
@@ -114,6 +123,9 @@ def ood_fpr(inside: Any, outside: Any, accepted: float = 0.95) -> float:
 
     References:
         Liang, Li, Srikant 2018, arXiv:1706.02690, section 4.3.
+
+    See also:
+        :func:`pyro_vd.metrics.ood_auroc`.
     """
     accepted = check_number("accepted", accepted, above=0.0, at_most=1.0, owner="ood_fpr")
     ranks, is_outside = _ranked("ood_fpr", inside, outside)

@@ -79,6 +79,9 @@ class TraceVD_ELBO(ELBO):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, equations 1-3.
+
+    See also:
+        :class:`pyro_vd.numpyro.LossTerms`, :func:`pyro_vd.numpyro.lrt`.
     """
 
     def __init__(

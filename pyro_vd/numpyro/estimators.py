@@ -96,6 +96,9 @@ class LinearOp:
 
     Example:
         See :func:`pyro_vd.numpyro.register_rule`.
+
+    See also:
+        :func:`pyro_vd.numpyro.register_rule`, :func:`pyro_vd.numpyro.operations_table`.
     """
 
     apply: Callable[[Array, Array], Array]

@@ -64,6 +64,9 @@ def gradient_variance(
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.2 and table 1.
+
+    See also:
+        :class:`pyro_vd.numpyro.GradientVariance`, :func:`pyro_vd.numpyro.lrt`, :func:`pyro_vd.numpyro.flipout`.
     """
     params = check_call("gradient_variance", rng_key, params, model, guide, args, kwargs)
     if not isinstance(loss, ELBO):

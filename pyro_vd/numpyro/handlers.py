@@ -57,6 +57,10 @@ def lrt(fn: Callable | None = None, *, shared_sites: SharedSites = (), reuse: Re
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3.
+
+    See also:
+        :func:`pyro_vd.numpyro.flipout`, :func:`pyro_vd.numpyro.per_example`, :func:`pyro_vd.numpyro.lrt_report`,
+        :class:`pyro_vd.numpyro.TraceVD_ELBO`.
     """
     return _handler("local", fn, shared_sites, reuse, strict)
 
@@ -68,6 +72,9 @@ def per_example(
 
     Example:
         See :func:`lrt`.
+
+    See also:
+        :func:`pyro_vd.numpyro.lrt`, :func:`pyro_vd.numpyro.flipout`, :func:`pyro_vd.numpyro.gradient_variance`.
     """
     return _handler("per_example", fn, shared_sites, reuse, strict)
 
@@ -79,6 +86,9 @@ def flipout(
 
     Example:
         See :func:`lrt`.
+
+    See also:
+        :func:`pyro_vd.numpyro.lrt`, :func:`pyro_vd.numpyro.per_example`, :func:`pyro_vd.numpyro.gradient_variance`.
     """
     return _handler("flipout", fn, shared_sites, reuse, strict)
 
@@ -101,6 +111,9 @@ def posterior_mean(fn: Callable | None = None) -> Any:
         ...     return numpyro.sample("w", DropoutNormal(jnp.ones((1, 2)), log_sigma2=-2.0).to_event(2))
         >>> numpyro.handlers.seed(posterior_mean(guide), jax.random.key(0))().tolist()
         [[1.0, 1.0]]
+
+    See also:
+        :func:`pyro_vd.numpyro.weight_posteriors`, :func:`pyro_vd.numpyro.prune`.
     """
     return _MeanMessenger(fn)
 

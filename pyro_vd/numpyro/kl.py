@@ -57,6 +57,9 @@ def kl_log_uniform(log_alpha: Array, method: LogUniformKL = "sigmoid") -> Array:
         "sigmoid": Molchanov et al. 2017, arXiv:1701.05369, equation 14. "cubic", "lower_bound":
         Kingma et al. 2015, arXiv:1506.02557, appendix C. "exact": the integral of Dawson's function
         that the moments of a folded Gaussian give.
+
+    See also:
+        :class:`pyro_vd.numpyro.ImproperLogUniform`, :func:`pyro_vd.numpyro.kl.kl_ard`.
     """
     options.check_choice("method", method, LOG_UNIFORM_METHODS, "kl_log_uniform")
     return _METHODS[method](_floating("kl_log_uniform", "log_alpha", log_alpha))
@@ -80,6 +83,9 @@ def kl_ard(log_alpha: Array) -> Array:
 
     References:
         Kharitonov, Molchanov, Vetrov 2018, arXiv:1811.00596, equation 12.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoARD`, :func:`pyro_vd.numpyro.kl.kl_log_uniform`.
     """
     return 0.5 * jax.nn.softplus(-_floating("kl_ard", "log_alpha", log_alpha))
 

@@ -53,6 +53,10 @@ def lrt_report(
         site                 shape    weights  sampled   operations
         net.weight             2x3          6  local     dot_general
         100.0% of the weights are sampled locally
+
+    See also:
+        :class:`pyro_vd.numpyro.LRTReport`, :func:`pyro_vd.numpyro.operations_table`,
+        :meth:`pyro_vd.numpyro.BayesianModule.report`.
     """
     owner = "lrt_report"
     params = check_call(owner, rng_key, params, model, guide, args, kwargs)

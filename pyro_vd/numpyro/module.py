@@ -70,6 +70,10 @@ class BayesianModule:
         >>> bnn = BayesianModule(net, prior=numpyro.distributions.Normal(0.0, 1.0))
         >>> bnn.weight_names, numpyro.handlers.seed(bnn, rng_seed=0)(jax.numpy.ones((5, 3))).shape
         (('weight',), (5, 2))
+
+    See also:
+        :func:`pyro_vd.numpyro.data_plate`, :func:`pyro_vd.numpyro.prune`,
+        :class:`pyro_vd.guides.numpyro.AutoSparseVD`.
     """
 
     def __init__(self, net: Any, prior: Prior, name: str = "net", where: Where = None):

@@ -31,6 +31,9 @@ def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int 
         >>> with data_plate(60000, 100) as index:
         ...     len(index)
         100
+
+    See also:
+        :class:`pyro_vd.numpyro.BayesianModule`, :class:`pyro_vd.numpyro.TraceVD_ELBO`.
     """
     dataset_size, batch_size = check_data_plate(dataset_size, batch_size, name, dim, is_prediction())
     dataset_size = max(dataset_size, batch_size)  # in a prediction, which may have more examples

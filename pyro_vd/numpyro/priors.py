@@ -39,6 +39,10 @@ class ImproperLogUniform(Distribution):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 4.2.
+
+    See also:
+        :class:`pyro_vd.numpyro.TruncatedLogUniform`, :func:`pyro_vd.numpyro.kl.kl_log_uniform`,
+        :class:`pyro_vd.numpyro.DropoutNormal`.
     """
 
     arg_constraints: Any = {}
@@ -101,6 +105,9 @@ class TruncatedLogUniform(Distribution):
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 4.2 ("uniform on the log-scale"); made proper as
         Neklyudov et al. 2017 do, arXiv:1705.07283, section 3.2.
+
+    See also:
+        :class:`pyro_vd.numpyro.ImproperLogUniform`.
     """
 
     arg_constraints: Any = {"low": constraints.positive, "high": constraints.positive}

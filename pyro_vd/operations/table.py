@@ -123,6 +123,9 @@ def register_rule(
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3, for what a rule describes.
+
+    See also:
+        :func:`pyro_vd.operations_table`, :class:`pyro_vd.LinearOp`.
     """
     if not operations:
         raise ValueError(
@@ -170,6 +173,9 @@ def operations_table() -> str:
     Example:
         >>> print(operations_table().splitlines()[0])
         | operation | weight argument | under "local" | what is dropped |
+
+    See also:
+        :func:`pyro_vd.register_rule`, :func:`pyro_vd.lrt_report`.
     """
     rows = []
     shown: set[str] = set()

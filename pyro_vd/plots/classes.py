@@ -42,6 +42,9 @@ def reliability_diagram(prediction: Any, labels: Any, bins: int = 15, ax: Any = 
 
     References:
         Guo et al. 2017, arXiv:1706.04599, figure 1.
+
+    See also:
+        :func:`pyro_vd.metrics.calibration_error`.
     """
     bins = check_count("bins", bins, 1, "reliability_diagram")
     probs, targets = classes("reliability_diagram", prediction, labels)
@@ -97,6 +100,9 @@ def entropy_histogram(entropies: Mapping[str, Any], bins: int = 40, ax: Any = No
         >>> matplotlib.use("Agg")
         >>> entropy_histogram({"clothes": torch.rand(50), "noise": 2 * torch.rand(50)}).get_ylabel()
         'share of the examples'
+
+    See also:
+        :func:`pyro_vd.metrics.ood_auroc`.
     """
     bins = check_count("bins", bins, 1, "entropy_histogram")
     series = {
@@ -145,6 +151,9 @@ def risk_coverage_curve(curves: Mapping[str, RiskCoverage], ax: Any = None, loss
         >>> curve = risk_coverage(torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.7]))
         >>> risk_coverage_curve({"entropy": curve}).get_legend().get_texts()[0].get_text()
         'entropy (area 0.25)'
+
+    See also:
+        :func:`pyro_vd.metrics.risk_coverage`.
     """
     series = _named("risk_coverage_curve", curves)
     for name, curve in series.items():

@@ -46,6 +46,9 @@ def regression_band(
 
     References:
         Depeweg et al. 2018, arXiv:1710.07283, equation 6, for the two parts.
+
+    See also:
+        :func:`pyro_vd.metrics.interval_coverage`.
     """
     deviations = check_number("deviations", deviations, above=0.0, owner="regression_band")
     prediction = predictive("regression_band", prediction)

@@ -44,6 +44,9 @@ class CorrelatedDropoutNormal(UnitPosterior):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 3.2 and appendix B.
+
+    See also:
+        :class:`pyro_vd.DropoutNormal`, :class:`pyro_vd.guides.AutoVariationalDropout`.
     """
 
     arg_constraints: Any = real_arguments("loc", "log_alpha")
@@ -105,6 +108,9 @@ class BernoulliDropout(UnitPosterior):
 
     References:
         Srivastava et al. 2014; Gal and Ghahramani 2016, arXiv:1506.02142, section 3.
+
+    See also:
+        :class:`pyro_vd.guides.AutoBernoulliDropout`, :class:`pyro_vd.ConcreteDropout`.
     """
 
     arg_constraints: Any = {"loc": constraints.real, "dropout_rate": constraints.half_open_interval(0.0, 1.0)}
@@ -182,6 +188,9 @@ class ConcreteDropout(UnitPosterior):
 
     References:
         Gal, Hron, Kendall 2017, arXiv:1705.07832, equations 3 and 4.
+
+    See also:
+        :class:`pyro_vd.guides.AutoConcreteDropout`, :class:`pyro_vd.BernoulliDropout`.
     """
 
     arg_constraints: Any = real_arguments("loc", "logit_dropout_rate")

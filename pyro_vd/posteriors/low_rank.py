@@ -53,6 +53,9 @@ class LowRankNormal(WeightPosterior):
 
     References:
         Kingma et al. 2015 for the diagonal part; Ong, Nott, Smith 2018, arXiv:1701.03208, for the family.
+
+    See also:
+        :class:`pyro_vd.guides.AutoLowRank`.
     """
 
     estimators = ("local", "shared", "per_example")

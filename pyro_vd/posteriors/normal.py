@@ -44,6 +44,10 @@ class DropoutNormal(WeightPosterior):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 3; Molchanov et al. 2017, arXiv:1701.05369, equation 12.
+
+    See also:
+        :class:`pyro_vd.CorrelatedDropoutNormal`, :func:`pyro_vd.kl.kl_log_uniform`,
+        :class:`pyro_vd.guides.AutoSparseVD`, :class:`pyro_vd.guides.AutoVariationalDropout`.
     """
 
     support: Any = constraints.real

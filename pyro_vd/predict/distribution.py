@@ -1,7 +1,4 @@
-"""Predictive: a posterior predictive distribution, the mixture of the likelihoods of all draws.
-
-p(y | x, data) = mean over draws of p(y | x, weights of the draw)
-"""
+"""p(y | x, data) = mean over draws of p(y | x, weights of the draw): the posterior predictive as a mixture."""
 
 from __future__ import annotations
 
@@ -54,6 +51,9 @@ class Predictive:
 
     References:
         Depeweg et al. 2018, arXiv:1710.07283, equations 4-6, for the parts of entropy and of variance.
+
+    See also:
+        :func:`pyro_vd.predictive_distribution`, :func:`pyro_vd.to_arviz`, :func:`pyro_vd.metrics.calibration_error`.
     """
 
     draws: Any

@@ -79,6 +79,9 @@ def posterior_predictive(
         ...     pyro.sample("w", dist.Normal(2.0, 0.1))
         >>> posterior_predictive(model, guide, torch.ones(5), num_samples=3)["y"].shape
         torch.Size([3, 5])
+
+    See also:
+        :func:`pyro_vd.predictive_distribution`, :func:`pyro_vd.to_arviz`.
     """
     check_programs(model, guide)
     sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)

@@ -99,6 +99,9 @@ def predictive_distribution(
         >>> y
         Predictive('y': Normal, 3 draws, batch (5,), event ())
         >>> low, high = y.interval(0.9)
+
+    See also:
+        :class:`pyro_vd.Predictive`, :func:`pyro_vd.posterior_predictive`, :func:`pyro_vd.metrics.accuracy`.
     """
     check_programs(model, guide)
     check_prediction((*MODES, "moments"), mode, num_samples, batch_size)

@@ -42,6 +42,9 @@ def weight_bits(
     References:
         Louizos, Ullrich, Welling 2017, arXiv:1705.08665, section 4.2, which takes the precision of a layer from its
         mean posterior variance.
+
+    See also:
+        :class:`pyro_vd.BitsReport`, :func:`pyro_vd.weight_posteriors`.
     """
     posteriors = posteriors_of(guide)
     rows = []

@@ -99,6 +99,9 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
           (0): CSRLinear(in_features=8, out_features=2, nonzero=2)
           (1): Linear(in_features=2, out_features=2, bias=True)
         )
+
+    See also:
+        :func:`pyro_vd.deploy`, :func:`pyro_vd.shrink`.
     """
     share = check_share("min_sparsity", min_sparsity)
     net = remove_masks(net)

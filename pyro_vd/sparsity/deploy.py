@@ -45,6 +45,9 @@ class Deployment:
 
     Example:
         See :func:`deploy`.
+
+    See also:
+        :func:`pyro_vd.deploy`.
     """
 
     net: nn.Module
@@ -98,6 +101,9 @@ def deploy(
         form              ms    elements       bytes
         dense         2.0000          26         104
         shrunk        1.0000           8          32  fastest
+
+    See also:
+        :class:`pyro_vd.Deployment`, :func:`pyro_vd.shrink`, :func:`pyro_vd.to_csr`, :func:`pyro_vd.save_sparse`.
     """
     unknown = [form for form in forms if form not in FORMS]
     if unknown or not forms or isinstance(forms, str):

@@ -60,6 +60,9 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
         ...     state = load_sparse(f"{folder}/net.safetensors")
         >>> size < 2000, torch.equal(state["weight"], torch.eye(100))
         (True, True)
+
+    See also:
+        :func:`pyro_vd.load_sparse`, :func:`pyro_vd.prune`.
     """
     files = imported("safetensors.torch", "safetensors", "save_sparse")
     held: dict[str, Tensor] = {}
@@ -119,6 +122,9 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
 
     Example:
         See :func:`save_sparse`.
+
+    See also:
+        :func:`pyro_vd.save_sparse`.
     """
     held = imported("safetensors.torch", "safetensors", "save_sparse").load_file(path)
     found = [match for key in held if (match := PLACES.fullmatch(key))]

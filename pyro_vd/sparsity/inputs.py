@@ -90,6 +90,9 @@ def index_inputs(net: nn.Module, min_unused: float = 0.25) -> nn.Module:
           (0): IndexedLinear(in_features=4, out_features=2, used=2)
           (1): Linear(in_features=2, out_features=2, bias=True)
         )
+
+    See also:
+        :func:`pyro_vd.shrink`, :func:`pyro_vd.deploy`.
     """
     share = check_share("min_unused", min_unused)
     net = remove_masks(net)

@@ -58,6 +58,9 @@ def keep_masks(
 
     References:
         Molchanov et al. 2017, arXiv:1701.05369, section 5.
+
+    See also:
+        :func:`pyro_vd.prune`, :func:`pyro_vd.threshold_curve`.
     """
     posteriors = posteriors_of(guide)
     thresholds = find_thresholds(posteriors, log_alpha_threshold, sparsity)
@@ -175,6 +178,9 @@ def weight_posteriors(guide: Callable, *args: Any, **kwargs: Any) -> dict[str, W
         ...     pyro.sample("w", vd.DropoutNormal(torch.ones(1, 2), log_sigma2=-2.0).to_event(2))
         >>> weight_posteriors(guide)["w"].log_alpha
         tensor([[-2., -2.]])
+
+    See also:
+        :func:`pyro_vd.posterior_mean`, :func:`pyro_vd.sparsity_report`, :func:`pyro_vd.weight_bits`.
     """
     trace = poutine.block(poutine.trace(guide).get_trace)(*args, **kwargs)
     found = {name: base_distribution(site["fn"]) for name, site in trace.iter_stochastic_nodes()}

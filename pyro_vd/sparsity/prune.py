@@ -56,6 +56,10 @@ def prune(
         >>> net = prune(bnn, {"net.weight": q}, masked=True)
         >>> net.weight, torch_prune.is_pruned(net)
         (tensor([[2., 0., 1.]]), True)
+
+    See also:
+        :func:`pyro_vd.keep_masks`, :func:`pyro_vd.threshold_curve`, :func:`pyro_vd.shrink`,
+        :func:`pyro_vd.sparsity_report`.
     """
     if not isinstance(bnn, BayesianModule):
         raise TypeError(

@@ -36,6 +36,9 @@ def sparsity_report(
 
     References:
         Molchanov et al. 2017, arXiv:1701.05369, section 5.
+
+    See also:
+        :func:`pyro_vd.prune`, :func:`pyro_vd.threshold_curve`.
     """
     posteriors = posteriors_of(guide)
     thresholds = find_thresholds(posteriors, log_alpha_threshold, sparsity)

@@ -76,6 +76,9 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
           (1): ReLU()
           (2): Linear(in_features=1, out_features=2, bias=True)
         )
+
+    See also:
+        :func:`pyro_vd.prune`, :func:`pyro_vd.deploy`, :func:`pyro_vd.index_inputs`.
     """
     args, kwargs = as_call(example_inputs)
     plain = remove_masks(net)

@@ -54,6 +54,9 @@ def threshold_curve(
               inf          3     0.00%           1
         >>> curve.choose(tolerance=0.2).log_alpha_threshold
         3.0
+
+    See also:
+        :class:`pyro_vd.ThresholdCurve`, :func:`pyro_vd.prune`.
     """
     posteriors = posteriors_of(guide)
 

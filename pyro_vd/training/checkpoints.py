@@ -26,6 +26,9 @@ class Checkpoint:
     Attributes:
         step: as given to :func:`save_checkpoint`.
         extra: as given to :func:`save_checkpoint`.
+
+    See also:
+        :func:`pyro_vd.training.save_checkpoint`, :func:`pyro_vd.training.load_checkpoint`.
     """
 
     step: int
@@ -74,6 +77,9 @@ def save_checkpoint(
         ...     save_checkpoint(file, modules={"net": net}, optimizers={"adam": adam}, step=7, extra={"epoch": 1})
         ...     load_checkpoint(file, modules={"net": net}, optimizers={"adam": adam})
         Checkpoint(step=7, extra={'epoch': 1})
+
+    See also:
+        :func:`pyro_vd.training.load_checkpoint`, :class:`pyro_vd.training.Checkpoint`.
     """
     files = imported("safetensors.torch", "safetensors", "checkpoint")
     step = check_count("step", step, 0)
@@ -130,6 +136,9 @@ def load_checkpoint(
 
     Example:
         See :func:`save_checkpoint`.
+
+    See also:
+        :func:`pyro_vd.training.save_checkpoint`, :class:`pyro_vd.training.Checkpoint`.
     """
     files = imported("safetensors.torch", "safetensors", "checkpoint")
     check_flag("random_states", random_states)

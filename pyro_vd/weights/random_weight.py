@@ -47,6 +47,9 @@ class RandomWeight(Tensor):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3.
+
+    See also:
+        :func:`pyro_vd.lrt`, :class:`pyro_vd.LinearOp`, :func:`pyro_vd.register_rule`.
     """
 
     loc: Tensor

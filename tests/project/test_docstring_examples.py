@@ -1,8 +1,9 @@
-"""Every public name shows how it is used: a doctest, or the name of one that has it."""
+"""Every public name shows how it is used, by a doctest or the name of one that has it, and names what is near it."""
 
 from __future__ import annotations
 
 import inspect
+import pydoc
 import re
 
 import pytest
@@ -26,6 +27,17 @@ def check(names: dict[str, object]) -> None:
         text = value.__doc__ or ""
         other = re.search(r"Example:\s+See :\w+:`(?:[\w.]+\.)?(\w+)`", text)
         assert ">>>" in text or (other and ">>>" in (names[other[1]].__doc__ or "")), name
+        assert near(text), name
+
+
+def near(text: str) -> list[str]:
+    """The names under "See also", the last section; each leads to an object of this package."""
+    _, _, section = text.partition("See also:")
+    names = re.findall(r":\w+:`(pyro_vd[.\w]+)`", section)
+    assert not re.sub(r":\w+:`[.\w]+`|[\s,.]", "", section), f"more than names under See also: {section}"
+    for name in names:
+        pydoc.locate(name) or pytest.fail(f"See also: no object {name}")
+    return names
 
 
 def test_every_public_name_has_an_example():

@@ -88,6 +88,9 @@ def register_rule(
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3, for what a rule describes.
+
+    See also:
+        :func:`pyro_vd.numpyro.operations_table`, :class:`pyro_vd.numpyro.LinearOp`.
     """
     if not operations:
         raise ValueError(
@@ -141,6 +144,9 @@ def operations_table() -> str:
     Example:
         >>> print(operations_table().splitlines()[0])
         | operation | weight argument | under "local" | what is dropped |
+
+    See also:
+        :func:`pyro_vd.numpyro.register_rule`, :func:`pyro_vd.numpyro.lrt_report`.
     """
     entries = dict.fromkeys(TABLE.values())
     return markdown_table((tuple(o.name for o in e.operations), e.weights, e.kind, e.drops) for e in entries)

@@ -51,6 +51,9 @@ class CorrelatedDropoutNormal(UnitPosterior):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 3.2 and appendix B.
+
+    See also:
+        :class:`pyro_vd.numpyro.DropoutNormal`, :class:`pyro_vd.guides.numpyro.AutoVariationalDropout`.
     """
 
     arg_constraints: Any = real_arguments("loc", "log_alpha")
@@ -111,6 +114,9 @@ class BernoulliDropout(UnitPosterior):
 
     References:
         Srivastava et al. 2014; Gal and Ghahramani 2016, arXiv:1506.02142, section 3.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoBernoulliDropout`, :class:`pyro_vd.numpyro.ConcreteDropout`.
     """
 
     arg_constraints: Any = {"loc": constraints.real, "dropout_rate": constraints.unit_interval}
@@ -174,6 +180,9 @@ class ConcreteDropout(UnitPosterior):
 
     References:
         Gal, Hron, Kendall 2017, arXiv:1705.07832, equations 3 and 4.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoConcreteDropout`, :class:`pyro_vd.numpyro.BernoulliDropout`.
     """
 
     arg_constraints: Any = real_arguments("loc", "logit_dropout_rate")

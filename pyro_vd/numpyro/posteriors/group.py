@@ -50,6 +50,9 @@ class GroupNormal(UnitPosterior):
 
     References:
         Louizos, Ullrich, Welling 2017, arXiv:1705.08665, equations 7-9 and appendix A.
+
+    See also:
+        :class:`pyro_vd.guides.numpyro.AutoGroupSparse`.
     """
 
     arg_constraints: Any = real_arguments("v_loc", "v_log_sigma2", "unit_loc", "unit_log_sigma2")

@@ -52,6 +52,10 @@ class DropoutNormal(WeightPosterior):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 3; Molchanov et al. 2017, arXiv:1701.05369, equation 12.
+
+    See also:
+        :class:`pyro_vd.numpyro.CorrelatedDropoutNormal`, :func:`pyro_vd.numpyro.kl.kl_log_uniform`,
+        :class:`pyro_vd.guides.numpyro.AutoSparseVD`, :class:`pyro_vd.guides.numpyro.AutoVariationalDropout`.
     """
 
     support: Any = constraints.real

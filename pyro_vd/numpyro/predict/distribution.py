@@ -1,7 +1,4 @@
-"""Predictive: a posterior predictive distribution, the mixture of the likelihoods of all draws.
-
-p(y | x, data) = mean over draws of p(y | x, weights of the draw)
-"""
+"""p(y | x, data) = mean over draws of p(y | x, weights of the draw): the posterior predictive as a mixture."""
 
 from __future__ import annotations
 
@@ -65,6 +62,9 @@ class Predictive:
 
     References:
         Depeweg et al. 2018, arXiv:1710.07283, equations 4-6, for the parts of entropy and of variance.
+
+    See also:
+        :func:`pyro_vd.numpyro.predictive_distribution`, :func:`pyro_vd.numpyro.to_arviz`.
     """
 
     draws: Any

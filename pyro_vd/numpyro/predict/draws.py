@@ -75,6 +75,9 @@ def posterior_predictive(
         ...     numpyro.sample("w", dist.Normal(2.0, 0.1))
         >>> posterior_predictive(jax.random.key(0), {}, model, guide, jnp.ones(5), num_samples=3)["y"].shape
         (3, 5)
+
+    See also:
+        :func:`pyro_vd.numpyro.predictive_distribution`, :func:`pyro_vd.numpyro.to_arviz`.
     """
     owner = "posterior_predictive"
     params = dict(check_finite(owner, check_call(owner, rng_key, params, model, guide, args, kwargs)))

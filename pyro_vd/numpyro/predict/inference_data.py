@@ -59,6 +59,9 @@ def to_arviz(
 
     References:
         Kumar et al. 2019, doi:10.21105/joss.01143; Vehtari, Gelman, Gabry 2017, arXiv:1507.04544, for LOO.
+
+    See also:
+        :func:`pyro_vd.numpyro.predictive_distribution`, :class:`pyro_vd.numpyro.Predictive`.
     """
     found = check_sites("draws", draws, "array or Predictive")
     seen = {} if observed is None else check_sites("observed", observed, "array")

@@ -106,6 +106,9 @@ def predictive_distribution(
         >>> y
         Predictive('y': Normal, 3 draws, batch (5,), event ())
         >>> low, high = y.interval(0.9)
+
+    See also:
+        :class:`pyro_vd.numpyro.Predictive`, :func:`pyro_vd.numpyro.posterior_predictive`.
     """
     owner = "predictive_distribution"
     params = dict(check_finite(owner, check_call(owner, rng_key, params, model, guide, args, kwargs)))

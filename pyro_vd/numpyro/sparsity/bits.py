@@ -49,6 +49,9 @@ def weight_bits(
     References:
         Louizos, Ullrich, Welling 2017, arXiv:1705.08665, section 4.2, which takes the precision of a layer from its
         mean posterior variance.
+
+    See also:
+        :class:`pyro_vd.numpyro.BitsReport`, :func:`pyro_vd.numpyro.weight_posteriors`.
     """
     posteriors = posteriors_of(guide, params)
     rows = []

@@ -33,6 +33,9 @@ def keep_zeros(masks: Mapping[str, Array]) -> optax.GradientTransformation:
         >>> updates, _ = tune.update(jax.tree.map(jnp.ones_like, params), tune.init(params), params)
         >>> updates["params"]["Dense_0"]["kernel"]
         Array([-1.,  0.], dtype=float32)
+
+    See also:
+        :func:`pyro_vd.numpyro.keep_masks`, :func:`pyro_vd.numpyro.prune`.
     """
 
     def init(params: Any) -> optax.EmptyState:

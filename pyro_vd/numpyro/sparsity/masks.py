@@ -60,6 +60,9 @@ def keep_masks(
 
     References:
         Molchanov et al. 2017, arXiv:1701.05369, section 5.
+
+    See also:
+        :func:`pyro_vd.numpyro.prune`, :func:`pyro_vd.numpyro.threshold_curve`.
     """
     posteriors = posteriors_of(guide, params)
     thresholds = find_thresholds(posteriors, log_alpha_threshold, sparsity)
@@ -124,6 +127,10 @@ def weight_posteriors(
         ...     numpyro.sample("w", vd.DropoutNormal(jnp.ones((1, 2)), log_sigma2=-2.0).to_event(2))
         >>> weight_posteriors(jax.random.key(0), {}, guide)["w"].log_alpha.tolist()
         [[-2.0, -2.0]]
+
+    See also:
+        :func:`pyro_vd.numpyro.posterior_mean`, :func:`pyro_vd.numpyro.sparsity_report`,
+        :func:`pyro_vd.numpyro.weight_bits`.
     """
     owner = "weight_posteriors"
     params = check_params(owner, params)

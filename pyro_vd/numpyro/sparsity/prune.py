@@ -52,6 +52,10 @@ def prune(
         >>> q = DropoutNormal(jnp.array([[2.0, 0.1, 1.0]]), log_sigma2=0.0)
         >>> prune(bnn, {"net.weight": q}, params={}).weight
         Array([[2., 0., 1.]], dtype=float32)
+
+    See also:
+        :func:`pyro_vd.numpyro.keep_masks`, :func:`pyro_vd.numpyro.threshold_curve`,
+        :func:`pyro_vd.numpyro.sparsity_report`.
     """
     if not isinstance(bnn, BayesianModule):
         raise TypeError(

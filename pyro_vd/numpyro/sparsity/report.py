@@ -49,6 +49,9 @@ def sparsity_report(
 
     References:
         Molchanov et al. 2017, arXiv:1701.05369, section 5.
+
+    See also:
+        :func:`pyro_vd.numpyro.prune`, :func:`pyro_vd.numpyro.threshold_curve`.
     """
     posteriors = posteriors_of(guide, params)
     thresholds = find_thresholds(posteriors, log_alpha_threshold, sparsity)

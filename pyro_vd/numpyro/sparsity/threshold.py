@@ -51,6 +51,9 @@ def threshold_curve(
         >>> curve = threshold_curve(bnn, guide, lambda net: 2.7 - net(jnp.ones(3))[0], [-2, 1, 3], params={})
         >>> curve.choose(tolerance=0.2).log_alpha_threshold
         3.0
+
+    See also:
+        :class:`pyro_vd.numpyro.ThresholdCurve`, :func:`pyro_vd.numpyro.prune`.
     """
     posteriors = posteriors_of(guide, params)
 

@@ -23,6 +23,9 @@ class Checkpoint:
         state: as ``like``, with the values of the file.
         step: as given to :func:`save_checkpoint`.
         extra: as given to :func:`save_checkpoint`.
+
+    See also:
+        :func:`pyro_vd.numpyro.training.save_checkpoint`, :func:`pyro_vd.numpyro.training.load_checkpoint`.
     """
 
     state: Any
@@ -56,6 +59,9 @@ def save_checkpoint(path: str | os.PathLike[str], svi_state: Any, *, step: int =
         ...     found = load_checkpoint(f"{folder}/run.safetensors", like=state)
         >>> found.step, found.state["loc"].tolist()
         (7, [1.0, 1.0])
+
+    See also:
+        :func:`pyro_vd.numpyro.training.load_checkpoint`, :class:`pyro_vd.numpyro.training.Checkpoint`.
     """
     files = imported("safetensors.numpy", "safetensors", "checkpoint")
     step = check_count("step", step, 0)
@@ -93,6 +99,9 @@ def load_checkpoint(path: str | os.PathLike[str], like: Any) -> Checkpoint:
 
     Example:
         See :func:`save_checkpoint`.
+
+    See also:
+        :func:`pyro_vd.numpyro.training.save_checkpoint`, :class:`pyro_vd.numpyro.training.Checkpoint`.
     """
     files = imported("safetensors.numpy", "safetensors", "checkpoint")
     content, tree = read_sealed(path, "a training in NumPyro")

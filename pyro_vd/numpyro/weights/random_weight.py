@@ -64,6 +64,9 @@ class RandomWeight(quax.ArrayValue):
 
     References:
         Kingma et al. 2015, arXiv:1506.02557, section 2.3.
+
+    See also:
+        :func:`pyro_vd.numpyro.lrt`, :class:`pyro_vd.numpyro.LinearOp`, :func:`pyro_vd.numpyro.register_rule`.
     """
 
     noise: WeightNoise
