@@ -17,7 +17,7 @@ from pyro_vd.guides import AutoSparseVD
 
 SIZES = (784, 2048, 2048, 2048, 10)
 BATCH = 128
-MODES = ("deterministic", "local", "checkpointed", "bf16", "compiled")
+MODES = ("deterministic", "local", "checkpointed", "bf16", "compiled", "svi", "8 by svi", "8 at once")
 
 
 class Peak(NamedTuple):
@@ -45,7 +45,7 @@ def peak(name: str, device: str = "cpu") -> Peak:
 
     Args:
         name: "deterministic"; "local", eager; "checkpointed" and "bf16", as "local" with one of these; "compiled", by
-            CompiledSVI.
+            CompiledSVI; "svi", by ``pyro.infer.SVI``; "8 by svi", 8 particles of it; "8 at once", of the loss module.
         device: of the net.
     """
     earlier = 5 if name == "compiled" else 2
@@ -86,7 +86,11 @@ def _step(name: str, device: str) -> Callable[[], object]:
         if name == "compiled":
             svi = vd.CompiledSVI(model, guide, torch.optim.Adam, vd.TraceVD_ELBO("local"), strict=True)
             return lambda: svi.step(x, y)
-        loss = vd.TraceVD_ELBO("local")(model, guide)
+        elbo = vd.TraceVD_ELBO("local", num_particles=8 if name.startswith("8") else 1)
+        if name.endswith("svi"):
+            taken = pyro.infer.SVI(model, guide, pyro.optim.Adam({}), elbo)  # type: ignore[attr-defined]
+            return lambda: taken.step(x, y)
+        loss = elbo(model, guide)
         parameters = loss.parameters()
     optimizer = torch.optim.Adam(parameters)
 

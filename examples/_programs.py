@@ -8,9 +8,12 @@ from functools import partial
 from typing import Any
 
 import _handwritten
+import pyro
+import pyro.distributions as dist
 import torch
 from _handwritten import LRTConv2d, LRTLinear
 from _training import classifier
+from pyro import poutine
 from pyro.infer import SVI, TraceMeanField_ELBO
 from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor, nn
@@ -72,6 +75,37 @@ def by_hand(problem: Problem, batches: list, lrt: bool = True, compiled: bool = 
     return _handwritten.training(loss, net.parameters(), batches, LR, compiled)
 
 
+def by_hand_in_pyro(problem: Problem, batches: list) -> Step:
+    """The layers written by hand as a Pyro program: what Pyro's own trace of guide and model takes, and nothing else.
+
+    A weight is one site, whose value is a tensor that is there; noise and KL are those of the layers.
+    """
+    net = problem.build(**LRT)
+    layers = {name: one for name, one in net.named_modules() if isinstance(one, (LRTLinear, LRTConv2d))}
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        for name, layer in layers.items():
+            loc = pyro.param(f"{name}.loc", layer.weight)
+            pyro.param(f"{name}.log_sigma2", layer.log_sigma2)
+            pyro.sample(f"{name}.weight", dist.Delta(loc, event_dim=loc.dim()))
+
+    def model(x: Tensor, y: Tensor) -> None:
+        for name, layer in layers.items():
+            pyro.param(f"{name}.bias", layer.bias)
+            pyro.sample(f"{name}.weight", dist.Delta(layer.weight, event_dim=layer.weight.dim()))
+        logits = net(x)
+        with vd.data_plate(DATASET_SIZE, len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        guide_trace = poutine.trace(guide).get_trace(x, y)
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, y)
+        trace.compute_log_prob(lambda name, site: site["is_observed"])
+        return _handwritten.kl(net) - trace.nodes["y"]["log_prob_sum"]
+
+    return _handwritten.training(loss, net.parameters(), batches, LR)
+
+
 def by_hand_in_cuda_graph(problem: Problem, batches: list) -> Step:
     net = problem.build(**LRT)
     loss = partial(_handwritten.negative_elbo, net, dataset_size=DATASET_SIZE)
@@ -117,6 +151,7 @@ PROGRAMS: dict[str, tuple[str, Callable[[Problem, list], Step]]] = {
     "lrt": ("hand-written layers, fused Adam", by_hand),
     "lrt-compiled": ("the same, loss under torch.compile", partial(by_hand, compiled=True)),
     "lrt-cuda-graph": ("the same, the whole step a CUDA graph", by_hand_in_cuda_graph),
+    "lrt-pyro": ("hand-written layers as a Pyro program", by_hand_in_pyro),
     "svi-weight-draws": ("pyro SVI, TraceMeanField_ELBO", partial(svi, elbo=TraceMeanField_ELBO)),
     "svi-lrt": ("the same, vd.lrt(guide)", partial(svi, elbo=TraceMeanField_ELBO, handler=vd.lrt)),
     "svi-vd": ("pyro SVI, TraceVD_ELBO", partial(svi, elbo=vd.TraceVD_ELBO)),

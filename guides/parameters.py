@@ -9,7 +9,7 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vd._pyro import adopt_stored_value
+from pyro_vd._pyro import adopt_stored_value, parameters_are_seen
 
 
 def quantities(guide: nn.Module) -> set[str]:
@@ -45,6 +45,8 @@ def read(guide: Any, quantity: str, site: str) -> Tensor:
     if parameter is not None and not parameter.requires_grad:
         return parameter  # frozen by the user: a step must not meet it, or its momentum would go on moving it
     if type(parameter) is nn.Parameter and not name.endswith("_unconstrained"):
+        if not parameters_are_seen():
+            return parameter
         if guide._pyro_context.active and not pyro.settings.get("module_local_params"):
             pyro.param(full_name, parameter)
             return parameter  # as getattr, which is slow in a PyroModule

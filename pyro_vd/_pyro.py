@@ -142,6 +142,14 @@ def _net_parameter(name: str, parameter: nn.Parameter, constraint: Any, event_di
     return view
 
 
+def parameters_are_seen() -> bool:
+    """Whether a ``pyro.param`` would meet a handler that may use it: any but those that say that they do not."""
+    for handler in _PYRO_STACK:
+        if getattr(handler, "sees_parameters", True):
+            return True
+    return False
+
+
 def parameters_met(trace: Any) -> dict[str, Any]:
     """The unconstrained tensor of every parameter in a trace.
 

@@ -15,7 +15,7 @@ from types import FunctionType, NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import DisableTorchFunctionSubclass as DisableTorchFunctionSubclass  # torch/_C/__init__.pyi.in
 from torch._C._functorch import get_unwrapped, maybe_get_bdim  # torch/csrc/functorch/init.cpp
 from torch._C._functorch import is_functorch_wrapped_tensor as is_functorch_wrapped_tensor
@@ -32,6 +32,8 @@ grouped_mm = torch._grouped_mm  # what F.grouped_mm calls; aten/src/ATen/native/
 
 _CHECKPOINT = checkpoint.__file__
 _AS_IT_IS = nullcontext()
+_PLAIN = (Tensor, nn.Parameter)
+_BLOCK = 2**15  # elements a thread: what PyTorch gives one at least (at::internal::GRAIN_SIZE, ATen/TensorIterator.h)
 
 
 def applied(function: type[Function], *inputs: Any) -> Any:
@@ -121,6 +123,31 @@ def without_autocast(device_type: str) -> AbstractContextManager:
 def at_least_tiny(x: Tensor) -> Tensor:
     """``x``, written over: at least the smallest normal number."""
     return x.clamp_min_(torch.finfo(x.dtype).tiny)
+
+
+def in_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """``function(*inputs)``, elementwise and of several steps, in blocks whose steps stay in the cache of a processor.
+
+    Without blocks every step reads and writes main memory. A block is a multiple of the registers of a processor, so
+    that the results are the same to the last digit. There are no blocks where they would be of no use: in what a
+    compiler makes one loop of, on another device, for layouts that have no flat view.
+    """
+    if torch.compiler.is_compiling():
+        return function(*inputs)
+    first, size = inputs[0], _BLOCK * torch.get_num_threads()
+    if first.numel() <= size or first.device.type != "cpu" or torch.is_grad_enabled() or is_recording():
+        return function(*inputs)
+    if torch._C._are_functorch_transforms_active() or not all([type(one) in _PLAIN for one in inputs]):
+        return function(*inputs)
+    if not all([one.is_contiguous() and one.shape == first.shape for one in inputs]):
+        return function(*inputs)
+    outputs: tuple[Tensor, ...] = ()
+    for start, *parts in zip(range(0, first.numel(), size), *[one.view(-1).split(size) for one in inputs], strict=True):
+        results = function(*parts)
+        outputs = outputs or tuple([first.new_empty(first.shape, dtype=one.dtype) for one in results])
+        for output, result in zip(outputs, results, strict=True):
+            output.view(-1)[start : start + size] = result
+    return outputs
 
 
 def in_backward_pass() -> bool:

@@ -37,6 +37,8 @@ class GuideCovers(ReplayMessenger):
             parameter of its net, and with None those of two dimensions or more on the real line, outside of plates.
     """
 
+    sees_parameters = False
+
     def __init__(self, guide_trace: Any):
         super().__init__(trace=guide_trace)
         self._covered = guide_trace.nodes
@@ -204,7 +206,7 @@ def holds_non_finite(args: tuple, kwargs: dict) -> bool:
     """Whether an argument holds NaN or infinity: the loss may be finite and its gradient not."""
     data = [leaf for leaf in leaves_of(args, kwargs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     # A sum is finite only if its terms are; where it is not, it may have overflowed.
-    if not data or bool(torch.isfinite(functools.reduce(torch.add, [leaf.sum() for leaf in data]))):
+    if not data or math.isfinite(functools.reduce(torch.add, [leaf.sum() for leaf in data]).item()):
         return False
     return any(map(_count_bad, data))
 

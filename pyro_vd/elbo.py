@@ -5,6 +5,7 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection
 from typing import Any, Literal, cast
@@ -51,7 +52,8 @@ class TraceVD_ELBO(ELBO):
         estimator: how layers use a random weight: "local" (noise per output element, the local
             reparameterization trick), "shared" (one draw a step), "per_example", "flipout". A guide's plain ``Normal``
             of two event dimensions or more, outside of plates, is a random weight too.
-        num_particles: number of evaluations averaged.
+        num_particles: number of evaluations averaged. A step of ``pyro.infer.SVI`` takes them one after the other,
+            forward and backward, in the memory of one; the loss module and CompiledSVI have one backward pass for all.
         kl_weight: weight of the KL, a number or a 0-dim tensor >= 0; may be reassigned, or filled in
             place, between steps.
         analytic_only: with False, a pair of distributions without a registered KL rule is estimated from the
@@ -145,10 +147,8 @@ class TraceVD_ELBO(ELBO):
         with handlers_kept():
             for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
                 kl_of_run = kl_of_sites(model_trace, guide_trace, self.analytic_only)
-                for total, particle in ((nll, nll_of_sites(model_trace)), (kl, kl_of_run)):
-                    for site, value in particle.items():
-                        value = value / self.num_particles if self.num_particles > 1 else value
-                        total[site] = total[site] + value if site in total else value
+                _add(nll, nll_of_sites(model_trace), self.num_particles)
+                _add(kl, kl_of_run, self.num_particles)
         zero = 0.0 if nll and kl else torch.zeros(())
         return LossTerms(nll, kl, self.kl_weight, zero)
 
@@ -168,7 +168,7 @@ class TraceVD_ELBO(ELBO):
         terms = self._terms(model, guide, args, kwargs)
         loss = terms.loss
         # Inputs may hold NaN and infinity where the loss does not depend on them, such as the mask of an attention.
-        if bool(torch.isfinite(loss)):
+        if math.isfinite(loss.item()):
             return terms, loss
         reason = non_finite_input(guide, args, kwargs)
         reason = reason or "no input of the step is at fault; is a learning rate too high?"
@@ -186,19 +186,33 @@ class TraceVD_ELBO(ELBO):
         return float(self._evaluated(model, guide, args, kwargs)[1].detach())
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; adds its gradient to the parameters. All or nothing: an error adds none."""
+        """The loss as a number; adds its gradient to the parameters. All or nothing: an error adds none.
+
+        One particle after the other, forward and backward, in the memory of one.
+        """
+        number = 1 if self.vectorize_particles else self.num_particles
+        one: TraceVD_ELBO = self if number == 1 else copy.copy(self)
+        if number > 1:
+            one.num_particles = 1
+        nll: dict[str, Tensor] = {}
+        kl: dict[str, Tensor] = {}
         capture: Any
-        with undone(only_on_failure=True):
-            with poutine.trace(param_only=True) as capture:
-                loss = self._evaluated(model, guide, args, kwargs)[1]
-            if loss.requires_grad:
-                met = parameters_met(capture.trace)
-                if holds_non_finite(args, kwargs):
-                    check_gradient(loss, met, args, kwargs)
-                with gradients_added(met.values()):
-                    loss.backward(retain_graph=self.retain_graph)
+        with undone(only_on_failure=True), gradients_added() as begin:
+            for _ in range(number):
+                with poutine.trace(param_only=True) as capture:
+                    terms, loss = one._evaluated(model, guide, args, kwargs)
+                if loss.requires_grad:
+                    met = parameters_met(capture.trace)
+                    if holds_non_finite(args, kwargs):
+                        check_gradient(loss, met, args, kwargs)
+                    begin(met.values())
+                    (loss / number if number > 1 else loss).backward(retain_graph=self.retain_graph)
+                if number == 1:
                     return float(loss.detach())
-        return float(loss.detach())
+                for total, values in ((nll, terms.nll), (kl, terms.kl)):
+                    _add(total, {site: value.detach() for site, value in values.items()}, number)
+                del terms, loss  # before the next particle is evaluated
+        return float(LossTerms(nll, kl, self.kl_weight).loss)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         unwrapped = poutine.unwrap(guide)
@@ -232,13 +246,13 @@ class TraceVD_ELBO(ELBO):
 
     def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:
-            guide_trace = TraceMessenger()(self._messenger(guide)).get_trace(*args, **kwargs)
+            guide_trace = _Run()(self._messenger(guide)).get_trace(*args, **kwargs)
         except FAILURES as error:
             explain(error, "guide", args, kwargs)
             raise
         covers = GuideCovers(guide_trace)
         try:
-            model_trace = TraceMessenger()(covers(model)).get_trace(*args, **kwargs)
+            model_trace = _Run()(covers(model)).get_trace(*args, **kwargs)
         except FAILURES as error:
             explain(error, "model", args, kwargs)
             # Validation of a likelihood names neither the site nor the input that is at fault.
@@ -248,3 +262,19 @@ class TraceVD_ELBO(ELBO):
             raise ValueError(f"the model failed on non-finite input: {reason}") from error
         warn_of_single_draws(covers.weights, guide_trace, self._messenger)
         return guide_trace, model_trace
+
+
+def _add(total: dict[str, Tensor], particle: dict[str, Tensor], number: int) -> None:
+    """Add the share of one of so many particles to the mean of each site."""
+    for site, value in particle.items():
+        value = value / number if number > 1 else value
+        total[site] = total[site] + value if site in total else value
+
+
+class _Run(TraceMessenger):
+    """The trace of one run, which is used once. It has no use for parameters."""
+
+    sees_parameters = False
+
+    def get_trace(self) -> Any:  # Pyro's own makes a copy
+        return self.trace

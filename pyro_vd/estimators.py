@@ -147,14 +147,14 @@ def moments(op: LinearOp, x: Tensor | None = None) -> tuple[Tensor, Tensor | Non
         mean, variance (None where neither weight nor bias has an independent part).
     """
     x = op.x if x is None else x
-    mean = op.apply(x, _loc(op.weight), _loc(op.bias))
-    weight_variance, bias_variance = _variance(op.weight), _variance(op.bias)
+    (loc, weight_variance), (bias, bias_variance) = _moments_of(op.weight), _moments_of(op.bias)
+    mean = op.apply(x, loc, bias)
     if weight_variance is None and bias_variance is None:
         return mean, None
     dtype = torch.promote_types(x.dtype if x.is_floating_point() else mean.dtype, torch.float32)
     with without_autocast(x.device.type):
         if weight_variance is None:
-            weight_variance = torch.zeros_like(_loc(op.weight))
+            weight_variance = torch.zeros_like(loc)
         weight_variance = weight_variance.to(dtype)
         bias_variance = None if bias_variance is None else bias_variance.to(dtype)
         if op.apply_variance is not None:
@@ -243,8 +243,8 @@ def _loc(weight):
     return weight.loc if isinstance(weight, WeightNoise) else weight
 
 
-def _variance(weight) -> Tensor | None:
-    return weight.variance if isinstance(weight, WeightNoise) else None
+def _moments_of(weight) -> tuple[Any, Tensor | None]:
+    return (weight.loc, weight.variance) if isinstance(weight, WeightNoise) else (weight, None)
 
 
 def _output_units(op: LinearOp, noise: WeightNoise, draw_units: DrawUnits) -> Tensor:

@@ -149,6 +149,8 @@ class EstimatorMessenger(Messenger):
     With ``coherent``, what a model makes of a weight has the joint distribution that one draw of it gives.
     """
 
+    sees_parameters = False
+
     def __init__(
         self,
         estimator: str,

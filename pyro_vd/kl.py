@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vd import _constants as c
-from pyro_vd._torch import applied, at_least_tiny, reciprocal_or_zero
+from pyro_vd._torch import applied, at_least_tiny, in_blocks, reciprocal_or_zero
 from pyro_vd.common import options
 from pyro_vd.common.options import KL_METHODS, LOG_UNIFORM_METHODS, LogUniformKL, NormalKL
 
@@ -164,7 +164,7 @@ class _Elementwise(torch.autograd.Function):
 
     @staticmethod
     def forward(log_alpha: Tensor, method: str) -> tuple[Tensor, Tensor]:
-        return _METHODS[method](log_alpha)
+        return in_blocks(_METHODS[method], log_alpha)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, Tensor]) -> None:
@@ -187,7 +187,7 @@ class _Additive(torch.autograd.Function):
 
     @staticmethod
     def forward(loc: Tensor, log_sigma2: Tensor, method: str) -> tuple[Tensor, Tensor]:
-        return _METHODS[method](_log_alpha(loc, log_sigma2))
+        return in_blocks(lambda loc, log_sigma2: _METHODS[method](_log_alpha(loc, log_sigma2)), loc, log_sigma2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:

@@ -10,7 +10,15 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vd._pyro import Noted, adopt_stored_value, is_no_step, is_prediction, net_parameter, node_of_trace
+from pyro_vd._pyro import (
+    Noted,
+    adopt_stored_value,
+    is_no_step,
+    is_prediction,
+    net_parameter,
+    node_of_trace,
+    parameters_are_seen,
+)
 from pyro_vd._torch import in_backward_pass, leaves_of
 from pyro_vd.arguments import FAILURES, check_finite_state, explain
 from pyro_vd.choice import Prior, Where, choose, priors_of, report_of
@@ -169,6 +177,8 @@ class BayesianModule(nn.Module):
             elif parameter.requires_grad and not name.startswith(self._nested):
                 full_name = f"{self.name}.{name}"
                 adopt_stored_value(full_name, parameter)
+                if not parameters_are_seen():
+                    continue
                 value: Any = net_parameter(full_name, parameter)
                 unconstrained = getattr(value, "unconstrained", None)
                 if unconstrained is None or unconstrained() is not parameter:

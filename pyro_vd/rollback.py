@@ -5,7 +5,7 @@ A step that fails, and every prediction, leaves a net as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ContextDecorator, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -52,13 +52,21 @@ _ACTIVE: ContextVar[tuple[undone, ...]] = ContextVar("_ACTIVE", default=())
 
 
 @contextmanager
-def gradients_added(leaves: Iterable[Tensor]) -> Iterator[None]:
-    """Within it a backward pass runs; where it or an interrupt fails, the leaves have the gradients of before."""
-    before = {leaf: leaf.grad for leaf in leaves if leaf.is_leaf}
+def gradients_added() -> Iterator[Callable[[Iterable[Tensor]], None]]:
+    """Within it backward passes run; where one or an interrupt fails, all leaves have the gradients of before.
+
+    What it gives is called with the leaves that a backward pass reaches, before it runs.
+    """
+    before: dict[Tensor, Tensor | None] = {}
+
+    def begin(leaves: Iterable[Tensor]) -> None:
+        for leaf in leaves:
+            if leaf.is_leaf and leaf not in before:
+                before[leaf] = leaf.grad
+                leaf.grad = None
+
     try:
-        for leaf in before:
-            leaf.grad = None
-        yield
+        yield begin
         sums = {leaf: old if leaf.grad is None else old + leaf.grad for leaf, old in before.items() if old is not None}
         for leaf, total in sums.items():
             leaf.grad = total

@@ -213,7 +213,10 @@ def _with(op: LinearOp, parts: dict[str, Any]) -> LinearOp:
 
 
 def _is_one_draw(op: LinearOp) -> bool:
-    return any(isinstance(one, RandomWeight) and one.state.coherent for one in (op.weight, op.bias))
+    for one in (op.weight, op.bias):
+        if isinstance(one, RandomWeight) and one.state.coherent:
+            return True
+    return False
 
 
 def _sees_one_row(op: LinearOp) -> bool:

@@ -78,6 +78,19 @@ def test_the_handwritten_step_in_jax_is_that_in_torch(benchmark, net, monkeypatc
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("net", ["mlp", "lenet-5"])
+def test_the_handwritten_step_as_a_pyro_program_has_the_same_losses(benchmark, net, monkeypatch):
+    monkeypatch.setattr(benchmark.programs, "LR", 1e-2)
+    one = problem(benchmark, net)
+    batches, losses = one.batches(), []
+    for name in ("lrt", "lrt-pyro"):
+        step = benchmark.programs.PROGRAMS[name][1](one, batches)
+        torch.manual_seed(1)
+        losses.append(torch.tensor([float(step(i)) for i in range(3)]))
+    assert losses[0][2] != losses[0][0]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+
+
 @pytest.mark.slow
 def test_every_program_has_parameters_of_its_own(benchmark):
     """Steps of one leave those of another, of the same guide class and site names, alone."""
