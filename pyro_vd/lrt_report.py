@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 
 from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.common.reports import LRTReport, WeightUse
 from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
 from pyro_vd.posteriors import WeightPosterior
@@ -50,6 +51,7 @@ def lrt_report(
         0.0% of the weights are sampled locally
     """
     check_programs(model, guide)
+    keep_plain_buffers(model, guide)
     handler = EstimatorMessenger("local", shared_sites, reuse)
 
     def run() -> Any:
