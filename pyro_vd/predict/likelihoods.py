@@ -76,11 +76,12 @@ def predictive_distribution(
     Mode "moments" takes activations for independent Gaussians. It is exact for one and for two linear layers; from the
     third on the covariance between units is dropped, and that between positions of a convolution, between tokens,
     between examples, between branches of a net, and between several uses of a weight. The weights of attention are
-    those of the mean. Guide sites that are not weights take their mean (a plain Normal matrix is a weight). Likelihood parameters that are functions of
-    one element of an activation (views and functions of each element) share its noise. Measured against 2,000 draws:
-    on ReLU nets 50 wide, the standard deviation of the output is within 5 % of theirs to depth 10, and 20 to 40 % too
-    small at depth 20 (tanh: within 3 %, and up to 17 % too large); after an average over all positions of a
-    convolution, or over the tokens of attention, which share their weights, it is 40 to 50 % too small.
+    those of the mean. Guide sites that are not weights take their mean (a plain Normal matrix is a weight). Likelihood
+    parameters that are functions of one element of an activation (views and functions of each element) share its noise.
+    Measured against 2,000 draws: on ReLU nets 50 wide, the standard deviation of the output is within 5 % of theirs to
+    depth 10, and 20 to 40 % too small at depth 20 (tanh: within 3 %, and up to 17 % too large); after an average over
+    all positions of a convolution, or over the tokens of attention, which share their weights, it is 40 to 50 % too
+    small.
 
     Raises:
         ValueError: unknown mode or site; no observation site; num_samples or batch_size < 1; a likelihood that has
