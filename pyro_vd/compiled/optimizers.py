@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pyro_vd._pyro import load_optimizers, make_optimizers, pyro_optimizer_tables
 from pyro_vd.common.options import as_number, shown
+from pyro_vd.compiled.betas import Betas
 
 
 class UnrecordableOptimizer(Exception):
@@ -51,6 +52,7 @@ class StepOptimizer:
         self._optim, self._clip_norm = optim, clip_norm
         self._made: Optimizer | None = None
         self._rates: list[tuple[Tensor, Any]] = []  # of each group: the tensor that programs read, and its number
+        self._betas = Betas()
 
     @property
     def is_pyro(self) -> bool:
@@ -161,12 +163,19 @@ class StepOptimizer:
         """Those of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
+    def options(self) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        """The options that programs hold, and the names of those that they read besides the learning rate."""
+        return self._betas.look(self.optimizers, self.groups())
+
     def rates(self) -> list[Tensor]:
-        """The learning rates as 0-dim tensors, with the values they have now.
+        """The learning rates as 0-dim tensors, with the values they have now; then betas that programs read.
 
         Raises:
             ValueError: one that is NaN or infinite; an optimizer without one.
         """
+        return [*self._learning_rates(), *self._betas.now(self.groups())]
+
+    def _learning_rates(self) -> list[Tensor]:
         rates = []
         for i, group in enumerate(self.groups()):
             if "lr" not in group:
@@ -210,9 +219,11 @@ class StepOptimizer:
         groups = [(group, dict(group)) for group in self.groups()]
         states = [(state, dict(state)) for optimizer in self.optimizers for state in optimizer.state.values()]
         attributes = [(optimizer, _plain_attributes(optimizer)) for optimizer in self.optimizers]
-        for (group, _), rate in zip(groups, self.rates(), strict=True):
+        for (group, _), rate in zip(groups, self._learning_rates(), strict=True):
             group.update({name: value for name, value in _RECORDABLE.items() if name in group})
             group["lr"] = rate
+        for (group, _), momentum in zip(groups, self._betas.tensors, strict=False):
+            group["betas"] = (momentum, *group["betas"][1:])
         during = [dict(group) for group, _ in groups]
         try:
             yield

@@ -187,7 +187,8 @@ class CompiledSVI:
         )
 
     def _walk(self) -> Surroundings:
-        return self._loss.surroundings(self._optimizer.groups(), self._optimizer.kept())
+        options, read = self._optimizer.options()
+        return self._loss.surroundings(options, self._optimizer.kept(), read)
 
     def _backup(self) -> Backup:
         """Of all that a step may change."""
