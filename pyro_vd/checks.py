@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Independent, constraints
 
 from pyro_vd._torch import leaves_of, tree_leaves
-from pyro_vd.handlers import EstimatorMessenger, base_distribution
+from pyro_vd.handlers import EstimatorMessenger, base_distribution, is_function_of
 from pyro_vd.weights import RandomWeight
 
 _PARTICLES = "num_particles_vectorized"  # Pyro's name for the plate of vectorised particles
@@ -167,8 +167,7 @@ def is_point(name: str, guide_trace: Any) -> bool:
     if not isinstance(base_distribution(guide_trace.nodes[name]["fn"]), Delta):
         return False
     noises = [other for other, site in guide_trace.iter_stochastic_nodes() if site["infer"].get("is_auxiliary")]
-    joint = any(not other.endswith("_unconstrained") for other in noises)
-    return not joint and f"{name}_unconstrained" not in noises
+    return not is_function_of(name, noises)
 
 
 def check_observed(model_trace: Any) -> None:

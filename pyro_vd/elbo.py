@@ -23,6 +23,7 @@ from torch import Tensor
 from pyro_vd._pyro import check_mean_field_requirement, parameters_met
 from pyro_vd._pyro_interrupted import handlers_kept
 from pyro_vd.arguments import FAILURES, check_programs, explain
+from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.checks import (
     GuideCovers,
     check_gradient,
@@ -245,6 +246,7 @@ class TraceVD_ELBO(ELBO):
         return model_trace, guide_trace
 
     def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        keep_plain_buffers(model, guide)
         try:
             guide_trace = _Run()(self._messenger(guide)).get_trace(*args, **kwargs)
         except FAILURES as error:

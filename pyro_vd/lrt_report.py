@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 
 from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.common.reports import LRTReport, WeightUse
 from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
 from pyro_vd.posteriors import WeightPosterior
@@ -53,6 +54,7 @@ def lrt_report(
         :class:`pyro_vd.LRTReport`, :func:`pyro_vd.operations_table`, :meth:`pyro_vd.BayesianModule.report`.
     """
     check_programs(model, guide)
+    keep_plain_buffers(model, guide)
     handler = EstimatorMessenger("local", shared_sites, reuse)
 
     def run() -> Any:

@@ -22,7 +22,7 @@ from pyro_vd._pyro import (
 from pyro_vd._torch import in_backward_pass, leaves_of
 from pyro_vd.arguments import FAILURES, check_finite_state, explain
 from pyro_vd.choice import Prior, Where, choose, priors_of, report_of
-from pyro_vd.common.options import shown
+from pyro_vd.common.options import check_known, shown
 from pyro_vd.common.plates import check_data_plate
 from pyro_vd.common.reports import ModuleReport
 from pyro_vd.devices import placed_like
@@ -216,7 +216,11 @@ class BayesianModule(nn.Module):
         """The elements of a random parameter that its layers keep fixed: padding rows, masked elements; None without.
 
         They are constants in every draw, and have no KL.
+
+        Raises:
+            ValueError: not a random parameter of the net.
         """
+        check_known("parameter_name", [parameter_name], list(self._owners), "random parameters of the net")
         return fixed_elements(self._owners[parameter_name])
 
     def __getstate__(self) -> dict[str, Any]:

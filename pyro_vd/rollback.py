@@ -96,6 +96,16 @@ def write_buffers(updates: Mapping[Tensor, Tensor]) -> None:
         own.copy_(new if good is None else torch.where(good, new, own))
 
 
+def note_buffers(module: Any) -> None:
+    """Note the buffers of a module, which is about to run, as they are."""
+    for key, buffer in module._buffers.items():
+        logs = [log for log in _ACTIVE.get() if buffer is not None and buffer not in log.buffers]
+        before = buffer.detach().clone() if logs else None
+        for log in logs:
+            log.buffers[buffer] = before
+            log.entries.append((module._buffers, key, buffer))
+
+
 def note_entry(entries: dict, key: str, before: Any) -> None:
     """Note that an entry of a module's attributes or buffers was ``before``."""
     for log in _ACTIVE.get():

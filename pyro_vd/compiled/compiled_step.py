@@ -87,6 +87,9 @@ class CompiledStep:
         if not self._parameters.tensors:
             programs.give_up("model and guide have no parameter to train")
             return None
+        if self._parameters.have_hooks():
+            programs.give_up("a parameter has hooks on its gradient (register_hook), which no compiled step would call")
+            return None
         if handlers_are_active():
             programs.give_up("the step runs under effect handlers of the caller")
             return None

@@ -39,6 +39,7 @@ class EagerStep:
         if not self.parameters.met:
             self.meet(met)
         self.parameters.check(met)
+        self.parameters.have_hooks()  # raises for those that this step would not call
         parameters = self.parameters.tensors
         gradients: list[Tensor | None] = [None] * len(parameters)
         if loss.requires_grad and parameters:

@@ -103,15 +103,18 @@ class LossProgram:
             self._value = value
         return [self._kl_weight]
 
-    def surroundings(self, options: Iterable[dict] = (), kept: Iterable[dict | list] = ()) -> Surroundings:
+    def surroundings(
+        self, options: Iterable[dict] = (), kept: Iterable[dict | list] = (), read: tuple[str, ...] = ()
+    ) -> Surroundings:
         """Everything that a recording of the loss freezes.
 
         Args:
             options: of an optimizer, which are frozen too, but for the learning rate.
             kept: what else is watched and put back.
+            read: names of options that are not frozen either.
         """
         roots = [("the guide", self.guide), ("the model", self.model), ("the loss", self.loss)]
-        left_out = ("_kl_weight", "warned", "_met", "params", "lr", "initial_lr")
+        left_out = ("_kl_weight", "warned", "_met", "params", "lr", "initial_lr", *read)
         return surroundings_of(roots, left_out=left_out, options=options, kept=[*store_dicts(), *kept])
 
     def gradients(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from pyro_vd._pyro import load_optimizers, make_optimizers, pyro_optimizer_tables
 from pyro_vd.common.options import as_number, shown
+from pyro_vd.compiled.betas import Betas
 
 
 class UnrecordableOptimizer(Exception):
@@ -50,6 +52,7 @@ class StepOptimizer:
         self._optim, self._clip_norm = optim, clip_norm
         self._made: Optimizer | None = None
         self._rates: list[tuple[Tensor, Any]] = []  # of each group: the tensor that programs read, and its number
+        self._betas = Betas()
 
     @property
     def is_pyro(self) -> bool:
@@ -99,7 +102,7 @@ class StepOptimizer:
         for optimizer in self.optimizers:
             own = [one for one in vars(optimizer).values() if isinstance(one, (dict, list))]
             tables += [vars(optimizer), *own, *optimizer.state.values()]
-        return tables
+        return tables + _hooks_of_all()
 
     def note_step(self) -> None:
         """Tell schedulers of the learning rate that a compiled step was a step of the optimizer."""
@@ -160,12 +163,19 @@ class StepOptimizer:
         """Those of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
+    def options(self) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        """The options that programs hold, and the names of those that they read besides the learning rate."""
+        return self._betas.look(self.optimizers, self.groups())
+
     def rates(self) -> list[Tensor]:
-        """The learning rates as 0-dim tensors, with the values they have now.
+        """The learning rates as 0-dim tensors, with the values they have now; then betas that programs read.
 
         Raises:
             ValueError: one that is NaN or infinite; an optimizer without one.
         """
+        return [*self._learning_rates(), *self._betas.now(self.groups())]
+
+    def _learning_rates(self) -> list[Tensor]:
         rates = []
         for i, group in enumerate(self.groups()):
             if "lr" not in group:
@@ -181,9 +191,9 @@ class StepOptimizer:
                     self._rates.append((tensor, 0.0))
                 tensor, number = self._rates[i]
                 if rate != number:
-                    if not math.isfinite(rate):
+                    if as_number(rate) is None or not math.isfinite(rate):
                         raise ValueError(
-                            f"optim: expected a finite learning rate, got {rate}; nothing has been changed"
+                            f"optim: expected a finite learning rate, got {shown(rate)}; nothing has been changed"
                         )
                     tensor.fill_(rate)
                     self._rates[i] = tensor, rate
@@ -196,7 +206,8 @@ class StepOptimizer:
     def has_hooks(self) -> bool:
         """Whether the user has hooks on the steps of an optimizer, which no compiled step would call."""
         names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-        return any(getattr(optimizer, name, None) for optimizer in self.optimizers for name in names)
+        own = any(getattr(optimizer, name, None) for optimizer in self.optimizers for name in names)
+        return own or any(_hooks_of_all())
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -207,9 +218,12 @@ class StepOptimizer:
         """
         groups = [(group, dict(group)) for group in self.groups()]
         states = [(state, dict(state)) for optimizer in self.optimizers for state in optimizer.state.values()]
-        for (group, _), rate in zip(groups, self.rates(), strict=True):
+        attributes = [(optimizer, _plain_attributes(optimizer)) for optimizer in self.optimizers]
+        for (group, _), rate in zip(groups, self._learning_rates(), strict=True):
             group.update({name: value for name, value in _RECORDABLE.items() if name in group})
             group["lr"] = rate
+        for (group, _), momentum in zip(groups, self._betas.tensors, strict=False):
+            group["betas"] = (momentum, *group["betas"][1:])
         during = [dict(group) for group, _ in groups]
         try:
             yield
@@ -223,6 +237,11 @@ class StepOptimizer:
                 ]
                 if changed:
                     raise ValueError(f"counts {changed} in Python numbers")
+            for optimizer, before in attributes:
+                now = _plain_attributes(optimizer)
+                changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+                if changed:
+                    raise ValueError(f"counts {changed} in Python numbers")
         finally:
             for current, before in (*groups, *states):
                 current.clear()
@@ -231,6 +250,22 @@ class StepOptimizer:
 
 # The implementation that is arithmetic on tensors throughout, the step count included.
 _RECORDABLE = {"differentiable": True, "capturable": False, "foreach": False, "fused": False}
+
+
+def _plain_attributes(optimizer: Optimizer) -> dict[str, Any]:
+    """The attributes of an optimizer that its steps may count in, as text: numbers, and lists and dicts of them."""
+    own = {name: value for name, value in vars(optimizer).items() if name not in _KEPT}
+    return {name: repr(value) for name, value in own.items() if isinstance(value, (bool, int, float, list, dict))}
+
+
+# Of torch: what is looked at by itself, and what it or a scheduler marks.
+_KEPT = {"param_groups", "state", "defaults", "_opt_called", "_warned_capturable_if_run_uncaptured"}
+
+
+def _hooks_of_all() -> list[dict]:
+    """What register_optimizer_step_pre_hook and its like add to: torch/optim/optimizer.py."""
+    names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+    return [getattr(sys.modules[Optimizer.__module__], name, {}) for name in names]
 
 
 def _checked(optimizer: Any) -> Optimizer:

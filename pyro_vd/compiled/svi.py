@@ -183,8 +183,15 @@ class CompiledSVI:
             if started:
                 self._compiled.start(self._device())
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "CompiledSVI: expected no copy and no pickle of one, whose programs belong to this process; save "
+            "svi.state_dict() with the state of guide and net, and load it into a new CompiledSVI"
+        )
+
     def _walk(self) -> Surroundings:
-        return self._loss.surroundings(self._optimizer.groups(), self._optimizer.kept())
+        options, read = self._optimizer.options()
+        return self._loss.surroundings(options, self._optimizer.kept(), read)
 
     def _backup(self) -> Backup:
         """Of all that a step may change."""
@@ -198,9 +205,9 @@ class CompiledSVI:
     def _make_optimizer(self) -> None:
         guide = poutine.unwrap(self.guide)
         if not isinstance(guide, nn.Module) or not any(p.requires_grad for p in guide.parameters()):
+            call = "call guide(*args) or take a step" if isinstance(guide, nn.Module) else "take a step"
             raise AttributeError(
-                "optimizer: expected a guide with parameters, got one that makes them in its first call; call "
-                "guide(*args) or take a step before"
+                f"optimizer: expected a guide with parameters, got one that makes them when it is called; {call} before"
             )
         self._parameters.start(self._programs.surroundings())
         self._optimizer.make(self._parameters.tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pyro_vd._pyro import store_tables
 from pyro_vd.compiled.surroundings import Surroundings
 from pyro_vd.module import BayesianModule
 
+_HOOKS, _LATE_HOOKS = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
 _CURE = "make a new CompiledSVI after changing them"
 
 
@@ -82,6 +84,20 @@ class TrainedParameters:
             return [*self.tensors, *self.met.values()]
         stored, *_ = store_tables()
         return [*self.tensors, *parameters_of(surroundings), *stored.values()]
+
+    def have_hooks(self) -> bool:
+        """Whether the user has hooks on a gradient, which eager steps call.
+
+        Raises:
+            ValueError: hooks that a backward pass calls when it has added a gradient: no step of CompiledSVI has one.
+        """
+        if any(map(_LATE_HOOKS, self.tensors)):
+            name = next(name for name, parameter in self.named() if _LATE_HOOKS(parameter))
+            raise ValueError(
+                f"parameter {name!r}: expected no hook of register_post_accumulate_grad_hook, got one, which "
+                "CompiledSVI would not call; write register_hook, or step with pyro.infer.SVI"
+            )
+        return any(map(_HOOKS, self.tensors))
 
     def check(self, met: dict[str, Tensor]) -> None:
         """Raise where a step has met other parameters than the first."""

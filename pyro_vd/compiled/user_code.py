@@ -1,10 +1,14 @@
-"""Which code is the user's: neither of this package, nor of torch, Pyro or the standard library."""
+"""Which code is the user's: neither of this package, nor of torch, Pyro or the standard library; what it names."""
 
 from __future__ import annotations
 
+import dis
 import linecache
 import sys
+import types
 import warnings
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 _HOSTS = {"pyro_vd", "torch", "pyro", "numpy", "builtins"} | sys.stdlib_module_names
 
@@ -32,3 +36,52 @@ def users_line(error: BaseException) -> str:
             found = f", in line {traceback.tb_lineno} of {code.co_filename}: {line}"
         traceback = traceback.tb_next
     return found
+
+
+_GLOBALS: WeakKeyDictionary[types.CodeType, list[tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def globals_of(code: types.CodeType) -> list[tuple[str, ...]]:
+    """The globals that a function and those within it read, each with the attributes that are read of it."""
+    if code not in _GLOBALS:
+        _GLOBALS[code] = list(dict.fromkeys(_read_in(code)))
+    return _GLOBALS[code]
+
+
+def _read_in(code: types.CodeType) -> Iterator[tuple[str, ...]]:
+    path: list[str] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and path:
+            path.append(str(instruction.argval))
+            continue
+        if path and instruction.opname not in ("CACHE", "PUSH_NULL"):
+            yield tuple(path)
+            path = []
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            path = [str(instruction.argval)]
+    if path:
+        yield tuple(path)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _read_in(constant)
+
+
+def imports_of(code: types.CodeType) -> list[tuple[types.ModuleType, set[str]]]:
+    """The user's modules that a function, or one within it, imports when it runs, and every name in their code."""
+    if code not in _IMPORTS:
+        codes = list(_codes_in(code))
+        read = (one for each in codes for one in dis.get_instructions(each) if one.opname == "IMPORT_NAME")
+        modules = dict.fromkeys(str(one.argval) for one in read if is_users(one.argval))
+        _IMPORTS[code] = list(modules), {name for each in codes for name in each.co_names}
+    modules, names = _IMPORTS[code]
+    return [(sys.modules[module], names) for module in modules if module in sys.modules]
+
+
+_IMPORTS: WeakKeyDictionary[types.CodeType, tuple[list[str], set[str]]] = WeakKeyDictionary()
+
+
+def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes_in(constant)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-import dis
 import enum
 import functools
 import types
+from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from pyro.infer import ELBO
@@ -22,8 +22,9 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
 from pyro_vd.compiled.surroundings import Surroundings
-from pyro_vd.compiled.user_code import is_users
+from pyro_vd.compiled.user_code import globals_of, imports_of, is_users
 
+_CACHED = type(functools.cache(len))
 DEPTH = 8  # references from one object to the next, counted from the model, the guide or the loss
 MAX_ELEMENTS = 1000  # of a list, dict or array; of a longer one the length counts only
 _PLAIN = (
@@ -45,6 +46,8 @@ _MODELS = (nn.Module, Distribution, Messenger, ELBO)
 # Modules of the standard library whose objects hold what a user has put in: SimpleNamespace, Namespace, UserDict,
 # ChainMap, threading.local.
 _HOLDERS = {"types", "argparse", "collections", "_thread"}
+# Modules of the standard library whose objects are values: equal ones are the same, and they never change.
+_VALUES = {"datetime", "decimal", "fractions", "pathlib", "uuid"}
 
 
 def surroundings_of(
@@ -102,8 +105,10 @@ class _Walk:
         """Note ``value``, and go on to what it refers to."""
         if isinstance(value, Tensor):
             self._tensor(name, value)
-        elif isinstance(value, _PLAIN):
+        elif isinstance(value, _PLAIN) or type(value).__module__.partition(".")[0] in _VALUES:
             self._note(name, (type(value), value))
+        elif isinstance(value, slice):
+            self.visit(name, (value.start, value.stop, value.step), depth)
         elif type(value).__module__ == "numpy":
             self._array(name, value)
         elif id(value) in self._seen or depth == 0:
@@ -119,7 +124,8 @@ class _Walk:
 
     def _tensor(self, name: str, value: Tensor) -> None:
         # The values of a tensor are an input of a program; its identity matters only to programs that read it.
-        self._note(name, ("tensor", value.is_leaf and value.requires_grad))
+        # Its shape is a number that programs may hold, whether they read the values or not.
+        self._note(name, ("tensor", value.is_leaf and value.requires_grad, _form(value)))
         self.hold(name, value)
 
     def _array(self, name: str, value: Any) -> None:
@@ -144,7 +150,10 @@ class _Walk:
             self._class(name, value, depth)
         elif isinstance(value, dict):
             self._elements(name, value, dict.items(value), self.found.dicts, depth)
-        elif isinstance(value, (list, set, deque)):
+        elif isinstance(value, array):
+            self.found.arrays.append(value)
+            self._note(name, (value.typecode, value.tobytes()))
+        elif isinstance(value, (list, set, deque, bytearray)):
             self._elements(name, value, enumerate(value), self.found.lists, depth)
         elif isinstance(value, (tuple, frozenset)):
             self._elements(name, value, enumerate(value), None, depth)
@@ -154,9 +163,12 @@ class _Walk:
             known = value if len(value) <= MAX_ELEMENTS else ()
             self.found.readers += [(len, value), *((value.get, key) for key in known)]
             self._elements(name, value, value.items(), None, depth)
-        elif isinstance(value, contextvars.ContextVar):
-            self.found.readers.append((_in_this_context, value))
-            self.visit(name, _in_this_context(value), depth)
+        elif isinstance(value, (contextvars.ContextVar, ref)):
+            reader = _in_this_context if isinstance(value, contextvars.ContextVar) else ref.__call__
+            self.found.readers.append((reader, value))
+            self.visit(name, reader(value), depth)
+        elif isinstance(value, _CACHED):
+            self.visit(name, value.__wrapped__, depth + 1)
         else:
             self._object(name, value, depth)
 
@@ -245,8 +257,11 @@ class _Walk:
             self.visit(name, vars(value), depth)
         if not is_users(value.__module__):
             return
-        for path in _globals_of(code):
+        for path in globals_of(code):
             self._global(path, value.__globals__, depth)
+        for module, names in imports_of(code):
+            for attribute in names & vars(module).keys():
+                self._global((attribute,), vars(module), depth)
 
     def _global(self, path: tuple[str, ...], values: Any, depth: int) -> None:
         """A global, or an attribute of a module or class that is one: ``noise`` or ``settings.noise``."""
@@ -261,37 +276,16 @@ class _Walk:
             self.visit(f"the global {name!r}", element, depth)
 
 
+def _form(value: Tensor) -> Any:
+    try:
+        return value.shape, value.dtype, value.device
+    except RuntimeError:  # of a lazy module, or nested
+        return None
+
+
 def _in_this_context(variable: contextvars.ContextVar) -> Any:
     return variable.get(None)
 
 
 def _slot(value: Any, name: str) -> Any:
     return getattr(value, name, None)
-
-
-_GLOBALS: WeakKeyDictionary[types.CodeType, list[tuple[str, ...]]] = WeakKeyDictionary()
-
-
-def _globals_of(code: types.CodeType) -> list[tuple[str, ...]]:
-    """The globals that a function and those within it read, each with the attributes that are read of it."""
-    if code not in _GLOBALS:
-        _GLOBALS[code] = list(dict.fromkeys(_read_in(code)))
-    return _GLOBALS[code]
-
-
-def _read_in(code: types.CodeType) -> Iterator[tuple[str, ...]]:
-    path: list[str] = []
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and path:
-            path.append(str(instruction.argval))
-            continue
-        if path and instruction.opname not in ("CACHE", "PUSH_NULL"):
-            yield tuple(path)
-            path = []
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            path = [str(instruction.argval)]
-    if path:
-        yield tuple(path)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _read_in(constant)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vd._pyro import Prediction
 from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.common.options import check_known, check_names, shown
 from pyro_vd.common.predictions import MODES, check_prediction, pieces_of
 from pyro_vd.handlers import EstimatorMessenger, posterior_mean, run_coherently
@@ -84,6 +85,7 @@ def posterior_predictive(
         :func:`pyro_vd.predictive_distribution`, :func:`pyro_vd.to_arviz`.
     """
     check_programs(model, guide)
+    keep_plain_buffers(model, guide)
     sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
     check_prediction(MODES, mode, num_samples, batch_size)
     by_rows = guide_of_one_row(guide, mode, args, kwargs)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vd._pyro import Prediction
 from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.common.predictions import MODES, check_on_unknown, check_prediction, pieces_of
 from pyro_vd.handlers import EstimatorMessenger, posterior_mean
 from pyro_vd.predict.blocks import DrawsOfLikelihoods
@@ -75,17 +76,19 @@ def predictive_distribution(
     Mode "moments" takes activations for independent Gaussians. It is exact for one and for two linear layers; from the
     third on the covariance between units is dropped, and that between positions of a convolution, between tokens,
     between examples, between branches of a net, and between several uses of a weight. The weights of attention are
-    those of the mean. Guide sites that are not weights take their mean. Likelihood parameters that are functions of
-    one element of an activation (views and functions of each element) share its noise. Measured against 2,000 draws:
-    on ReLU nets 50 wide, the standard deviation of the output is within 5 % of theirs to depth 10, and 20 to 40 % too
-    small at depth 20 (tanh: within 3 %, and up to 17 % too large); after an average over all positions of a
-    convolution, or over the tokens of attention, which share their weights, it is 40 to 50 % too small.
+    those of the mean. Guide sites that are not weights take their mean (a plain Normal matrix is a weight). Likelihood
+    parameters that are functions of one element of an activation (views and functions of each element) share its noise.
+    Measured against 2,000 draws: on ReLU nets 50 wide, the standard deviation of the output is within 5 % of theirs to
+    depth 10, and 20 to 40 % too small at depth 20 (tanh: within 3 %, and up to 17 % too large); after an average over
+    all positions of a convolution, or over the tokens of attention, which share their weights, it is 40 to 50 % too
+    small.
 
     Raises:
         ValueError: unknown mode or site; no observation site; num_samples or batch_size < 1; a likelihood that has
             another family or shape in another draw; batch_size with a guide that has sites inside a plate, or with a
             likelihood that cannot be cut.
-            In mode "moments" also an operation without a rule, and weights whose elements share noise.
+            In mode "moments" also an operation without a rule, and weights whose elements share noise
+            or have no Gaussian.
         TypeError: a likelihood whose parameters cannot be stacked.
 
     Example:
@@ -104,6 +107,7 @@ def predictive_distribution(
         :class:`pyro_vd.Predictive`, :func:`pyro_vd.posterior_predictive`, :func:`pyro_vd.metrics.accuracy`.
     """
     check_programs(model, guide)
+    keep_plain_buffers(model, guide)
     check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
     check_on_unknown(mode, on_unknown)
     by_rows = guide_of_one_row(guide, mode, args, kwargs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from pyro_vd.common.options import kind_of
+from pyro_vd.common.options import check_flag, kind_of
 from pyro_vd.held import copied, refresh_derived_weights
 from pyro_vd.module import BayesianModule
 from pyro_vd.sparsity.masks import DEFAULT_THRESHOLD, Posteriors, Sparsity, keep_masks, posteriors_of
@@ -65,6 +65,7 @@ def prune(
         raise TypeError(
             f"prune: expected bnn to be the BayesianModule of the model, got {kind_of(bnn)}; write prune(bnn, guide)"
         )
+    check_flag("masked", masked)
     posteriors = posteriors_of(guide)
     masks = keep_masks(posteriors, log_alpha_threshold, sparsity)
     net = copied(bnn.net)

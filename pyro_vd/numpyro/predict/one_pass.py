@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+import numpyro.distributions as dist
 import quax
 from jax import Array
 from numpyro.distributions import Unit
@@ -18,7 +19,7 @@ from pyro_vd.common.predictions import wanted_sites
 from pyro_vd.common.structure import Structure
 from pyro_vd.numpyro.checks import check_parameter_sites
 from pyro_vd.numpyro.handlers import base_distribution, center
-from pyro_vd.numpyro.posteriors import WeightPosterior
+from pyro_vd.numpyro.posteriors import DropoutNormal, WeightPosterior
 from pyro_vd.numpyro.predict.moments import GaussianArray, Pass, drawn
 from pyro_vd.numpyro.predict.stacking import is_along, take_apart
 
@@ -70,25 +71,38 @@ class OnePass:
         return passes(jax.random.split(key, number))
 
     def _values(self, of: Pass) -> dict[str, Any]:
-        """The values at the sites of the guide: a Gaussian for a weight, the mean of any other."""
+        """The values at the sites of the guide: a Gaussian for a weight, the mean of any other.
+
+        A plain ``Normal`` of two event dimensions or more, outside of plates, is a weight as well.
+        """
         values = {}
+        noises = [name for name, site in self.latent.items() if site["infer"].get("is_auxiliary")]
         for name, site in self.latent.items():
-            posterior = base_distribution(site["fn"])
-            if not isinstance(posterior, WeightPosterior):
+            posterior: Any = base_distribution(site["fn"])
+            is_weight = isinstance(posterior, WeightPosterior)
+            if type(posterior) is dist.Normal and _is_matrix(site) and name not in noises:
+                posterior = DropoutNormal(posterior.loc, log_sigma2=2 * jnp.log(posterior.scale))
+            elif not is_weight and (name in noises or not _is_matrix(site)):
                 values[name] = center(site["fn"])
                 continue
-            noise = posterior.noise()
-            if noise.independent:
+            is_delta = isinstance(posterior, dist.Delta)
+            if is_delta and not noises:
+                values[name] = center(site["fn"])
+                continue
+            noise = posterior.noise() if isinstance(posterior, WeightPosterior) else None
+            if noise is not None and noise.independent:
                 variance = jnp.zeros_like(noise.loc) if noise.variance is None else noise.variance
                 values[name] = GaussianArray(noise.loc, variance.astype(noise.loc.dtype), of, weight=True)
-            elif of.on_unknown == "error":
+            elif is_delta or of.on_unknown == "error":
+                shared = type(posterior).__name__ + (", whose elements share noise" if noise is not None else "")
+                other = "" if is_delta else 'on_unknown="sample" to draw it once a pass, or '
                 raise ValueError(
                     f'site {name!r}: expected a weight whose elements are independent Gaussians for mode="moments", '
-                    f'got {type(posterior).__name__}, whose elements share noise; write on_unknown="sample" to draw it '
-                    'once a pass, or mode="weights"'
+                    f'got {f"a Delta of the sites {noises}" if is_delta else shared}; write {other}mode="weights"'
                 )
             else:
-                values[name] = noise.draw(of.next_key(name))
+                key = of.next_key(name)
+                values[name] = site["fn"].sample(key) if noise is None else noise.draw(key)
         return values
 
     def _run(
@@ -110,6 +124,11 @@ class OnePass:
                 along = is_along(name, predicted[name], length) and self.likelihoods.get(name, (None, True))[1]
                 self.likelihoods[name] = structure, along
         return kept
+
+
+def _is_matrix(site: Any) -> bool:
+    """Whether a site has two event dimensions or more and no plate, as a weight has."""
+    return site["fn"].event_dim >= 2 and not site["fn"].batch_shape and not site["cond_indep_stack"]
 
 
 class _Unsampled(Messenger):
