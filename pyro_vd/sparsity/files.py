@@ -15,6 +15,7 @@ PARTS = (".sparse_gaps", ".sparse_values", ".sparse_shape")
 NIBBLES = ".sparse_nibbles"  # in the place of gaps: two of them in a byte
 INDICES = ".sparse_indices"  # in the place of gaps in files of version 0.1.0
 GAPS = (torch.uint8, torch.uint16)
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 def save_sparse(net: nn.Module, path: str | Path) -> int:
@@ -67,7 +68,8 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
             )
         tensor = tensor.detach().cpu().contiguous()
         flat = tensor.flatten()
-        places = flat.nonzero()[:, 0]
+        # Of one byte: PyTorch has no nonzero() of it. A zero with a sign is kept, as what it is.
+        places = (flat.view(torch.uint8) if flat.dtype in _FLOAT8 else flat).nonzero()[:, 0]
         found = [(PARTS[0], _gaps(places, dtype)) for dtype in GAPS] + [(NIBBLES, _paired(_gaps(places, most=15)))]
         part, gaps = min(found, key=lambda one: one[1].nbytes)
         if gaps.nbytes + len(places) * flat.element_size() + 8 * tensor.dim() >= flat.nbytes:
@@ -128,7 +130,8 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         if missing:
             raise ValueError(f"load_sparse: expected {name!r} in parts {PARTS}, got none of {missing}; write it again")
         told, values, shape = (held.pop(part) for part in (key, name + PARTS[1], name + PARTS[2]))
-        dense = torch.zeros(torch.Size(shape.tolist()), dtype=values.dtype).flatten()
+        kind = values.dtype
+        dense = torch.zeros(torch.Size(shape.tolist()), dtype=kind).flatten()
         indices = told.long() if key.endswith(INDICES) else _places(told, key.endswith(NIBBLES))
         if len(indices) != len(values) or (
             len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(dense)
@@ -137,5 +140,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
                 f"load_sparse: {name!r}: expected as many indices below {len(dense)} as values, got {len(indices)} and "
                 f"{len(values)}; write it again"
             )
-        held[name] = dense.index_copy(0, indices, values).reshape(shape.tolist())
+        if values.dtype in _FLOAT8:
+            dense, values = dense.view(torch.uint8), values.view(torch.uint8)
+        held[name] = dense.index_copy(0, indices, values).view(kind).reshape(shape.tolist())
     return held
