@@ -255,4 +255,9 @@ class SiteGuide(AutoGuide):
 def _origin(message: Any) -> tuple[Any, ...]:
     """A net's parameter, as it is now."""
     parameter = message["infer"]["net_parameter"]
+    if parameter.is_inference():
+        raise ValueError(
+            f"site {message['name']!r}: expected a parameter that can be trained, got one that was made within "
+            "torch.inference_mode(); make the net outside of it"
+        )
     return parameter, parameter._version, parameter.device, parameter.dtype

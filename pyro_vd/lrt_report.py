@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Normal
 
 from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.buffers import keep_plain_buffers
@@ -35,7 +36,8 @@ def lrt_report(
         shared_sites, reuse: see :func:`pyro_vd.lrt`.
 
     Returns:
-        A row for every weight of the guide. Operations without a rule warn, as in training.
+        A row for every weight of the guide, and for every vector that it draws from a plain ``Normal``, once a step.
+        Operations without a rule warn, as in training.
 
     Raises:
         ValueError: a guide without random weights; a weight used twice.
@@ -66,7 +68,7 @@ def lrt_report(
         guide_trace = run_coherently(run)
     rows = []
     for name, site in guide_trace.iter_stochastic_nodes():
-        if not isinstance(base_distribution(site["fn"]), WeightPosterior):
+        if not isinstance(base_distribution(site["fn"]), WeightPosterior) and not _is_plain_vector(site):
             continue
         value: Any = site["value"]
         operations, how = (), "one draw"
@@ -81,3 +83,9 @@ def lrt_report(
             f"{[name for name, _ in guide_trace.iter_stochastic_nodes()]}; use a guide of pyro_vd.guides"
         )
     return LRTReport(tuple(rows))
+
+
+def _is_plain_vector(site: Any) -> bool:
+    fn = site["fn"]
+    is_one = fn.event_dim == 1 and not fn.batch_shape and not site["cond_indep_stack"]
+    return is_one and isinstance(base_distribution(fn), Normal) and not site["infer"].get("is_auxiliary")

@@ -60,7 +60,7 @@ def matching(
         kind: what a layer is called: "module" or "layer".
 
     Raises:
-        ValueError: a name or pattern that matches nothing.
+        ValueError: a name or pattern that matches nothing, or a type beside others that do.
         TypeError: anything else.
     """
     several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
@@ -77,6 +77,12 @@ def matching(
             if name in weights[one] if isinstance(one, type) else _is_named(name, one, frozen):
                 chosen[name] = f"where={one.__name__ if isinstance(one, type) else repr(one)}"
                 break
+    lost = [one.__name__ for one, found in weights.items() if not found]
+    if chosen and lost:  # where nothing at all is chosen, the caller says what there is
+        raise ValueError(
+            f"where: expected types of {kind}s with trained weights in this net, got {lost}, of which it has none; "
+            "leave them out"
+        )
     return chosen
 
 

@@ -60,12 +60,17 @@ class ThresholdCurve:
             tolerance: in the unit of the error, 0 or more.
 
         Raises:
-            ValueError: a tolerance that is negative or not finite.
+            ValueError: a tolerance that is negative or not finite; an unpruned net whose error is infinite.
         """
         if isinstance(tolerance, (bool, str)) or not 0 <= float(tolerance) < math.inf:
             raise ValueError(
                 f"choose: expected a tolerance of 0 or more in the unit of the error, got {tolerance!r}; write 0.1 "
                 "for a tenth of a percent of errors in percent"
+            )
+        if not math.isfinite(self.unpruned.error):
+            raise ValueError(
+                f"choose: expected an unpruned net with a finite error, got {self.unpruned.error}, within which every "
+                "net is; train the net, or correct evaluate"
             )
         return next(row for row in self.rows if row.error <= self.unpruned.error + tolerance)
 

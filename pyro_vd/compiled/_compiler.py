@@ -82,6 +82,21 @@ def is_random(operation: Any) -> bool:
     return takes_generator or torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
 
 
+@contextmanager
+def optimizers_keep_tensors() -> Iterator[None]:
+    """A context in which optimizers of ``torch.optim`` read no count of steps as a number, nor refuse a CPU for that.
+
+    Corner: ``torch.compiler._is_compiling_flag``, torch/compiler/__init__.py, and what ``_get_value`` and
+    ``capturable=True`` do where it is set, torch/optim/optimizer.py, tried since 2.11.
+    """
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
 def inductor_compile(graph: GraphModule, example: list[Tensor], options: Mapping[str, Any]) -> Callable:
     """Compile a graph with Inductor for inputs that are like ``example``.
 

@@ -32,7 +32,7 @@ class StepOptimizer:
 
     Raises:
         TypeError: optim is neither.
-        ValueError: clip_norm <= 0; with a ``pyro.optim`` optimizer, which clips by itself.
+        ValueError: SparseAdam; clip_norm <= 0; with a ``pyro.optim`` optimizer, which clips by itself.
     """
 
     def __init__(self, optim: PyroOptim | Callable[[list[Tensor]], Optimizer], clip_norm: float | None = None):
@@ -41,6 +41,7 @@ class StepOptimizer:
                 "optim: expected a pyro.optim optimizer or a callable from parameters to a torch.optim.Optimizer, such "
                 f"as functools.partial(torch.optim.Adam, lr=1e-3), got {type(optim).__name__}"
             )
+        _refuse_sparse(getattr(optim, "pt_optim_constructor", getattr(optim, "func", optim)))
         if clip_norm is not None and not 0 < (as_number(clip_norm) or 0) < math.inf:
             raise ValueError(f"clip_norm: expected a number > 0 or None, got {shown(clip_norm)}")
         if clip_norm is not None and isinstance(optim, PyroOptim):
@@ -249,7 +250,15 @@ class StepOptimizer:
 
 
 # The implementation that is arithmetic on tensors throughout, the step count included.
-_RECORDABLE = {"differentiable": True, "capturable": False, "foreach": False, "fused": False}
+_RECORDABLE = {"differentiable": True, "capturable": True, "foreach": False, "fused": False}
+
+
+def _refuse_sparse(kind: Any) -> None:
+    if isinstance(kind, type) and issubclass(kind, torch.optim.SparseAdam):
+        raise ValueError(
+            "optim: expected an optimizer of dense gradients, got SparseAdam, whose gradients are those of "
+            "torch.nn.Embedding(sparse=True), which no random weight has; use torch.optim.Adam"
+        )
 
 
 def _plain_attributes(optimizer: Optimizer) -> dict[str, Any]:
@@ -273,6 +282,7 @@ def _checked(optimizer: Any) -> Optimizer:
         raise TypeError(
             f"optim: expected the callable to return a torch.optim.Optimizer, got {type(optimizer).__name__}"
         )
+    _refuse_sparse(type(optimizer))
     closure = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(

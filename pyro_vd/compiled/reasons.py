@@ -7,6 +7,10 @@ from pyro_vd.compiled.user_code import users_line
 _DEPENDS_ON_DATA = ("DataDependent", "UnbackedSymNode", "_local_scalar_dense", "memo disaster")
 
 
+class DependsOnValues(Exception):
+    """An operation that cannot be recorded. Pyro adds the shapes of a trace to a ValueError, not to this."""
+
+
 def reason_of(error: BaseException) -> str:
     """What stopped a recording or a compiler, and the line of the user's program where it did."""
     chain = [error]
@@ -19,6 +23,8 @@ def reason_of(error: BaseException) -> str:
                 "it packs sequences (torch.nn.utils.rnn), whose shapes depend on the lengths, which are data"
                 f"{line} ({name}); give the recurrent layer the padded batch and mask its output"
             )
+        if isinstance(one, DependsOnValues):
+            return f"{text}{line}"
         if any(part in name or part in text for part in _DEPENDS_ON_DATA):
             return (
                 f"what it does depends on the value of a tensor (if, float(), .item(), a shape){line} ({name}: "

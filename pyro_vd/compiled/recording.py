@@ -11,8 +11,9 @@ from torch.func import functionalize
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
-from pyro_vd._torch import tree_map
+from pyro_vd._torch import full_name, tree_map
 from pyro_vd.compiled._compiler import graph_of, is_recorded, overrides_are_on
+from pyro_vd.compiled.reasons import DependsOnValues
 from pyro_vd.compiled.rewriting import DECOMPOSITIONS, free_of_strides, merge_equal, realize_scalars
 from pyro_vd.weights import RandomWeight
 from pyro_vd.weights.views import METADATA
@@ -55,7 +56,13 @@ class _ReplaceTensors(TorchFunctionMode):
                 return RandomWeight.__torch_function__(func, types, args, kwargs)
         if isinstance(scale := kwargs.get(_SCALED.get(func)), Tensor):
             args, kwargs = _scaled(func, args, kwargs, scale)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and any(type(size) is not int for size in result.shape):
+            raise DependsOnValues(
+                f"{full_name(func)} has a result whose shape depends on the values of a tensor, as x[mask] has; write "
+                "torch.where(mask, ..., ...)"
+            )
+        return result
 
     def _replaced(self, argument: Any) -> Any:
         if type(argument) not in (Tensor, torch.nn.Parameter) or argument.is_meta:

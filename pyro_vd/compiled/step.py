@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from pyro_vd.compiled._compiler import was_written
+from pyro_vd._torch import full_name
+from pyro_vd.compiled._compiler import optimizers_keep_tensors, was_written
 from pyro_vd.compiled.loss_program import LossProgram, all_finite
 from pyro_vd.compiled.optimizers import StepOptimizer, UnrecordableOptimizer
 from pyro_vd.compiled.recording import Recordable, Substitute
@@ -128,7 +131,7 @@ def _update(
     optimizer: StepOptimizer, parameters: Sequence[Tensor], substitute: Substitute, copies: list[Tensor]
 ) -> None:
     try:
-        with substitute(copies), optimizer.recorded():
+        with substitute(copies), optimizers_keep_tensors(), optimizer.recorded(), _NoNumbers():
             optimizer.update(parameters)
     except Exception as error:
         names = ", ".join(sorted({type(one).__name__ for one in optimizer.optimizers}))
@@ -136,6 +139,17 @@ def _update(
             f"optim: expected an optimizer whose step is arithmetic on tensors, got {names}, which cannot be recorded "
             f"({error}); use torch.optim.Adam, AdamW or SGD, or step with pyro.infer.SVI"
         ) from error
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Raises where a number is read out of a tensor: a program would hold it as a constant."""
+
+    _READERS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__bool__}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._READERS:
+            raise ValueError(f"{full_name(func)} reads the number in a tensor")
+        return func(*args, **kwargs or {})
 
 
 def recordable_loss(

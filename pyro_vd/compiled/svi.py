@@ -40,8 +40,8 @@ class CompiledSVI:
     eager step.
 
     An exception or an interrupt leaves parameters, gradients, buffers, optimizer and random numbers as before the step.
-    One that comes when a compiled program has run already, within microseconds of its end, leaves a complete step; a
-    note on the exception says so. A step whose data term is not finite changes nothing; where only an element of
+    One that comes when all has been done already, within microseconds of the end, leaves a complete step; a note on the
+    exception says so. A step whose data term is not finite changes nothing; where only an element of
     the gradient is not, that element of its parameter stays. No step after it changes anything until the error is
     raised: in that step on a CPU, within 100 steps on a GPU, where nothing waits for the device otherwise.
 
@@ -141,7 +141,7 @@ class CompiledSVI:
             self._steps = step
             return loss
         except BaseException as error:
-            if self._compiled.is_complete(done):
+            if self._steps == step or self._compiled.is_complete(done):  # eager, or compiled
                 self._steps = step
                 error.add_note(f"pyro_vd: step {step} of CompiledSVI was complete when this came")
             raise

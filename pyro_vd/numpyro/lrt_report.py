@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax import Array
+from numpyro.distributions import Normal
 from numpyro.handlers import replay, seed, substitute, trace
 
 from pyro_vd.common.reports import LRTReport, WeightUse
@@ -37,7 +38,8 @@ def lrt_report(
         shared_sites, reuse: see :func:`pyro_vd.numpyro.lrt`.
 
     Returns:
-        A row for every weight of the guide. Operations without a rule warn, as in training.
+        A row for every weight of the guide, and for every vector that it draws from a plain ``Normal``, once a step.
+        Operations without a rule warn, as in training.
 
     Raises:
         ValueError: a guide without random weights; a weight used twice; a parameter that is missing or unknown.
@@ -72,7 +74,7 @@ def lrt_report(
     check_parameter_sites(owner, params, guide_trace, model_trace)
     rows = []
     for name, site in latent_sites(guide_trace):
-        if not isinstance(base_distribution(site["fn"]), WeightPosterior):
+        if not isinstance(base_distribution(site["fn"]), WeightPosterior) and not _is_plain_vector(site):
             continue
         value: Any = site["value"]
         operations, how = (), "one draw"
@@ -86,3 +88,9 @@ def lrt_report(
             f"{[name for name, _ in latent_sites(guide_trace)]}; use a guide of pyro_vd.guides.numpyro"
         )
     return LRTReport(tuple(rows))
+
+
+def _is_plain_vector(site: Any) -> bool:
+    fn = site["fn"]
+    is_one = fn.event_dim == 1 and not fn.batch_shape and not site["cond_indep_stack"]
+    return is_one and isinstance(base_distribution(fn), Normal) and not site["infer"].get("is_auxiliary")

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from pyro_vd._torch import without_autocast
 from pyro_vd.sparsity.masks import check_share
 from pyro_vd.sparsity.prune import remove_masks
 from pyro_vd.sparsity.replaced import is_plain_linear, replace_layers
@@ -59,8 +60,16 @@ class CSRLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"CSRLinear: expected inputs of {self.in_features} features, got shape {tuple(x.shape)}")
-        rows = x.reshape(-1, self.in_features)
-        return torch.addmm(self.bias[:, None], self._sparse(), rows.T).T.reshape(*x.shape[:-1], self.out_features)
+        kind, cast = self.values.dtype, torch.is_autocast_enabled(x.device.type)
+        if (x.dtype != kind and not cast) or (x.is_cpu and kind not in DTYPES):
+            raise TypeError(
+                f"CSRLinear: expected inputs and weights of one dtype, float32 or float64, got {x.dtype} and {kind}; "
+                "write .float() on both"
+            )
+        rows = x.reshape(-1, self.in_features).to(kind)
+        with without_autocast(x.device.type):  # sparse products have no half precision on a CPU
+            y = torch.addmm(self.bias[:, None], self._sparse(), rows.T).T.reshape(*x.shape[:-1], self.out_features)
+        return y.to(torch.get_autocast_dtype(x.device.type)) if cast and kind == torch.float32 else y
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, nonzero={len(self.values)}"

@@ -19,6 +19,7 @@ PLACES = re.compile(r"(.*)\.sparse_(gaps|nibbles|indices)(?:\.(\d+(?:x\d+)*))?",
 VALUES, SHAPE = ".sparse_values", ".sparse_shape"
 ENTRY = 80  # bytes of another tensor in the header of a file, about
 GAPS = (torch.uint8, torch.uint16)
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 def save_sparse(net: nn.Module, path: str | Path) -> int:
@@ -74,7 +75,8 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
             )
         tensor = tensor.detach().cpu().contiguous()
         flat = tensor.flatten()
-        places = flat.nonzero()[:, 0]
+        # Of one byte: PyTorch has no nonzero() of it. A zero with a sign is kept, as what it is.
+        places = (flat.view(torch.uint8) if flat.dtype in _FLOAT8 else flat).nonzero()[:, 0]
         found = [("gaps", _gaps(places, dtype)) for dtype in GAPS] + [(NIBBLES, _paired(_gaps(places, most=15)))]
         part, gaps = min(found, key=lambda one: one[1].nbytes)
         if gaps.nbytes + len(places) * flat.element_size() + ENTRY >= flat.nbytes:
@@ -142,7 +144,8 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"load_sparse: expected {name!r} in parts, got none of {missing}; write it again")
         gaps, values = held.pop(match[0]), held.pop(name + VALUES)
         shape = [int(size) for size in sizes.split("x")] if sizes else held.pop(name + SHAPE).tolist()
-        dense = torch.zeros(torch.Size(shape), dtype=values.dtype).flatten()
+        kind = values.dtype
+        dense = torch.zeros(torch.Size(shape), dtype=kind).flatten()
         indices = gaps.long() if part == "indices" else _places(gaps, part == NIBBLES)
         if len(indices) != len(values) or (
             len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(dense)
@@ -151,5 +154,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
                 f"load_sparse: {name!r}: expected as many indices below {len(dense)} as values, got {len(indices)} and "
                 f"{len(values)}; write it again"
             )
-        held[name] = dense.index_copy(0, indices, values).reshape(shape)
+        if kind in _FLOAT8:
+            dense, values = dense.view(torch.uint8), values.view(torch.uint8)
+        held[name] = dense.index_copy(0, indices, values).view(kind).reshape(shape)
     return held

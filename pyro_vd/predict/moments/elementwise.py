@@ -39,8 +39,17 @@ def _through(function: Callable[[Tensor], Tensor], x: GaussianTensor) -> Callabl
     return lambda values: function(x.at(values))
 
 
+def _root(variance: Tensor) -> Tensor:
+    """``sqrt(max(variance, 0))``, with gradient 0 at 0 and below."""
+    root = variance.clamp_min(0.0).sqrt()
+    if not root.requires_grad:
+        return root
+    positive = ~(variance <= 0)  # NaN stays NaN
+    return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
+
+
 def _by_quadrature(function: Callable[[Tensor], Tensor], x: GaussianTensor) -> GaussianTensor:
-    deviation = x.variance.clamp_min(0.0).sqrt()
+    deviation = _root(x.variance)
     mean, square = torch.zeros_like(x.mean_value), torch.zeros_like(x.mean_value)
     centre = function(x.mean_value)
     for node, weight in zip(_NODES, _WEIGHTS, strict=True):
@@ -66,7 +75,7 @@ def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
     ``a = m / s``; at s = 0 the function itself.
     """
-    deviation = variance.clamp_min(0.0).sqrt()
+    deviation = _root(variance)
     a = mean / deviation.clamp_min(torch.finfo(mean.dtype).tiny)
     cdf, density = torch.special.ndtr(a), torch.exp(-0.5 * a.square()) / math.sqrt(2 * math.pi)
     first = mean * cdf + deviation * density
@@ -109,7 +118,7 @@ def absolute(input: Any) -> Any:
 def _clipped(x: GaussianTensor, low: float, high: float) -> GaussianTensor:
     """Between two numbers: the moments of a Gaussian cut at them, and its mass beyond them placed at the numbers."""
     m, v = x.mean_value, x.variance.clamp_min(0.0)
-    deviation = v.sqrt().clamp_min(torch.finfo(m.dtype).tiny)
+    deviation = _root(v).clamp_min(torch.finfo(m.dtype).tiny)
     a, b = (low - m) / deviation, (high - m) / deviation
     below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
     density_a, density_b = (torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi) for z in (a, b))

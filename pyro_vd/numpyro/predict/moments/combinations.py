@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.scipy.special import ndtr
 from jax.tree_util import Partial
 
-from pyro_vd.numpyro.predict.moments.elementwise import through, together
+from pyro_vd.numpyro.predict.moments.elementwise import at_least_zero, operation_of, through, together
 from pyro_vd.numpyro.predict.moments.gaussian import GaussianArray, UnknownOperation, first_of, moments_of, rule
 from pyro_vd.numpyro.predict.moments.ranges import is_without_zero
 from pyro_vd.numpyro.weights.views import SHAPE_VIEWS
@@ -32,7 +32,7 @@ def _shifted(operands: Sequence[Any], primitive: Any, mean: Array, variance: Any
 
 
 def _with_constant(primitive: Any, place: int, other: Any, value: Array) -> Array:
-    return primitive.bind(*((value, other) if place == 0 else (other, value)))
+    return operation_of(primitive)(*((value, other) if place == 0 else (other, value)))
 
 
 def _enter_sum(primitive: Any) -> None:
@@ -43,7 +43,7 @@ def _enter_sum(primitive: Any) -> None:
         if known is not None:
             return known
         (m, v), (n, w) = map(moments_of, operands)
-        mean = primitive.bind(m, n)
+        mean = operation_of(primitive)(m, n)
         if all(isinstance(one, GaussianArray) for one in operands):
             return operands[0].like(mean, v + w)
         return _shifted(operands, primitive, mean, v + w)
@@ -187,7 +187,7 @@ def maximum_of_two(m: Array, v: Array, n: Array, w: Array) -> tuple[Array, Array
     cdf, density = ndtr(a), jnp.exp(-0.5 * jnp.square(a)) / math.sqrt(2 * math.pi)
     first = m * cdf + n * (1 - cdf) + spread * density
     second = (jnp.square(m) + v) * cdf + (jnp.square(n) + w) * (1 - cdf) + (m + n) * spread * density
-    return first, jnp.maximum(second - jnp.square(first), 0.0)
+    return first, at_least_zero(second - jnp.square(first))
 
 
 @rule(lax.max_p)

@@ -33,6 +33,11 @@ SMOOTH = (
 _OF_THE_REAL_LINE = tuple(p for p in SMOOTH if p is not lax.log1p_p)  # log1p has no value below -1
 
 
+def at_least_zero(variance: Array) -> Array:
+    """``max(variance, 0)``. At 0 exactly ``jnp.maximum`` would halve the gradient, and torch does not."""
+    return jnp.where(variance < 0, 0.0, variance)  # NaN stays NaN
+
+
 def quadrature(function: Callable[[Array], Array], mean: Array, variance: Array) -> tuple[Array, Array]:
     """Mean and variance of a function of each element of a Gaussian."""
     deviation, centre = safe_sqrt(variance), function(mean)
@@ -44,7 +49,7 @@ def quadrature(function: Callable[[Array], Array], mean: Array, variance: Array)
     zero = jnp.zeros_like(centre)
     places = jnp.asarray(_PLACES, centre.dtype), jnp.asarray(_WEIGHTS, centre.dtype)
     (first, square), _ = lax.scan(add, (zero, zero), places)
-    return centre + first, jnp.maximum(square - jnp.square(first), 0.0)
+    return centre + first, at_least_zero(square - jnp.square(first))
 
 
 def through(
@@ -85,7 +90,12 @@ def _as_it_is(value: Array) -> Array:
 
 
 def _of_both(primitive: Any, left: Callable, right: Callable, value: Array) -> Array:
-    return primitive.bind(left(value), right(value))
+    return operation_of(primitive)(left(value), right(value))
+
+
+def operation_of(primitive: Any) -> Callable[[Array, Array], Array]:
+    """The function of ``jax.lax``, which binds a primitive with the parameters that its gradient needs: ``lax.mul``."""
+    return getattr(lax, primitive.name)
 
 
 def _enter(primitive: Any) -> None:
@@ -102,7 +112,7 @@ def _absolute(m: Array, v: Array) -> tuple[Array, Array]:
     deviation = safe_sqrt(v)
     a = m / jnp.maximum(deviation, jnp.finfo(m.dtype).tiny)
     mean = m * (2 * ndtr(a) - 1) + 2 * deviation * jnp.exp(-0.5 * jnp.square(a)) / math.sqrt(2 * math.pi)
-    return mean, jnp.maximum(jnp.square(m) + v - jnp.square(mean), 0.0)
+    return mean, at_least_zero(jnp.square(m) + v - jnp.square(mean))
 
 
 @rule(lax.abs_p)
