@@ -99,6 +99,9 @@ class BayesianModule(nn.Module):
             for weight in self.weight_names
         }
         self.priors = priors_of(prior, parameters, choice)
+        self._sparse = {
+            weight for weight, owners in self._owners.items() if any(getattr(m, "sparse", False) for m, _ in owners)
+        }
         self._trainable = {weight for weight in self.weight_names if parameters[weight].requires_grad}
         self._layout = Layout()
 
@@ -193,11 +196,12 @@ class BayesianModule(nn.Module):
             self._say_frozen(parameter_name, value)
         if "fixed" in infer:
             fixed = infer["fixed"]()
-            value = value.pinned(fixed.mask, fixed.value) if isinstance(value, RandomWeight) else fixed.imposed_on(value)
-        return _dense(value) if any(getattr(m, "sparse", False) for m, _ in self._owners[parameter_name]) else value
+            is_random = isinstance(value, RandomWeight)
+            value = value.pinned(fixed.mask, fixed.value) if is_random else fixed.imposed_on(value)
+        return _dense(value) if parameter_name in self._sparse else value
 
     def _say_frozen(self, parameter_name: str, value: Tensor) -> None:
-        """Warn, once, of a weight that was frozen after it was chosen, and whose distribution is trained all the same."""
+        """Warn, once, of a weight that was frozen after it was chosen, and whose distribution is trained still."""
         mean = value.loc if isinstance(value, RandomWeight) else value
         # A leaf is a parameter, or the value with which a guide sees its model.
         trained = mean.grad_fn is not None or (mean.requires_grad and isinstance(mean, nn.Parameter))
@@ -232,7 +236,9 @@ class BayesianModule(nn.Module):
         return vars(self).copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_layout": Layout(), "_trainable": set(), **state})  # pickled before there was one
+        super().__setstate__(
+            {"_layout": Layout(), "_trainable": set(), "_sparse": set(), **state}
+        )  # pickled before there was one
 
     def _check_devices(self, parameters: dict[str, nn.Parameter], args: tuple, kwargs: dict) -> None:
         devices = set(map(_DEVICE, parameters.values()))

@@ -1,4 +1,4 @@
-"""A weight that is frozen after BayesianModule has chosen it: its distribution is trained, and a warning says so once."""
+"""A weight that is frozen after BayesianModule has chosen it: a warning, once, that it is trained all the same."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Embeddings with sparse=True: the loss and the gradient are those with sparse=False, which is dense, as the KL's is."""
+"""Embeddings with sparse=True: loss and gradient are those with sparse=False, dense as those of the KL."""
 
 import pyro
 import pyro.distributions as dist
