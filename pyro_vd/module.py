@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from operator import attrgetter
 from typing import Any
 
@@ -19,7 +20,7 @@ from pyro_vd._pyro import (
     node_of_trace,
     parameters_are_seen,
 )
-from pyro_vd._torch import in_backward_pass, leaves_of
+from pyro_vd._torch import in_backward_pass, is_recording, leaves_of
 from pyro_vd.arguments import FAILURES, check_finite_state, explain
 from pyro_vd.choice import Prior, Where, choose, priors_of, report_of
 from pyro_vd.common.options import check_known, shown
@@ -109,6 +110,10 @@ class BayesianModule(nn.Module):
             for weight in self.weight_names
         }
         self.priors = priors_of(prior, parameters, choice)
+        self._sparse = {
+            weight for weight, owners in self._owners.items() if any(getattr(m, "sparse", False) for m, _ in owners)
+        }
+        self._trainable = {weight for weight in self.weight_names if parameters[weight].requires_grad}
         self._layout = Layout()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -200,10 +205,29 @@ class BayesianModule(nn.Module):
                 "net was called inside a plate (or with vectorize_particles=True), which repeats its weights and "
                 "scales its KL; call it before the plate, and put only the likelihood inside"
             )
-        if "fixed" not in infer:
-            return value
-        fixed = infer["fixed"]()
-        return value.pinned(fixed.mask, fixed.value) if isinstance(value, RandomWeight) else fixed.imposed_on(value)
+        if not parameter.requires_grad and parameter_name in self._trainable:
+            self._say_frozen(parameter_name, value)
+        if "fixed" in infer:
+            fixed = infer["fixed"]()
+            is_random = isinstance(value, RandomWeight)
+            value = value.pinned(fixed.mask, fixed.value) if is_random else fixed.imposed_on(value)
+        return _dense(value) if parameter_name in self._sparse else value
+
+    def _say_frozen(self, parameter_name: str, value: Tensor) -> None:
+        """Warn, once, of a weight that was frozen after it was chosen, and whose distribution is trained still."""
+        mean = value.loc if isinstance(value, RandomWeight) else value
+        # A leaf is a parameter, or the value with which a guide sees its model.
+        trained = mean.grad_fn is not None or (mean.requires_grad and isinstance(mean, nn.Parameter))
+        if trained and torch.is_grad_enabled() and not is_recording() and not is_no_step():
+            self._trainable.discard(parameter_name)
+            site = self.site(parameter_name)
+            warnings.warn(
+                f"site {site!r}: expected a weight of the net that is trained, got one that was frozen "
+                "(requires_grad=False) after BayesianModule had chosen it: its distribution has parameters of its own, "
+                "which are trained all the same. Freeze before BayesianModule(net, ...), which then leaves it out, or "
+                f"freeze the guide's, guide.set_learnable(quantity, False, where={site!r}) for each quantity it has",
+                stacklevel=2,
+            )
 
     def site_infer(self, parameter_name: str, parameter: nn.Parameter) -> dict[str, Any]:
         """What a site says of its weight: ``net_parameter``, where a guide starts, and what is ``fixed`` of it."""
@@ -229,7 +253,9 @@ class BayesianModule(nn.Module):
         return vars(self).copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_layout": Layout(), **state})  # pickled before there was one
+        super().__setstate__(
+            {"_layout": Layout(), "_trainable": set(), "_sparse": set(), **state}
+        )  # pickled before there was one
 
     def _check_devices(self, parameters: dict[str, nn.Parameter], args: tuple, kwargs: dict) -> None:
         devices = set(map(_DEVICE, parameters.values()))
@@ -240,6 +266,22 @@ class BayesianModule(nn.Module):
                     f"BayesianModule {self.name!r}: expected data on the device of the net, {own}, got {leaf.device}; "
                     f"write x.to({own!r}), or net.to({str(leaf.device)!r}) before the guide is made"
                 )
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity, whose gradient is dense: few operations that a drawn weight comes from take a sparse one."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _dense(value: Any) -> Any:
+    return value if isinstance(value, RandomWeight) else _DenseGradient.apply(value)
 
 
 def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int | None = None) -> pyro.plate:

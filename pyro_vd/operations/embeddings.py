@@ -27,13 +27,14 @@ def embedding(
 ) -> LinearOp:
     """Every token is a row with noise of its own: the same word twice comes out different, its covariance is dropped.
 
-    The row of ``padding_idx`` has noise as in weight space, and no gradient from the data.
+    The row of ``padding_idx`` has noise as in weight space, and no gradient from the data. With ``sparse`` the gradient
+    is dense all the same, as that of the KL is.
     """
     _refuse_max_norm("embedding", weight, max_norm)
     look_up: Any = partial(F.embedding, padding_idx=padding_idx, scale_grad_by_freq=scale_grad_by_freq)
 
     def apply(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-        return look_up(x, w, sparse=sparse)
+        return look_up(x, w)
 
     def apply_variance(x: Tensor, variance: Tensor, bias: Tensor | None) -> Tensor:
         return look_up(x, variance)
@@ -60,12 +61,12 @@ def embedding_bag(
 
     ``variance = sum_l a_l * (sum of a_l' with the row of l, in the bag) * variance[row of l]``. Bags are independent,
     as rows of a batch are. Not covered: ``mode="max"``, which is not linear; "per_example" and "flipout" of bags that
-    are cut by offsets, weighted or sparse.
+    are cut by offsets or weighted. With ``sparse`` the gradient is dense all the same, as that of the KL is.
     """
     _refuse_max_norm("embedding_bag", weight, max_norm)
     if mode not in ("sum", "mean"):
         return None
-    cut_by_example = input.dim() == 2 and per_sample_weights is None and not sparse
+    cut_by_example = input.dim() == 2 and per_sample_weights is None
     bag: Any = partial(
         F.embedding_bag, scale_grad_by_freq=scale_grad_by_freq, include_last_offset=include_last_offset,
         padding_idx=None if padding_idx is None else padding_idx % weight.shape[0],
@@ -75,7 +76,7 @@ def embedding_bag(
         if cut_by_example and x.shape[0] == 1:  # one bag: vmap knows no other form
             taken = _coefficients(x, None, mode, None, padding_idx, w)
             return (F.embedding(x, w) * taken[..., None]).sum(1)
-        return bag(x, w, offsets, mode=mode, sparse=sparse, per_sample_weights=per_sample_weights)
+        return bag(x, w, offsets, mode=mode, per_sample_weights=per_sample_weights)
 
     def apply_variance(x: Tensor, variance: Tensor, bias: Tensor | None) -> Tensor:
         coefficients = _coefficients(x, offsets, mode, per_sample_weights, padding_idx, variance)
