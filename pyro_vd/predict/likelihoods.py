@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vd._pyro import Prediction
 from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.buffers import keep_plain_buffers
-from pyro_vd.common.predictions import MODES, check_on_unknown, check_prediction, pieces_of
-from pyro_vd.handlers import EstimatorMessenger, posterior_mean
-from pyro_vd.predict.blocks import DrawsOfLikelihoods
+from pyro_vd.common.predictions import MODES, check_on_unknown, check_prediction, pieces_of, wanted_sites
+from pyro_vd.handlers import EstimatorMessenger, posterior_mean, run_coherently
+from pyro_vd.predict.blocks import Blocks
 from pyro_vd.predict.distribution import Predictive
-from pyro_vd.predict.moments import gaussian_weights
+from pyro_vd.predict.moments import GaussianTensor, drawn, gaussian_weights
+from pyro_vd.predict.pieces import Parts, joined
+from pyro_vd.predict.placeholders import Given, ValueIsUsed
 from pyro_vd.predict.rows import guide_of_one_row
-from pyro_vd.predict.stacking import Structure
+from pyro_vd.predict.stacking import Structure, is_along, stacked, take_apart, taken_apart
 from pyro_vd.rollback import undone
 
 # Mode "moments" draws every parameter of a likelihood around its mean.
@@ -131,3 +137,91 @@ def _built(site: str, structure: Structure, tensors: list[Tensor], advice: str) 
         return structure.build(tensors)
     except ValueError as error:  # of a parameter outside its domain
         raise ValueError(f"site {site!r}: {error}{advice}") from error
+
+
+class DrawsOfLikelihoods(Blocks):
+    """The likelihoods of a model at draws of its guide.
+
+    Args:
+        sites: names to keep; all if empty. Others are those of :class:`Blocks`.
+    """
+
+    def __init__(self, *others: Any, sites: Collection[str]):
+        super().__init__(*others, caller="predictive_distribution")
+        self.sites = sites
+        self.used: list[str] = []  # predicted sites whose value the model goes on to use
+
+    def of_moments(self, number: int) -> Parts:
+        """The likelihoods at ``number`` draws of what a guide of :func:`gaussian_weights` makes of their parameters."""
+        blocks: list[Parts] = []
+        if self._pass_of_moments(number, blocks):  # an operation drew its input: each draw takes a pass of its own
+            blocks.clear()
+            for _ in range(number):
+                self._pass_of_moments(1, blocks)
+        return joined(blocks, 0, self._together)
+
+    def _pass_of_moments(self, number: int, blocks: list[Parts]) -> bool:
+        values = self._guide_values(self.call)
+        found = []
+        with pyro.validation_enabled(False):
+            for piece, length in zip(self.pieces, self.lengths, strict=True):
+                sites = self._run(values, piece)
+                if self.used:
+                    raise ValueError(
+                        f"site {self.used[0]!r}: expected a model that returns what it predicts, got one that goes on "
+                        'to use it, which has no value in one pass of moments; write mode="weights"'
+                    )
+                parts: Parts = {}
+                seen: Any = []
+                for name, site in sites.items():
+                    likelihood = _likelihood(site)
+                    structure, own = take_apart(likelihood)
+                    parts[name] = structure, [drawn(tensor, number, seen) for tensor in own]
+                    self.along[name] = is_along(name, likelihood, length) and self.along.get(name, True)
+                found.append(parts)
+        blocks.append(self._joined(found))
+        return any(value.sampled for value in values.values() if isinstance(value, GaussianTensor))
+
+    def _run(self, values: dict[str, Any] | None, piece: tuple[tuple, dict]) -> dict[str, Any]:
+        """The messages of the observation sites."""
+        if values is None:  # of mode "local", where a weight that is used twice may be drawn once in a second run
+            return run_coherently(lambda: self._run(self._guide_values(piece), piece))
+        args, kwargs = piece
+        run = self._model_run(values, args, kwargs)
+        predicted = {
+            name: site
+            for name, site in run.nodes.items()
+            if site["type"] == "sample" and name not in values and not isinstance(site["fn"], Unit)
+            and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+        }  # fmt: skip
+        return {name: predicted[name] for name in wanted_sites(self.sites, predicted, values)}
+
+    def _model_run(self, values: dict[str, Any], args: tuple, kwargs: dict) -> Any:
+        """A trace of the model at the values; what it predicts is sampled only where it goes on to use it."""
+        if not self.used:
+            try:
+                run = poutine.trace(Given(values, self.used)(self.model)).get_trace(*args, **kwargs)
+                if not self.used:  # which a model that catches exceptions may hide
+                    return run
+            except ValueIsUsed:
+                pass
+        return poutine.trace(Given(values)(self.model)).get_trace(*args, **kwargs)
+
+    def _parts_of_first(self, run: dict[str, Any], length: int) -> Parts:
+        parts: Parts = {}
+        for name, site in run.items():
+            likelihood = _likelihood(site)
+            parts[name] = taken_apart(name, likelihood)
+            self.along[name] = is_along(name, likelihood, length) and self.along.get(name, True)
+        return parts
+
+    def _parts(self, run: dict[str, Any]) -> dict[str, tuple[Structure, list[Tensor]]]:
+        return {name: take_apart(_likelihood(site)) for name, site in run.items()}
+
+    def _together(self, tensors: Sequence[Tensor], dim: int) -> Tensor:
+        return stacked(tensors, torch.cat, dim)
+
+
+def _likelihood(site: Any) -> Any:
+    fn, mask = site["fn"], site["mask"]
+    return fn if mask is None or mask is True else fn.mask(mask)

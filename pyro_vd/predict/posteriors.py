@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from pyro_vd.posteriors import DropoutNormal, WeightPosterior
 from pyro_vd.predict.placeholders import Given, NotSampled, ValueIsUsed
 
 _WORTH_A_THREAD = 10_000  # random numbers; fewer take less time than the start of a thread
+# Elements that PyTorch computes on one thread: otherwise each thread that fills a draw starts threads of its own.
+_SERIAL = 2**15 - 64
 
 
 def fixed_posteriors(guide: Callable, call: tuple[tuple, dict]) -> dict[str, WeightPosterior] | None:
@@ -59,7 +63,7 @@ def are_equal(first: Tensor, second: Tensor) -> bool:
 
 
 class WeightDraws:
-    """Many draws of a weight at once.
+    """Many draws of a weight.
 
     Random numbers are most of the time of a prediction on few examples, and PyTorch makes them on one thread: here each
     draw of a Gaussian weight has a generator of its own, and as many are filled at a time as PyTorch has threads.
@@ -70,27 +74,56 @@ class WeightDraws:
 
     def __init__(self, posterior: WeightPosterior):
         self.posterior = posterior
-        self.scale = posterior.scale if isinstance(posterior, DropoutNormal) else None
+        scale: Any = posterior.scale if isinstance(posterior, DropoutNormal) else None
+        self.scale, loc = scale, posterior.loc
+        self.is_filled = scale is not None and scale.dtype == loc.dtype and loc.device.type == "cpu"
 
     def draw(self, number: int) -> Tensor:
         """``number`` draws, first."""
-        loc, scale = self.posterior.loc, self.scale
-        if scale is None or scale.dtype != loc.dtype or loc.device.type != "cpu":
+        if not self.is_filled:
             return torch.stack([self.posterior.rsample() for _ in range(number)])
-        draws = torch.empty((number, *loc.shape), dtype=loc.dtype, device="cpu")
-
-        def fill(draw: Tensor, seed: int) -> None:
-            # Each draw is finished while the processor's cache holds it.
-            with torch.no_grad():  # which a thread does not inherit
-                draw.normal_(generator=torch.Generator("cpu").manual_seed(seed))
-                torch.addcmul(loc, scale, draw, out=draw)
-
-        seeds = torch.randint(2**62, (number,), device="cpu").tolist()
-        threads = min(torch.get_num_threads(), number) if loc.numel() > _WORTH_A_THREAD else 1
-        if threads == 1:
-            for draw, seed in zip(draws, seeds, strict=True):
-                fill(draw, seed)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(fill, draws, seeds))
+        draws = self._empty(number)
+        with self._pool(number) as pool:
+            self._fill_all(draws, _seeds(number), pool)
         return draws
+
+    def one_by_one(self, number: int, most: int) -> Iterator[Tensor]:
+        """``number`` draws, each in the memory of one before it; at most ``most`` in memory."""
+        if not self.is_filled:
+            yield from (self.posterior.rsample() for _ in range(number))
+            return
+        seeds = _seeds(number)
+        with self._pool(number) as pool:
+            draws = self._empty(1 if pool is None else min(2 * torch.get_num_threads(), most, number))
+            for start in range(0, number, len(draws)):
+                left = draws[: number - start]
+                self._fill_all(left, seeds[start : start + len(left)], pool)
+                yield from left
+
+    def _empty(self, number: int) -> Tensor:
+        loc = self.posterior.loc
+        return torch.empty((number, *loc.shape), dtype=loc.dtype, device="cpu")
+
+    def _pool(self, number: int) -> Any:
+        """Threads for so many draws; None if one is enough."""
+        threads = min(torch.get_num_threads(), number) if self.posterior.loc.numel() > _WORTH_A_THREAD else 1
+        return nullcontext() if threads == 1 else ThreadPoolExecutor(threads)
+
+    def _fill_all(self, draws: Tensor, seeds: list[int], pool: ThreadPoolExecutor | None) -> None:
+        if pool is None:
+            for draw, seed in zip(draws, seeds, strict=True):
+                self._fill(draw, seed)
+        else:
+            list(pool.map(partial(self._fill, part=_SERIAL), draws, seeds))
+
+    def _fill(self, draw: Tensor, seed: int, part: int = 2**62) -> None:
+        """Make a draw, ``part`` elements of it at a time; finished while the processor's cache holds it."""
+        with torch.no_grad():  # which a thread does not inherit
+            draw.normal_(generator=torch.Generator("cpu").manual_seed(seed))
+            whole = self.posterior.loc, self.scale, draw
+            for loc, scale, own in zip(*(tensor.reshape(-1).split(part) for tensor in whole), strict=True):
+                torch.addcmul(loc, scale, own, out=own)
+
+
+def _seeds(number: int) -> list[int]:
+    return torch.randint(2**62, (number,), device="cpu").tolist()

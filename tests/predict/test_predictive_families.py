@@ -14,7 +14,7 @@ import torch
 from torch.distributions import AffineTransform, ExpTransform
 
 import pyro_vd as vd
-from pyro_vd.predict import blocks
+from pyro_vd.predict import blocks, likelihoods
 
 N, DRAWS = 6, 5
 
@@ -90,14 +90,14 @@ def drawn(monkeypatch, request):
     if request.param == "guide run":
         monkeypatch.setattr(blocks, "fixed_posteriors", lambda guide, call: None)
     seen: list = []
-    original = blocks.DrawsOfLikelihoods._guide_values
+    original = likelihoods.DrawsOfLikelihoods._guide_values
 
     def spy(self, call):
         values = original(self, call)
         seen.append(values)
         return values
 
-    of_block = blocks.DrawsOfLikelihoods._values_of_block
+    of_block = likelihoods.DrawsOfLikelihoods._values_of_block
 
     def spy_block(self, index):
         before = len(seen)
@@ -105,8 +105,8 @@ def drawn(monkeypatch, request):
         seen[before:] = [values]  # not the ones under vmap
         return values
 
-    monkeypatch.setattr(blocks.DrawsOfLikelihoods, "_guide_values", spy)
-    monkeypatch.setattr(blocks.DrawsOfLikelihoods, "_values_of_block", spy_block)
+    monkeypatch.setattr(likelihoods.DrawsOfLikelihoods, "_guide_values", spy)
+    monkeypatch.setattr(likelihoods.DrawsOfLikelihoods, "_values_of_block", spy_block)
     return seen
 
 
@@ -147,8 +147,10 @@ def test_the_mixture_is_that_of_the_likelihoods_of_the_draws(name, drawn):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_draws_run_side_by_side(name, monkeypatch):
     ran = []
-    original = blocks.DrawsOfLikelihoods._block
-    monkeypatch.setattr(blocks.DrawsOfLikelihoods, "_block", lambda self, n: ran.append(original(self, n)) or ran[-1])
+    original = likelihoods.DrawsOfLikelihoods._block
+    monkeypatch.setattr(
+        likelihoods.DrawsOfLikelihoods, "_block", lambda self, n: ran.append(original(self, n)) or ran[-1]
+    )
     vd.predictive_distribution(*program(FAMILIES[name]), torch.randn(N, 1), num_samples=DRAWS)
     assert [block is not None for block in ran] == [name not in LOOPS]
 

@@ -11,7 +11,7 @@ from torch import nn
 import pyro_vd as vd
 from helpers.predictive import classifier, small_net
 from pyro_vd.guides import AutoMeanField
-from pyro_vd.predict import blocks
+from pyro_vd.predict import blocks, likelihoods
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_programs_that_vmap_cannot_run_take_the_loop(net, mode, batch_size):
 def test_blocks_fit_a_bound(monkeypatch):
     """As many draws at a time as the bound allows, of weights and three times the largest activation."""
     sizes = []
-    original = blocks.DrawsOfLikelihoods._block
+    original = likelihoods.DrawsOfLikelihoods._block
 
     def spy(self, number):
         sizes.append(number)
@@ -46,7 +46,7 @@ def test_blocks_fit_a_bound(monkeypatch):
         assert block is not None, "the draws ran side by side"
         return block
 
-    monkeypatch.setattr(blocks.DrawsOfLikelihoods, "_block", spy)
+    monkeypatch.setattr(likelihoods.DrawsOfLikelihoods, "_block", spy)
     model, guide = classifier(small_net())
     x = torch.randn(10, 4)
     one = 8 * (4 * 5 + 5 * 3) + 3 * 8 * 50  # its weights; ten examples of five hidden units
@@ -102,9 +102,9 @@ def test_draws_side_by_side_are_draws_one_by_one(name, batch_size, monkeypatch):
 
     guide = AutoMeanField(bnn, init_log_sigma2=-2.0)
     guide(x)
-    seen, original = [], blocks.DrawsOfLikelihoods._values_of_block
+    seen, original = [], likelihoods.DrawsOfLikelihoods._values_of_block
     monkeypatch.setattr(
-        blocks.DrawsOfLikelihoods,
+        likelihoods.DrawsOfLikelihoods,
         "_values_of_block",
         lambda self, index: seen.append(original(self, index)) or seen[-1],
     )
