@@ -10,10 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
-from pyro.distributions import Normal
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch.distributions import Distribution, Independent
 
 from pyro_vd._pyro import is_scoring
 from pyro_vd._torch import noise_rewound_on_failure
@@ -21,7 +19,9 @@ from pyro_vd.arguments import check_guide
 from pyro_vd.common.options import check_choice, check_flag, check_known, check_names
 from pyro_vd.estimators import ESTIMATORS
 from pyro_vd.exchange import ONE_RUN
-from pyro_vd.posteriors import DropoutNormal, WeightPosterior
+from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.posteriors.sites import base_distribution as base_distribution
+from pyro_vd.posteriors.sites import weight_posterior
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight, WeightState
 from pyro_vd.weights.reuse import WeightsUsedTwice, all_reuses
@@ -214,32 +214,6 @@ class EstimatorMessenger(Messenger):
         state.shared_sites, state.coherent = self.shared_sites, self.coherent
         variance = noise.variance if noise.independent else None
         msg["value"] = RandomWeight(noise, posterior.variance if variance is None else variance, state)
-
-
-def weight_posterior(msg: Any, normals: bool) -> Any:
-    """The distribution of a site without its ``to_event``; with ``normals``, a Gaussian weight for a plain Normal."""
-    posterior: Any = base_distribution(msg["fn"])
-    if normals and type(posterior) is Normal and is_matrix(msg):
-        return DropoutNormal(posterior.loc, log_sigma2=2 * posterior.scale.log())
-    return posterior
-
-
-def is_matrix(msg: Any) -> bool:
-    """Whether a site has two event dimensions or more and no plate, as a weight has."""
-    fn = msg["fn"]
-    return fn.event_dim >= 2 and not fn.batch_shape and not msg["cond_indep_stack"]
-
-
-def is_function_of(site: str, noises: Collection[str]) -> bool:
-    """Whether a Delta at a site is a function of auxiliary sites: of its own, or of one for all, as in AutoNormal."""
-    return f"{site}_unconstrained" in noises or any(not noise.endswith("_unconstrained") for noise in noises)
-
-
-def base_distribution(fn: Any) -> Distribution:
-    """The distribution under any ``to_event``."""
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
 
 
 def _handler(estimator: str, fn: Callable | None, shared_sites: Collection[str], reuse: str, strict: bool) -> Any:

@@ -30,6 +30,7 @@ from pyro_vd.devices import placed_like
 from pyro_vd.exchange import ONE_RUN, call_with, check_net, in_use
 from pyro_vd.fixed import Fixed, fixed_elements
 from pyro_vd.layout import Layout
+from pyro_vd.operations.embeddings import with_dense_gradient
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
 from pyro_vd.weights.drawn import one_warning
@@ -211,7 +212,7 @@ class BayesianModule(nn.Module):
             fixed = infer["fixed"]()
             is_random = isinstance(value, RandomWeight)
             value = value.pinned(fixed.mask, fixed.value) if is_random else fixed.imposed_on(value)
-        return _dense(value) if parameter_name in self._sparse else value
+        return with_dense_gradient(value) if parameter_name in self._sparse else value
 
     def _say_frozen(self, parameter_name: str, value: Tensor) -> None:
         """Warn, once, of a weight that was frozen after it was chosen, and whose distribution is trained still."""
@@ -266,22 +267,6 @@ class BayesianModule(nn.Module):
                     f"BayesianModule {self.name!r}: expected data on the device of the net, {own}, got {leaf.device}; "
                     f"write x.to({own!r}), or net.to({str(leaf.device)!r}) before the guide is made"
                 )
-
-
-class _DenseGradient(torch.autograd.Function):
-    """The identity, whose gradient is dense: few operations that a drawn weight comes from take a sparse one."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient.to_dense() if gradient.is_sparse else gradient
-
-
-def _dense(value: Any) -> Any:
-    return value if isinstance(value, RandomWeight) else _DenseGradient.apply(value)
 
 
 def data_plate(dataset_size: int, batch_size: int, name: str = "data", dim: int | None = None) -> pyro.plate:

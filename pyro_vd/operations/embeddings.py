@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_vd.estimators import LinearOp
+from pyro_vd.estimators import LinearOp, is_random
 from pyro_vd.operations.table import enter
 
 
@@ -130,3 +130,18 @@ def _squared_coefficients(x: Tensor, offsets: Tensor | None, coefficients: Tenso
     flat = coefficients.flatten()
     totals = torch.zeros_like(flat).index_add(0, group, flat)
     return coefficients * totals[group].view_as(coefficients)
+
+
+class _DenseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def with_dense_gradient(weight: Any) -> Any:
+    """The weight, with a dense gradient where it is drawn: few operations that a draw comes from take a sparse one."""
+    return weight if is_random(weight) else _DenseGradient.apply(weight)

@@ -11,8 +11,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vd.handlers import is_function_of, is_matrix, weight_posterior
 from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.posteriors.sites import is_function_of, is_matrix, weight_posterior
 from pyro_vd.predict.moments.gaussian import GaussianTensor
 
 
