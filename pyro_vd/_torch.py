@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType, NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
 
 grouped_mm = torch._grouped_mm  # what F.grouped_mm calls; aten/src/ATen/native/GroupedMMUtils.h
+
+Outputs = TypeVar("Outputs", bound=tuple[Tensor, ...])
 
 _CHECKPOINT = checkpoint.__file__
 _AS_IT_IS = nullcontext()
@@ -125,7 +127,7 @@ def at_least_tiny(x: Tensor) -> Tensor:
     return x.clamp_min_(torch.finfo(x.dtype).tiny)
 
 
-def in_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+def in_blocks(function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
     """``function(*inputs)``, elementwise and of several steps, in blocks whose steps stay in the cache of a processor.
 
     Without blocks every step reads and writes main memory. A block is a multiple of the registers of a processor, so
@@ -141,7 +143,7 @@ def in_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> t
         return function(*inputs)
     if not all([one.is_contiguous() and one.shape == first.shape for one in inputs]):
         return function(*inputs)
-    outputs: tuple[Tensor, ...] = ()
+    outputs: Any = ()
     for start, *parts in zip(range(0, first.numel(), size), *[one.view(-1).split(size) for one in inputs], strict=True):
         results = function(*parts)
         outputs = outputs or tuple([first.new_empty(first.shape, dtype=one.dtype) for one in results])

@@ -233,7 +233,7 @@ class BayesianModule(nn.Module):
     def site_infer(self, parameter_name: str, parameter: nn.Parameter) -> dict[str, Any]:
         """What a site says of its weight: ``net_parameter``, where a guide starts, and what is ``fixed`` of it."""
         infer: dict[str, Any] = {"net_parameter": parameter}
-        if self.fixed(parameter_name) is not None:
+        if fixed_elements(self._owners[parameter_name]) is not None:
             infer["fixed"] = functools.partial(fixed_elements, self._owners[parameter_name])
         return infer
 

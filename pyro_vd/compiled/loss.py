@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from pyro_vd._pyro import handlers_are_active
 from pyro_vd.common.options import check_flag
 from pyro_vd.compiled.agreement import agree, moved_alike, only_rounding
+from pyro_vd.compiled.ahead import Elsewhere
 from pyro_vd.compiled.cache import ProgramCache
 from pyro_vd.compiled.comparison import tried
 from pyro_vd.compiled.loss_program import LossProgram, all_finite, signature
@@ -22,10 +23,10 @@ from pyro_vd.compiled.transaction import Backup, all_or_nothing
 from pyro_vd.loss_module import LossModule, TrainedModule
 
 if TYPE_CHECKING:
-    from pyro_vd.compiled.inductor import CompiledProgram
+    from pyro_vd.compiled.inductor import CompiledProgram, Recording
 
 
-def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
+def compile_loss(loss: LossModule, *, strict: bool = False, warm: bool = False) -> CompiledLoss:
     """A compiled, differentiable loss, for DistributedDataParallel, Lightning or any loop of one's own.
 
     Its call gives the loss, and ``backward`` the gradient, as those of ``loss`` with the same random numbers. Both come
@@ -36,6 +37,8 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
     Args:
         loss: what ``TraceVD_ELBO(...)(model, guide)`` returns. Its first call is eager.
         strict: raise, instead of a warning and the eager loss, where it cannot be compiled.
+        warm: do not wait for the compiler: the loss is eager until another process has compiled it, as in
+            :class:`pyro_vd.CompiledSVI`.
 
     Returns:
         A module with the parameters of ``loss``. A loss that is not finite raises on a CPU, and is returned as it is on
@@ -68,17 +71,18 @@ def compile_loss(loss: LossModule, *, strict: bool = False) -> CompiledLoss:
         raise TypeError(
             f"loss: expected the module that TraceVD_ELBO()(model, guide) returns, got {type(loss).__name__}"
         )
-    return CompiledLoss(loss, check_flag("strict", strict))
+    return CompiledLoss(loss, check_flag("strict", strict), check_flag("warm", warm))
 
 
 class CompiledLoss(TrainedModule):
     """What :func:`compile_loss` returns."""
 
-    def __init__(self, loss: LossModule, strict: bool):
+    def __init__(self, loss: LossModule, strict: bool, warm: bool = False):
         super().__init__()
         self.loss = loss
         self._loss_program = LossProgram(*loss.callables, loss.elbo)
         self._programs = ProgramCache(self._loss_program.surroundings, "a loss", "use the loss as it is", strict)
+        self._elsewhere = Elsewhere() if warm else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if not self.loss.seen:  # a guide sees its model, and may have new parameters after it
@@ -106,7 +110,8 @@ class CompiledLoss(TrainedModule):
         self, key: Any, surroundings: Surroundings, tensors: list[Tensor], args: tuple, kwargs: dict
     ) -> Tensor:
         """Compile a program, run it on copies, and return the eager loss; keep the program if both agree."""
-        if not self._programs.may_compile():
+        elsewhere = self._elsewhere
+        if (elsewhere is not None and elsewhere.is_busy()) or not self._programs.may_compile():
             return self.loss(*args, **kwargs)
         if any(torch.is_autocast_enabled(k) and torch.get_autocast_dtype(k) == torch.float16 for k in ("cpu", "cuda")):
             self._programs.give_up(
@@ -120,13 +125,20 @@ class CompiledLoss(TrainedModule):
         try:
             with all_or_nothing(Backup(surroundings, (), [vars(self.loss.elbo)])) as backup:
                 with progress(f"the loss of {sum(p.numel() for p in parameters):,} parameters"):
-                    program = self._compile(read, tensors, args, kwargs, parameters, used)
-                backup.surroundings.restore()  # recording has run the model, on tensors without values
-                loss, *gradients = tried(program, tensors).outputs
+                    recording = self._record(read, tensors, args, kwargs, parameters, used)
+                    backup.surroundings.restore()  # recording has run the model, on tensors without values
+                    begun = elsewhere is not None and elsewhere.begin((backup.surroundings.key, key), recording)
+                    program = None if begun else recording.compile()
+                if program is None:
+                    backup.restore()
+                outputs = [] if program is None else tried(program, tensors).outputs
         except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
             self._programs.give_up(reason_of(error))
             return self.loss(*args, **kwargs)
         eager = self.loss(*args, **kwargs)
+        if program is None:
+            return eager
+        loss, *gradients = outputs
         expected = torch.autograd.grad(eager, used, retain_graph=True)
         nothing = [torch.zeros_like(gradient) for gradient in expected]
         alike = map(moved_alike, nothing, gradients, expected, only_rounding(expected))
@@ -136,14 +148,14 @@ class CompiledLoss(TrainedModule):
             self._programs.add(key, (program, used), program.tensors, surroundings)
         return eager
 
-    def _compile(
+    def _record(
         self, read: list[Tensor], tensors: list[Tensor], args: tuple, kwargs: dict, parameters: list, used: list[Tensor]
-    ) -> CompiledProgram:
+    ) -> Recording:
         from pyro_vd.compiled.inductor import record_program
         from pyro_vd.compiled.step import recordable_loss
 
         function = recordable_loss(self._loss_program, parameters, args, kwargs, used)
-        return record_program(function, read, tensors).compile()
+        return record_program(function, read, tensors, for_elsewhere=self._elsewhere is not None)
 
 
 class _Loss(torch.autograd.Function):
