@@ -55,8 +55,17 @@ class LossProgram:
         return self.unchecked(args, kwargs)
 
     def unchecked(self, args: tuple, kwargs: dict) -> Tensor:
-        """The loss without a host synchronisation."""
-        return self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)  # type: ignore[attr-defined]
+        """The loss without a host synchronisation; of Pyro, a number where model and guide have no site."""
+        try:
+            loss = self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)  # type: ignore[attr-defined]
+        except ValueError as error:
+            if "cannot be differentiated" not in str(error):  # of TraceEnum_ELBO
+                raise
+            raise ValueError(
+                f"loss: expected a model and a guide with something to train, got a loss of {type(self.loss).__name__} "
+                f"that depends on no parameter ({error}); step with pyro.infer.SVI, which takes such a loss"
+            ) from error
+        return loss if isinstance(loss, Tensor) else torch.tensor(float(loss))
 
     def with_parameters(self, args: tuple, kwargs: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the unconstrained parameters that it met, by name."""

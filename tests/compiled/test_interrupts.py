@@ -23,6 +23,12 @@ OPTIMIZERS = {
     "SGD": lambda: functools.partial(torch.optim.SGD, lr=0.001),
     "pyro momentum": lambda: pyro.optim.SGD({"lr": 0.001, "momentum": 0.9}),
 }
+OTHERS = {
+    "RAdam": lambda: functools.partial(torch.optim.RAdam, lr=0.02),
+    "decay": lambda: pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.ASGD, "optim_args": {"lr": 0.001}, "gamma": 0.9}  # it takes this dict apart
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -80,16 +86,21 @@ SLOW = pytest.mark.slow  # recording is traced line by line
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"),
-    [(name, steps) for name in OPTIMIZERS for steps in (0, 5)]
-    + [pytest.param(name, 1, marks=SLOW) for name in OPTIMIZERS],
+    ("name", "steps", "accumulate"),
+    [(name, steps, 1) for name in OPTIMIZERS for steps in (0, 5)]
+    + [pytest.param(name, 1, 1, marks=SLOW) for name in OPTIMIZERS]
+    + [(name, steps, 2) for name in ("pyro momentum", *OTHERS) for steps in (0, 1, 6)],
 )
-def test_an_interrupt_at_a_random_line_leaves_a_whole_number_of_steps(name, steps):
-    """Six points in each case, 54 in all: the first step, the one that compiles (1), a compiled one (5)."""
+def test_an_interrupt_at_a_random_line_leaves_a_whole_number_of_steps(name, steps, accumulate):
+    """Six points in each case, 108 in all: the first step, the one that compiles (1), a compiled one (5).
+
+    Of two steps with one update: the first (0), the update (1), one that is compiled (6).
+    """
 
     def start():
         task = Task(normalised)
-        svi = vd.CompiledSVI(task.model, task.guide, OPTIMIZERS[name](), vd.TraceVD_ELBO(), strict=True)
+        optim, elbo = (OPTIMIZERS | OTHERS)[name](), vd.TraceVD_ELBO()
+        svi = vd.CompiledSVI(task.model, task.guide, optim, elbo, strict=True, accumulate=accumulate)
         pyro.set_rng_seed(7)
         for i in range(steps):
             svi.step(*task.batches[i % 4])
@@ -204,3 +215,33 @@ def test_a_learning_rate_that_is_not_finite_changes_nothing(rate, name, steps):
     with pytest.raises(ValueError, match="expected a finite learning rate, got"):
         svi.step(*task.batches[0])
     assert str(everything(task, svi)) == str(before)
+
+
+@pytest.mark.parametrize("name", ["pyro momentum", *OTHERS])
+@pytest.mark.parametrize("steps", [2, 3, 6])
+def test_a_learning_rate_that_is_not_finite_changes_nothing_where_gradients_are_added(name, steps):
+    task, optim = Task(normalised), (OPTIMIZERS | OTHERS)[name]()
+    svi = vd.CompiledSVI(task.model, task.guide, optim, vd.TraceVD_ELBO(), strict=True, accumulate=2)
+    for i in range(steps):
+        svi.step(*task.batches[i % 4])
+    before = str(everything(task, svi))
+    rates = [group["lr"] for group in svi._optimizer.groups()]
+    for group in svi._optimizer.groups():
+        group["lr"] = float("inf")
+    with pytest.raises(ValueError, match="expected a finite learning rate, got"):
+        svi.step(*task.batches[0])
+    for group, rate in zip(svi._optimizer.groups(), rates, strict=True):
+        group["lr"] = rate
+    assert str(everything(task, svi)) == before
+
+
+@pytest.mark.parametrize("of_pyro", [False, True])
+def test_a_rate_that_is_infinite_from_the_start_keeps_the_sum_of_gradients(of_pyro):
+    task, rate = Task(normalised), float("inf")
+    optim = pyro.optim.SGD({"lr": rate}) if of_pyro else functools.partial(torch.optim.SGD, lr=rate)
+    svi = vd.CompiledSVI(task.model, task.guide, optim, vd.TraceVD_ELBO(), accumulate=2)
+    svi.step(*task.batches[0])
+    before = str(everything(task, svi))
+    with pytest.raises(ValueError, match="expected a finite learning rate, got"):
+        svi.step(*task.batches[1])
+    assert str(everything(task, svi)) == before

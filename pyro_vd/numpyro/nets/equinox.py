@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from pyro_vd.numpyro.arguments import check_precision
@@ -48,12 +51,13 @@ class EquinoxNet(Net):
         given = kwargs.get("key")
         keys = {} if given is None else {"key": jax.random.split(given, jax.tree.leaves(args)[0].shape[0])}
         same = {name: value for name, value in kwargs.items() if name not in keys}
-        if not self._stateful:
-            return jax.vmap(lambda a, k: net(*a, **k, **same), axis_name="batch")(args, keys), state
-        output, new_state = jax.vmap(
-            lambda a, k, s: net(*a, s, **k, **same), in_axes=(0, 0, None), out_axes=(0, None), axis_name="batch"
-        )(args, keys, jax.tree.unflatten(self._state_tree, state))
-        return output, jax.tree.leaves(new_state)
+        with _shapes_noted(self.kind, args):
+            if not self._stateful:
+                return jax.vmap(lambda a, k: net(*a, **k, **same), axis_name="batch")(args, keys), state
+            output, new_state = jax.vmap(
+                lambda a, k, s: net(*a, s, **k, **same), in_axes=(0, 0, None), out_axes=(0, None), axis_name="batch"
+            )(args, keys, jax.tree.unflatten(self._state_tree, state))
+            return output, jax.tree.leaves(new_state)
 
     def rebuild(self, parameters: dict[str, Array], state: Any) -> Any:
         net = self._net(parameters)
@@ -64,6 +68,22 @@ class EquinoxNet(Net):
 
         # No check that leaves are arrays: they may be random weights.
         return eqx.combine(jax.tree.unflatten(self._tree, [parameters[name] for name in self.parameters]), self._static)
+
+
+@contextmanager
+def _shapes_noted(kind: str, args: tuple) -> Iterator[None]:
+    """A context whose errors say what the net was called with, for a net that is written for a batch."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not str(error).startswith("site "):  # of a random weight, which says all
+            shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(args)]
+            error.add_note(
+                f"BayesianModule: expected an equinox net for one example, got {kind} and inputs of shapes {shapes}; "
+                f"it was called with {[shape[1:] for shape in shapes]}, one example each. Write the net without a "
+                "batch axis and without its own jax.vmap"
+            )
+        raise
 
 
 def _entry(part: Any) -> Any:
