@@ -64,6 +64,9 @@ def _draw(node: Node) -> Draw | None:
     first, *rest = node.args or (None,)
     if target in _LIKE and isinstance(first, Node) and not any(isinstance(one, Node) for one in rest):
         like = first.meta["val"]
+        if target is aten.bernoulli.p:  # recorded of bernoulli_ (dropout), which fills a transposed tensor as it lies
+            made = node.meta["val"]
+            return lambda: _empty_like(made).copy_(_empty_like(like).bernoulli_(*rest, **node.kwargs))
         return lambda: target(_empty_like(like), *rest, **node.kwargs)
     if node.all_input_nodes:
         return None

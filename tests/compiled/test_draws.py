@@ -28,6 +28,7 @@ FUNCTIONS = {
     "in place": (lambda x: x + torch.empty(2, 3).normal_(1.0, 2.0) + torch.empty(3).uniform_(1, 2), 2),
     "a mask of a given rate": (lambda x: x * torch.empty(2, 3).bernoulli_(0.5), 1),
     "of a transposed layout": (lambda x: torch.randn_like(x.mT) @ x, 1),
+    "a mask of a transposed layout": (lambda x: torch.empty_like(x.mT).bernoulli_(0.5) @ x, 1),
     "before one that depends on values": (lambda x: torch.randn_like(x) + torch.bernoulli(x.sigmoid()), 1),
     "after one that depends on values": (lambda x: torch.bernoulli(x.sigmoid()) + torch.randn_like(x), 0),
     "none": (lambda x: x + 1, 0),
