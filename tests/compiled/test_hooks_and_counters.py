@@ -17,7 +17,8 @@ from helpers.svi_runs import Task, run, without_compiler
 
 pytestmark = pytest.mark.slow  # records many steps
 ADAM = functools.partial(torch.optim.Adam, lr=0.1)
-WHEN = {"before the first step": 0, "after compiled steps": 4}
+WHEN_FIRST, WHEN_LATER = "before the first step", "after compiled steps"
+WHEN = {WHEN_FIRST: 0, WHEN_LATER: 4}
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,8 @@ def test_a_hook_that_no_step_would_call_is_refused_and_nothing_changes(when):
 
 
 @pytest.mark.parametrize(
-    ("when", "register"), zip(WHEN, [register_optimizer_step_pre_hook, register_optimizer_step_post_hook], strict=True)
+    ("when", "register"),
+    [(WHEN_FIRST, register_optimizer_step_pre_hook), (WHEN_LATER, register_optimizer_step_post_hook)],
 )
 def test_a_hook_on_all_optimizers_is_called_in_every_step(when, register):
     task, svi = started(when)

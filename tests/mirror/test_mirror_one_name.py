@@ -50,7 +50,7 @@ def calls(model):
 @pytest.mark.parametrize(("net", "sizes"), [("unbound", (3, 3)), ("bound", (3, 3)), ("bound", (3, 5)), ("nnx", (3, 5))])
 def test_two_modules_of_one_name(net, sizes):
     model = program(net, [(size, "net") for size in sizes])
-    for name, call in calls(model).items():
+    for call in calls(model).values():
         with pytest.raises(ValueError, match="name=|shape"):
             call()
     if net != "unbound":
