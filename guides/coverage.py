@@ -114,15 +114,24 @@ def known_weights(model: Callable) -> dict[str, Any]:
     They are sampled under the handlers that the model is wrapped in, so that ``poutine.block`` hides what it hides.
 
     Raises:
-        ValueError: two of these modules have one name.
+        ValueError: two of these modules have one name, or weights of one.
     """
     nets: dict[str, BayesianModule] = {}
+    owners: dict[str, str] = {}
     for root in referenced_modules(model):
         for module in root.modules():
             if isinstance(module, BayesianModule) and nets.setdefault(module.name, module) is not module:
                 raise ValueError(
                     f"expected every BayesianModule of a model to have a name of its own, got two named "
                     f"{module.name!r}; write BayesianModule(..., name=...) for one of them"
+                )
+    for net in nets.values():
+        for site in map(net.site, net.weight_names):
+            if owners.setdefault(site, net.name) != net.name:
+                raise ValueError(
+                    f"site {site!r}: expected every weight of a model to have a site of its own, got one in the "
+                    f"BayesianModules {owners[site]!r} and {net.name!r}; write BayesianModule(..., name=...) for one "
+                    "of them, not the name of the other with a layer behind it"
                 )
 
     def weights(*args: Any, **kwargs: Any) -> None:

@@ -99,8 +99,12 @@ def write_buffers(updates: Mapping[Tensor, Tensor]) -> None:
 def note_buffers(module: Any) -> None:
     """Note the buffers of a module, which is about to run, as they are."""
     for key, buffer in module._buffers.items():
-        logs = [log for log in _ACTIVE.get() if buffer is not None and buffer not in log.buffers]
-        before = buffer.detach().clone() if logs else None
+        if buffer is None:
+            continue
+        logs = [log for log in _ACTIVE.get() if buffer not in log.buffers]
+        if not logs:
+            continue
+        before = buffer.detach().clone()
         for log in logs:
             log.buffers[buffer] = before
             log.entries.append((module._buffers, key, buffer))

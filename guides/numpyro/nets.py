@@ -23,8 +23,21 @@ def known_weights(model: Any) -> dict[str, Any]:
     """Messages, as a trace has them, of the weights of every net that a model refers to, by site.
 
     A linen net that is not bound to its variables has none before its first call.
+
+    Raises:
+        ValueError: two of these nets have weights of one name.
     """
-    return {site: message for net in nets_of(model) for site, message in net.weight_messages().items()}
+    known: dict[str, Any] = {}
+    for net in nets_of(model):
+        messages = net.weight_messages()
+        for site in messages.keys() & known.keys():
+            raise ValueError(
+                f"site {site!r}: expected every BayesianModule of a model to have a name of its own, got one named "
+                f"{net.name!r} and another whose weights have the same names; write BayesianModule(..., name=...) for "
+                "one of them"
+            )
+        known |= messages
+    return known
 
 
 def nets_of(program: Callable) -> list[BayesianModule]:

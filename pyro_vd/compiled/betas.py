@@ -22,7 +22,7 @@ class Betas:
 
     def look(self, optimizers: list[Optimizer], groups: list[dict]) -> tuple[list[dict], tuple[str, ...]]:
         """The options that programs hold, and the names of those that they read."""
-        betas = [group.get("betas") for group in groups]
+        betas: list[Any] = [group.get("betas") for group in groups]
         known = all(type(one) in (Adam, AdamW) for one in optimizers) and all(map(_are_floats, betas))
         if not known or len(self.tensors) != len(groups):
             # Changed since, or before: by a scheduler that starts elsewhere, or in a state that was loaded.

@@ -164,7 +164,7 @@ class _Walk:
             self.found.readers += [(len, value), *((value.get, key) for key in known)]
             self._elements(name, value, value.items(), None, depth)
         elif isinstance(value, (contextvars.ContextVar, ref)):
-            reader = _in_this_context if isinstance(value, contextvars.ContextVar) else ref.__call__
+            reader: Any = _in_this_context if isinstance(value, contextvars.ContextVar) else ref.__call__
             self.found.readers.append((reader, value))
             self.visit(name, reader(value), depth)
         elif isinstance(value, _CACHED):

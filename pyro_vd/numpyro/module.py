@@ -204,10 +204,16 @@ class BayesianModule:
         prior, infer = _expanded(self.adapted, parameter_name, self.priors[parameter_name])
         try:
             value: Any = numpyro.sample(site, prior, infer=infer)
-        except AssertionError:
-            # NumPyro's distributions assert that they have a key.
+        except AssertionError as error:
+            # NumPyro's distributions assert that they have a key, and its traces that every site has another name.
             require_key(f"site {site!r}", current_key())
-            raise
+            if "unique names" not in str(error):
+                raise
+            raise ValueError(
+                f"site {site!r}: expected every BayesianModule of a model to have a name of its own and one call, got "
+                f"a second call of {self.name!r}; write BayesianModule(..., name=...) for one of two, or call the net "
+                "once, for all examples together"
+            ) from error
         if value.shape != parameter.shape:
             raise ValueError(
                 f"site {site!r}: expected a weight of shape {tuple(parameter.shape)}, got {tuple(value.shape)}: the "

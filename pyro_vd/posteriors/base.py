@@ -84,12 +84,14 @@ class WeightPosterior(TorchDistribution):
 
 
 def broadcast_parameters(owner: str, loc: Tensor, name: str, value: Any) -> tuple[Tensor, Tensor]:
-    """``loc`` in the shape of both, and the parameter ``name`` as it came: one value may serve many weights.
+    """``loc`` in the shape of both, and the parameter ``name``: one value may serve many weights.
 
     Raises an error that names ``owner`` where they are not floating point tensors that broadcast.
     """
     check_tensor(owner, "loc", loc)
     value = as_tensor(owner, name, value, loc)
+    if value.dim() == 0:
+        value = value.to(loc)  # a scalar follows the weight that it is spread over
     if loc.shape == value.shape:
         return loc, value
     try:

@@ -106,6 +106,8 @@ def unit_values(posterior: UnitPosterior, name: str, value: Any) -> Tensor:
     """One value for each unit, shape ``(units,)``, or one for all, shape ``(1,)``."""
     loc, units = posterior.loc, posterior.units
     value = as_tensor(type(posterior).__name__, name, value, loc)
+    if value.dim() == 0:
+        return value.to(loc).reshape(1)  # a scalar follows the weight that it is spread over
     if value.numel() == 1:
         return value.reshape(1)
     padded = (1,) * (loc.dim() - value.dim()) + tuple(value.shape)

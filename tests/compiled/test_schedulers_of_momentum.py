@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler
 import pyro_vd as vd
 from helpers.svi_runs import Task, without_compiler
 
+pytestmark = pytest.mark.slow  # records many steps
 SCHEDULERS = {
     "OneCycleLR": functools.partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20),
     "CyclicLR": functools.partial(lr_scheduler.CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=5),

@@ -97,6 +97,7 @@ def test_a_change_is_seen_and_changes_the_key(name, monkeypatch):
     assert surroundings_of(roots).key != before.key
 
 
+@pytest.mark.slow
 def test_a_tensor_whose_shape_alone_is_read_is_followed_in_the_step_in_which_it_changes(monkeypatch):
     without_compiler(monkeypatch)
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 import pyro_vd.numpyro as vd
 from helpers.mirror_regression import KEY, regression
 
+pytestmark = pytest.mark.slow  # compiles
 LOC, SCALE = jnp.array([[-1.0, 0.5, 1.0]]), jnp.array([[0.2, 0.5, 0.9]])
 X = jnp.arange(12.0).reshape(4, 3) / 6
 BIAS = {"net.bias": jnp.array([0.5])}

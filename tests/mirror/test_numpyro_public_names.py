@@ -39,6 +39,7 @@ ONLY_PYRO_FILES = {
     "__main__": "tells of both",
     "metrics": "serves both sides",
     "plots": "serves both sides",
+    "buffers": "calls have no effects there",
     "reading": "reads the source of torch modules",
     "references": "nets that a program refers to: guides.numpyro.nets",
     "rollback": "calls have no effects there",

@@ -81,7 +81,7 @@ class OnePass:
             posterior: Any = base_distribution(site["fn"])
             is_weight = isinstance(posterior, WeightPosterior)
             if type(posterior) is dist.Normal and _is_matrix(site) and name not in noises:
-                posterior = DropoutNormal(posterior.loc, log_sigma2=2 * jnp.log(posterior.scale))
+                posterior = DropoutNormal(posterior.loc, log_sigma2=2 * jnp.log(jnp.asarray(posterior.scale)))
             elif not is_weight and (name in noises or not _is_matrix(site)):
                 values[name] = center(site["fn"])
                 continue
