@@ -2,12 +2,14 @@
 
     python examples/benchmark_predict.py
     python examples/benchmark_predict.py --batches 1 --draws 1000 --threads 1
+    python examples/benchmark_predict.py --numpyro                  # NumPyro's Predictive against pyro_vd.numpyro
     python examples/benchmark_predict.py --moments --data-dir DIR   # one pass of moments against draws
 
 All programs predict the same random images in turn, several rounds. Printed are the median in milliseconds, the fastest
 round, and the ratio of the medians to the first program: the loop by hand, which draws every weight, runs the net and
 adds up class probabilities. --cpu-time counts the time of the processor instead of the clock's, for a machine that is
-busy. result.json in --out has the time of every round.
+busy. With --numpyro the first program is that of NumPyro; each of them compiles in every call, and XLA takes all cores.
+result.json in --out has the time of every round.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import _moments
 import _options
@@ -74,9 +77,7 @@ class Problem:
         return local["y"].probs
 
 
-def measure(
-    programs: dict[str, Callable], x: Tensor, rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
+def measure(programs: dict[str, Callable], x: Any, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Milliseconds of every program in every round, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(rounds + 1):
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--numpyro", action="store_true", help="the programs of NumPyro, instead")
     quick = _moments.add_options(parser)
     args = _options.parse(parser, None, batches=[1, 10], draws=10, rounds=2, **quick)
     torch.set_num_threads(args.threads)
@@ -114,13 +116,18 @@ def main() -> None:
         _write(Path(args.out), {"arguments": vars(args), **_moments.main(args)})
         return
     pyro.set_rng_seed(args.seed)
-    programs = pyro_programs(args.draws)
+    if args.numpyro:
+        import _mirror_predict  # needs jax, numpyro and flax
+
+        programs, array = _mirror_predict.mirror_programs(args.draws), _mirror_predict.array
+    else:
+        programs, array = pyro_programs(args.draws), Tensor.clone
     first, *_ = programs
     clock = time.process_time if args.cpu_time else time.perf_counter
     print(f"{'program':26}{'batch':>6}{'median ms':>11}{'fastest':>9}{'/ first':>11}")
     rows = []
     for batch in args.batches:
-        times = measure(programs, torch.randn(batch, 784), args.rounds, clock)
+        times = measure(programs, array(torch.randn(batch, 784)), args.rounds, clock)
         of_first = statistics.median(times[first])
         for name, values in times.items():
             median = statistics.median(values)

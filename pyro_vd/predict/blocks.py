@@ -64,7 +64,8 @@ class Blocks(ABC):
         self.values: dict[str, Any] | None = None  # the guide's, where they are the same in every draw
         self.guided: set[str] = set()  # names of all sites of the guide
         self.along: dict[str, bool] = {}  # whether the examples of a site lie along its first axis
-        self.has_tape = by_rows is None  # as far as is known
+        # As far as is known. Draws by noise of the outputs share what is computed of the posteriors, side by side.
+        self.has_tape = coherent and by_rows is None
 
     @abstractmethod
     def _run(self, values: dict[str, Any] | None, piece: tuple[tuple, dict]) -> Any:

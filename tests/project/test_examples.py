@@ -170,6 +170,17 @@ def test_moments_against_draws(tmp_path):
     assert all(0.7 < float(ratio) < 1.3 for *_, ratio in ratios)  # 50 draws: a standard error of 0.1 an output
 
 
+@pytest.mark.slow
+def test_predictions_of_numpyro(tmp_path):
+    pytest.importorskip("flax")
+    small = ["--batches", "2", "--draws", "3", "--rounds", "1", "--threads", "1"]
+    done = run("benchmark_predict.py", ["--numpyro", *small, "--out", str(tmp_path / "out")], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = re.findall(r"^(\S+) +2 +[\d.]+ +[\d.]+ +([\d.]+)$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in rows] == ["numpyro.infer.Predictive", "posterior_predictive", "predictive_distribution"]
+    assert rows[0][1] == "1.00" and all(0 < float(ratio) < 100 for _, ratio in rows)
+
+
 def test_missing_data_stops_with_one_sentence(tmp_path):
     """No network: every download goes through a proxy that is not there."""
     proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}

@@ -162,7 +162,8 @@ def predictive_distribution(
         one = jax.make_jaxpr(lambda key: run(key, draw(key, args, kwargs), *pieces[0]))(rng_key)
         size = max(1, BLOCK_BYTES // max(1, weights + _TENSORS_AT_A_TIME * _largest(one.jaxpr)))
         structures.clear()
-        drawer = _compiled(lambda keys, args, kwargs: jax.vmap(lambda key: draw(key, args, kwargs))(keys))
+        # A loop: the random numbers of several draws side by side take twice as long to compile, and as long to run.
+        drawer = _compiled(lambda keys, args, kwargs: jax.lax.map(lambda key: draw(key, args, kwargs), keys))
         runner = _compiled(
             lambda keys, values, args, kwargs: jax.vmap(
                 lambda key, values: run(key, values, args, kwargs), in_axes=(0, None if values is None else 0)
