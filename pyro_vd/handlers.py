@@ -62,9 +62,9 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
         :func:`pyro_vd.lrt_report` for what became of each weight.
 
     Example:
-        >>> import pyro
+        >>> import pyro, pyro_vd as vd
         >>> with lrt():
-        ...     weight = pyro.sample("w", DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
+        ...     weight = pyro.sample("w", vd.DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
         >>> weight
         RandomWeight(site='w', shape=(2, 3), estimator='local')
         >>> torch.nn.functional.linear(torch.ones(5, 3), weight).shape  # five rows, each with noise of its own
@@ -86,9 +86,9 @@ def per_example(
     """As :func:`lrt`, with one whole weight draw for every example (Kingma et al. 2015, section 2.2).
 
     Example:
-        >>> import pyro
+        >>> import pyro, pyro_vd as vd
         >>> with per_example():
-        ...     weight = pyro.sample("w", DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
+        ...     weight = pyro.sample("w", vd.DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
         >>> torch.nn.functional.linear(torch.ones(5, 3), weight).shape
         torch.Size([5, 2])
 
@@ -104,9 +104,9 @@ def flipout(
     """As :func:`lrt`, with one perturbation whose signs flip per example (Wen et al. 2018, arXiv:1803.04386).
 
     Example:
-        >>> import pyro
+        >>> import pyro, pyro_vd as vd
         >>> with flipout():
-        ...     weight = pyro.sample("w", DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
+        ...     weight = pyro.sample("w", vd.DropoutNormal(torch.ones(2, 3), log_sigma2=-2.0).to_event(2))
         >>> torch.nn.functional.linear(torch.ones(5, 3), weight).shape
         torch.Size([5, 2])
 
@@ -126,9 +126,9 @@ def posterior_mean(fn: Callable | None = None) -> Any:
         The wrapped guide, or the handler.
 
     Example:
-        >>> import pyro
+        >>> import pyro, pyro_vd as vd
         >>> def guide():
-        ...     return pyro.sample("w", DropoutNormal(torch.ones(1, 2), log_sigma2=-2.0).to_event(2))
+        ...     return pyro.sample("w", vd.DropoutNormal(torch.ones(1, 2), log_sigma2=-2.0).to_event(2))
         >>> posterior_mean(guide)()
         tensor([[1., 1.]])
 
