@@ -44,9 +44,6 @@ class AutoSparseVD(AdditiveGuide):
             faster than the bound alone, whose last nats are slow. None leaves all means alone.
         **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
 
-    See Also:
-        :class:`AutoGroupSparse` for whole units, :class:`AutoARD` for a prior that is fitted.
-
     Example:
         >>> import pyro_vd as vd
         >>> guide = AutoSparseVD(vd.BayesianModule(torch.nn.Linear(3, 2), vd.ImproperLogUniform()))
@@ -92,9 +89,6 @@ class AutoMeanField(AdditiveGuide):
         model: a Pyro model.
         init_log_sigma2: where the log-variance starts.
         **options: ``where``, ``init_loc_fn``, ``create_plates`` of :class:`pyro_vd.guides.base.WeightGuide`.
-
-    See Also:
-        :class:`AutoLowRank` for correlated weights, :class:`AutoSparseVD` for few of them.
 
     Example:
         >>> import pyro_vd as vd, pyro.distributions as dist

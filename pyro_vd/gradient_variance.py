@@ -44,9 +44,6 @@ def gradient_variance(
     Raises:
         ValueError: num_draws < 2; batch_size < 1.
 
-    See Also:
-        :func:`pyro_vd.lrt_report` for the reason, where it is high.
-
     Example:
         >>> import pyro, pyro.distributions as dist, pyro_vd as vd
         >>> def model(x):

@@ -58,9 +58,6 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
             does not have.
         TypeError: a guide that cannot be called; ``shared_sites`` that are not a list of names.
 
-    See Also:
-        :func:`pyro_vd.lrt_report` for what became of each weight.
-
     Example:
         >>> import pyro, pyro_vd as vd
         >>> with lrt():

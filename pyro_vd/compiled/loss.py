@@ -47,9 +47,6 @@ def compile_loss(loss: LossModule, *, strict: bool = False, warm: bool = False) 
     Raises:
         TypeError: another kind of loss.
 
-    See Also:
-        :class:`pyro_vd.CompiledSVI`, whose program has the optimizer in it.
-
     Example:
         >>> import pyro, pyro_vd as vd
         >>> from pyro_vd.guides import AutoSparseVD

@@ -44,10 +44,6 @@ def prune(
             finite; threshold or share as in :func:`keep_masks`.
         TypeError: ``bnn`` is no BayesianModule.
 
-    See Also:
-        :func:`keep_masks` for the masks alone, :func:`threshold_curve` to choose a threshold, :func:`shrink` to take
-        out the units that are left without weights.
-
     Example:
         >>> from pyro_vd.posteriors import DropoutNormal
         >>> from pyro_vd.priors import ImproperLogUniform

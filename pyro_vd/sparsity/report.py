@@ -22,9 +22,6 @@ def sparsity_report(
     Raises:
         ValueError: as :func:`keep_masks`.
 
-    See Also:
-        :func:`prune` for the net itself, :func:`weight_posteriors` for a guide written by hand.
-
     Example:
         >>> import torch
         >>> from pyro_vd.posteriors import DropoutNormal

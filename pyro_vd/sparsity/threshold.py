@@ -37,9 +37,6 @@ def threshold_curve(
         ValueError: an evaluation that is NaN, or has no "error"; no thresholds, or one that is NaN.
         TypeError: an evaluation that is not a number.
 
-    See Also:
-        :func:`prune`, which takes the threshold that is chosen.
-
     Example:
         >>> from pyro_vd.posteriors import DropoutNormal
         >>> from pyro_vd.priors import ImproperLogUniform

@@ -33,7 +33,6 @@ class _Counting(torch.optim.SGD):
 
 UNRECORDABLE = {
     "ClippedAdam": (pyro.optim.ClippedAdam({"lr": 0.02}), r"got ClippedAdam, which cannot be recorded"),
-    "RAdam": (functools.partial(torch.optim.RAdam, lr=0.02), "got RAdam, which cannot be recorded"),
     "counting": (functools.partial(_Counting, lr=0.02), "got _Counting, which cannot be recorded .changes its options"),
 }
 

@@ -117,6 +117,7 @@ ROWS = {
 }  # fmt: skip
 # Functions of PyTorch that come down to one of these in JAX, or that have no counterpart there.
 OTHER_FORMS = {
+    "_grouped_mm",
     "__mul__",
     "__rmul__",
     "baddbmm",
