@@ -32,7 +32,7 @@ class MirrorProblem:
     def model(self, x: Any, y: Any = None) -> Any:
         logits = self.bnn(x)
         with vd.data_plate(60_000, len(x)):
-            return numpyro.sample("y", dist.Categorical(logits=logits), obs=y)
+            return numpyro.sample("y", dist.Categorical(logits=logits), obs=y)  # type: ignore[arg-type]
 
     def by_numpyro(self, x: Any) -> Any:
         predictive = Predictive(self.model, guide=self.guide, params=self.params, num_samples=self.draws)

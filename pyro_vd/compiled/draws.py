@@ -61,6 +61,7 @@ def _draw(node: Node) -> Draw | None:
     target: Any = node.target
     if not isinstance(node.meta.get("val"), Tensor):
         return None
+    rest: list[Any]
     first, *rest = node.args or (None,)
     if target in _LIKE and isinstance(first, Node) and not any(isinstance(one, Node) for one in rest):
         like = first.meta["val"]
