@@ -213,7 +213,7 @@ class TraceVD_ELBO(ELBO):
                 for total, values in ((nll, terms.nll), (kl, terms.kl)):
                     _add(total, {site: value.detach() for site, value in values.items()}, number)
                 del terms, loss  # before the next particle is evaluated
-        return float(LossTerms(nll, kl, self.kl_weight).loss)
+            return float(LossTerms(nll, kl, self.kl_weight).loss)  # an interrupt here adds no gradient either
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         unwrapped = poutine.unwrap(guide)
