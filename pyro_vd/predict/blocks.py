@@ -2,14 +2,13 @@
 
 The first draw runs as it is: it makes the parameters of a new guide, is checked by Pyro, and shows what a draw
 weighs. The others run in blocks under ``torch.vmap``, each weight's draws one tensor; one by one where vmap cannot.
-Where few draws fit a block, what vmap can run is run by the operations of one draw, recorded, for each of the others.
 """
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -18,19 +17,15 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vd._torch import share_storage
 from pyro_vd.common.predictions import check_cut
 from pyro_vd.predict.pieces import Parts, as_one_draw, differ, joined, pieces_joined
 from pyro_vd.predict.placeholders import BatchedNoise, BatchedSites, LargestResult, global_noise
 from pyro_vd.predict.posteriors import WeightDraws, are_equal, fixed_posteriors
-from pyro_vd.predict.tape import Tape
 
 # Of the draws of one block together, in weights and activations. More does not make them faster.
 BLOCK_BYTES = 2**25
 # An operation holds its input, its output and some more.
 _TENSORS_AT_A_TIME = 3
-# A tape takes the place of blocks of so few draws, or fewer, for so many draws, or more.
-_SMALL_BLOCK, _WORTH_A_TAPE = 32, 16
 
 
 class Blocks(ABC):
@@ -64,8 +59,6 @@ class Blocks(ABC):
         self.values: dict[str, Any] | None = None  # the guide's, where they are the same in every draw
         self.guided: set[str] = set()  # names of all sites of the guide
         self.along: dict[str, bool] = {}  # whether the examples of a site lie along its first axis
-        # As far as is known. Draws by noise of the outputs share what is computed of the posteriors, side by side.
-        self.has_tape = coherent and by_rows is None
 
     @abstractmethod
     def _run(self, values: dict[str, Any] | None, piece: tuple[tuple, dict]) -> Any:
@@ -97,16 +90,10 @@ class Blocks(ABC):
             # It is taken instead of a loop over draws that would be as slow.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             while left:
-                by_tape = self.has_tape and 1 < size <= _SMALL_BLOCK and left >= _WORTH_A_TAPE
-                length = min(2 if by_tape else size, left)
-                block = self._block(length) if size > 1 else None
+                block = self._block(min(size, left)) if size > 1 else None
                 size = 0 if block is None else size
                 blocks.append(self._one() if block is None else block)
-                left -= 1 if block is None else length
-                if by_tape and block is not None:
-                    block, length = self._recorded(left, size)
-                    left -= length
-                    blocks += [block] if block else []
+                left -= 1 if block is None else min(size, left)
         return joined(blocks, 0, self._together)
 
     def _guide_values(self, call: tuple[tuple, dict]) -> dict[str, Any]:
@@ -209,64 +196,5 @@ class Blocks(ABC):
         tensors = torch.func.vmap(one, in_dims=in_dims, randomness="different")(index, values)
         return {name: (structures[name], own) for name, own in tensors.items()}
 
-    def _recorded(self, number: int, most: int) -> tuple[Parts | None, int]:
-        """``number`` draws by the operations of the first; two or none if a run of the model is more than these.
-
-        What vmap has run looks at no value that differs between draws. The second draw is made both ways: they must
-        have the same result, and take the same noise.
-        """
-        self.has_tape = False
-        draws = self._weights_one_by_one(number, most)
-        with pyro.validation_enabled(False):
-            weights = next(draws)
-            try:
-                with Tape(weights) as tape:
-                    seen = self._pieces_of_one(weights)
-                tape.finish(_tensors_of(seen))
-            except Exception:  # whatever it is, a run without a tape will meet it too, or do without
-                return None, 0
-            kept = [_own(_tensors_of(seen), weights)]
-            weights, state = next(draws), torch.get_rng_state()
-            second = self._pieces_of_one(weights)
-            after = torch.get_rng_state()
-            torch.set_rng_state(state)
-            again = tape.run(weights)
-            same = torch.equal(after, torch.get_rng_state())
-            torch.set_rng_state(after)
-            kept.append(_own(_tensors_of(second), weights))
-            if same and not any(map(differ, second, _like(seen, again))):
-                kept += [_own(tape.run(weights), weights) for weights in draws]
-        together = [self._together([t.unsqueeze(0) for t in same], 0) for same in zip(*kept, strict=True)]
-        return self._joined(_like(seen, together)), len(kept)
-
-    def _weights_one_by_one(self, number: int, most: int) -> Iterator[list[Tensor]]:
-        """The weights of every draw, in the memory of one before it; none where a run of the guide draws them."""
-        if self.weights is None:
-            yield from ([] for _ in range(number))
-        else:
-            each = [weight.one_by_one(number, most) for weight in self.weights.values()]
-            yield from (list(draw) for draw in zip(*each, strict=True))
-
-    def _pieces_of_one(self, weights: list[Tensor]) -> list[Parts]:
-        """What is kept of a run of every piece, at these weights or at what the guide has."""
-        values = dict(zip(self.weights, weights, strict=True)) if self.weights else self.values
-        values = self._guide_values(self.call) if values is None and self.coherent else values
-        return [self._parts(self._run(values, piece)) for piece in self.pieces]
-
     def _joined(self, pieces: list[Parts]) -> Parts:
         return pieces_joined(pieces, self.along, self._together)
-
-
-def _tensors_of(pieces: list[Parts]) -> list[Tensor]:
-    return [tensor for parts in pieces for _, own in parts.values() for tensor in own]
-
-
-def _like(pieces: list[Parts], tensors: Iterable[Tensor]) -> list[Parts]:
-    """The same with other tensors."""
-    rest = iter(tensors)
-    return [{name: (structure, [next(rest) for _ in own]) for name, (structure, own) in p.items()} for p in pieces]
-
-
-def _own(tensors: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-    """With memory of their own, not that of weights, which is used again."""
-    return [t.clone() if any(share_storage(t, weight) for weight in weights) else t for t in tensors]

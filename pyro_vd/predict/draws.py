@@ -57,8 +57,8 @@ def posterior_predictive(
 
     Returns:
         ``{site: values}``, shape ``(num_samples, *shape of the site)``. Draws run side by side where ``torch.vmap``
-        can run the model, as many as fit 32 MiB of weights and activations (where these are few, by the recorded
-        operations of one of them); one by one where not (a model that looks at values, or changes a tensor in place).
+        can run the model, as many as fit 32 MiB of weights and activations; one by one where not (a model that looks at
+        values, or changes a tensor in place).
         Beyond that memory grows with the outputs alone. Noise must come from torch or Pyro: a model that draws from
         NumPy, ``random`` or a generator of its own runs one by one where that is noticed (global generators, samples,
         another result at the same seed). Of a single example, mode "weights"

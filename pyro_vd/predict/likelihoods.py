@@ -73,8 +73,7 @@ def predictive_distribution(
 
     Returns:
         ``{site: Predictive}``. Draws run side by side where ``torch.vmap`` can run the model, as many as fit 32 MiB of
-        weights and activations (where these are few, by the recorded operations of one of them); one by one where not
-        (a model that looks at values, or changes a tensor in place).
+        weights and activations; one by one where not (a model that looks at values, or changes a tensor in place).
         Noise must come from torch or Pyro: a model that draws from NumPy, ``random`` or a generator of its own runs
         one by one where that is noticed (global generators, samples, another result at the same seed). Of a single
         example, mode "weights" draws the output of a layer that sees one row of inputs: the same distribution, by

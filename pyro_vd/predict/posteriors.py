@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -86,19 +86,6 @@ class WeightDraws:
         with self._pool(number) as pool:
             self._fill_all(draws, _seeds(number), pool)
         return draws
-
-    def one_by_one(self, number: int, most: int) -> Iterator[Tensor]:
-        """``number`` draws, each in the memory of one before it; at most ``most`` in memory."""
-        if not self.is_filled:
-            yield from (self.posterior.rsample() for _ in range(number))
-            return
-        seeds = _seeds(number)
-        with self._pool(number) as pool:
-            draws = self._empty(1 if pool is None else min(2 * torch.get_num_threads(), most, number))
-            for start in range(0, number, len(draws)):
-                left = draws[: number - start]
-                self._fill_all(left, seeds[start : start + len(left)], pool)
-                yield from left
 
     def _empty(self, number: int) -> Tensor:
         loc = self.posterior.loc
