@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_vd.estimators import independent_noise
-from pyro_vd.predict.moments.gaussian import GaussianTensor, moments_of, rule
+from pyro_vd.predict.moments.gaussian import GaussianTensor, at_least_zero, moments_of, rule
 
 T: Any = Tensor
 
@@ -240,7 +240,7 @@ def maximum_of_two(m: Tensor, v: Tensor, n: Tensor, w: Tensor) -> tuple[Tensor, 
     cdf, density = torch.special.ndtr(a), torch.exp(-0.5 * a.square()) / math.sqrt(2 * math.pi)
     first = m * cdf + n * (1 - cdf) + spread * density
     second = (m.square() + v) * cdf + (n.square() + w) * (1 - cdf) + (m + n) * spread * density
-    return first, (second - first.square()).clamp_min(0.0)
+    return first, at_least_zero(second - first.square())
 
 
 @rule(torch.maximum, torch.max, T.max)

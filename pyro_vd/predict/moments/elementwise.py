@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_vd.predict.moments.gaussian import GaussianTensor, rule
+from pyro_vd.predict.moments.gaussian import GaussianTensor, at_least_zero, rule
 
 T: Any = Tensor
 _POINTS = 32
@@ -55,7 +55,7 @@ def _by_quadrature(function: Callable[[Tensor], Tensor], x: GaussianTensor) -> G
     for node, weight in zip(_NODES, _WEIGHTS, strict=True):
         value = function(x.mean_value + node * deviation) - centre  # small numbers: no cancellation below
         mean, square = mean + weight * value, square + weight * value.square()
-    return x.like(centre + mean, (square - mean.square()).clamp_min(0.0), _through(function, x))
+    return x.like(centre + mean, at_least_zero(square - mean.square()), _through(function, x))
 
 
 def _enter(operation: Callable[..., Any]) -> None:
@@ -88,7 +88,7 @@ def _leaky(x: GaussianTensor, slope: float, function: Callable[[Tensor], Tensor]
     first, second = relu_moments(x.mean_value, x.variance)
     mean = slope * x.mean_value + (1 - slope) * first
     square = slope**2 * (x.mean_value.square() + x.variance) + (1 - slope**2) * second
-    return x.like(mean, (square - mean.square()).clamp_min(0.0), _through(function, x))
+    return x.like(mean, at_least_zero(square - mean.square()), _through(function, x))
 
 
 @rule(torch.relu, T.relu, F.relu, torch.relu_, T.relu_)
@@ -117,7 +117,7 @@ def absolute(input: Any) -> Any:
 
 def _clipped(x: GaussianTensor, low: float, high: float) -> GaussianTensor:
     """Between two numbers: the moments of a Gaussian cut at them, and its mass beyond them placed at the numbers."""
-    m, v = x.mean_value, x.variance.clamp_min(0.0)
+    m, v = x.mean_value, at_least_zero(x.variance)
     deviation = _root(v).clamp_min(torch.finfo(m.dtype).tiny)
     a, b = (low - m) / deviation, (high - m) / deviation
     below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
@@ -126,7 +126,7 @@ def _clipped(x: GaussianTensor, low: float, high: float) -> GaussianTensor:
     mean = low * below + high * above + m * inside + deviation * (density_a - density_b)
     square = low**2 * below + high**2 * above + (m.square() + v) * inside
     square = square + deviation * ((low + m) * density_a - (high + m) * density_b)
-    return x.like(mean, (square - mean.square()).clamp_min(0.0), _through(lambda d: d.clamp(low, high), x))
+    return x.like(mean, at_least_zero(square - mean.square()), _through(lambda d: d.clamp(low, high), x))
 
 
 @rule(F.hardtanh)

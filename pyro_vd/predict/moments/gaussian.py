@@ -230,3 +230,8 @@ def _unknown(func: Any, args: tuple, kwargs: dict) -> Any:
         return argument.draws(1)[0]
 
     return func(*tree_map(once, args), **tree_map(once, kwargs))
+
+
+def at_least_zero(variance: Tensor) -> Tensor:
+    """``max(variance, 0)``, with the gradient of ``variance``: what is below 0 is so by rounding."""
+    return torch.where(variance < 0, variance - variance.detach(), variance)  # NaN stays NaN

@@ -34,8 +34,8 @@ _OF_THE_REAL_LINE = tuple(p for p in SMOOTH if p is not lax.log1p_p)  # log1p ha
 
 
 def at_least_zero(variance: Array) -> Array:
-    """``max(variance, 0)``. At 0 exactly ``jnp.maximum`` would halve the gradient, and torch does not."""
-    return jnp.where(variance < 0, 0.0, variance)  # NaN stays NaN
+    """``max(variance, 0)``, with the gradient of ``variance``: what is below 0 is so by rounding."""
+    return jnp.where(variance < 0, variance - lax.stop_gradient(variance), variance)  # NaN stays NaN
 
 
 def quadrature(function: Callable[[Array], Array], mean: Array, variance: Array) -> tuple[Array, Array]:
