@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import subprocess
 import sys
@@ -74,7 +75,8 @@ assert not [name for name in sys.modules if name.startswith(("pyro", "jax"))]
 
 def reader():
     """The plain script that the documentation of ``save_sparse`` prints, up to the net."""
-    lines = textwrap.dedent(vd.save_sparse.__doc__.split("library::")[1].split("    Args:")[0]).strip().splitlines()
+    script = inspect.getdoc(vd.save_sparse).split("library::")[1].split("Args:")[0]
+    lines = textwrap.dedent(script).strip().splitlines()
     assert lines.pop() == "net.load_state_dict(held)"
     return HOST % "\n".join(lines)
 

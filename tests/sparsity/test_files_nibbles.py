@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import textwrap
 
 import pytest
 import torch
@@ -45,6 +47,6 @@ def test_a_file_is_close_to_the_entropy_of_its_places(share, part, tmp_path):
         "path": path,
         "net": nn.Linear(784, 77, bias=False),
     }
-    script = (vd.save_sparse.__doc__ or "").split("::\n")[1].split("    Args:")[0]
-    exec("\n".join(line[8:] for line in script.splitlines()), state)  # noqa: S102  the plain script
+    script = (inspect.getdoc(vd.save_sparse) or "").split("::\n")[1].split("Args:")[0]
+    exec(textwrap.dedent(script), state)  # noqa: S102  the plain script
     assert torch.equal(state["net"].weight, layer.weight)
