@@ -17,9 +17,9 @@ from torch.distributions import constraints
 from pyro_vd.common.choice import unmatched
 from pyro_vd.guides import parameters
 from pyro_vd.guides.sites import SiteGuide, Where, site_matcher
-from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.posteriors.fixed import with_fixed
+from pyro_vd.posteriors.sites import base_distribution
 from pyro_vd.priors import ImproperLogUniform
 
 

@@ -22,7 +22,7 @@ from pyro_vd.common.choice import matcher as site_matcher
 from pyro_vd.guides import parameters
 from pyro_vd.guides.coverage import Look, Prototype, kind_of_call, known_weights, look
 from pyro_vd.guides.other_site import NormalSite, Starts, start_of
-from pyro_vd.handlers import base_distribution
+from pyro_vd.posteriors.sites import base_distribution
 from pyro_vd.priors import ImproperLogUniform
 
 Where = Callable[[str], bool] | str | tuple | list | None

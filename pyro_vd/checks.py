@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.distributions import Independent, constraints
 
 from pyro_vd._torch import leaves_of, tree_leaves
-from pyro_vd.handlers import EstimatorMessenger, base_distribution
-from pyro_vd.posteriors.sites import is_function_of
+from pyro_vd.handlers import EstimatorMessenger
+from pyro_vd.posteriors.sites import base_distribution, is_function_of
 from pyro_vd.weights import RandomWeight
 
 _PARTICLES = "num_particles_vectorized"  # Pyro's name for the plate of vectorised particles

@@ -20,7 +20,6 @@ from pyro_vd.common.options import check_choice, check_flag, check_known, check_
 from pyro_vd.estimators import ESTIMATORS
 from pyro_vd.exchange import ONE_RUN
 from pyro_vd.posteriors import WeightPosterior
-from pyro_vd.posteriors.sites import base_distribution as base_distribution
 from pyro_vd.posteriors.sites import weight_posterior
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight, WeightState

@@ -12,8 +12,9 @@ from pyro.distributions import Normal
 from pyro_vd.arguments import check_programs, data_explained
 from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.common.reports import LRTReport, WeightUse
-from pyro_vd.handlers import EstimatorMessenger, base_distribution, run_coherently
+from pyro_vd.handlers import EstimatorMessenger, run_coherently
 from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.posteriors.sites import base_distribution
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
 

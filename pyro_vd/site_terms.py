@@ -16,8 +16,8 @@ from torch.distributions import kl_divergence
 
 from pyro_vd.checks import check_scales, describe, is_point
 from pyro_vd.fixed import Fixed
-from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors.fixed import is_by_element, kl_of_free_elements
+from pyro_vd.posteriors.sites import base_distribution
 from pyro_vd.weights import RandomWeight
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_vd._torch import applied
 from pyro_vd.estimators import LinearOp, is_random
 from pyro_vd.operations.table import enter
 
@@ -133,9 +134,15 @@ def _squared_coefficients(x: Tensor, offsets: Tensor | None, coefficients: Tenso
 
 
 class _DenseGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(value: Tensor) -> Tensor:
         return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -144,4 +151,4 @@ class _DenseGradient(torch.autograd.Function):
 
 def with_dense_gradient(weight: Any) -> Any:
     """The weight, with a dense gradient where it is drawn: few operations that a draw comes from take a sparse one."""
-    return weight if is_random(weight) else _DenseGradient.apply(weight)
+    return weight if is_random(weight) else applied(_DenseGradient, weight)

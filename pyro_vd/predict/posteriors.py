@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,8 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import DropoutNormal, WeightPosterior
+from pyro_vd.posteriors.sites import base_distribution
 from pyro_vd.predict.placeholders import Given, NotSampled, ValueIsUsed
 
 _WORTH_A_THREAD = 10_000  # random numbers; fewer take less time than the start of a thread
@@ -63,7 +62,7 @@ def are_equal(first: Tensor, second: Tensor) -> bool:
 
 
 class WeightDraws:
-    """Many draws of a weight.
+    """Many draws of a weight at once.
 
     Random numbers are most of the time of a prediction on few examples, and PyTorch makes them on one thread: here each
     draw of a Gaussian weight has a generator of its own, and as many are filled at a time as PyTorch has threads.
@@ -82,26 +81,17 @@ class WeightDraws:
         """``number`` draws, first."""
         if not self.is_filled:
             return torch.stack([self.posterior.rsample() for _ in range(number)])
-        draws = self._empty(number)
-        with self._pool(number) as pool:
-            self._fill_all(draws, _seeds(number), pool)
-        return draws
-
-    def _empty(self, number: int) -> Tensor:
         loc = self.posterior.loc
-        return torch.empty((number, *loc.shape), dtype=loc.dtype, device="cpu")
-
-    def _pool(self, number: int) -> Any:
-        """Threads for so many draws; None if one is enough."""
-        threads = min(torch.get_num_threads(), number) if self.posterior.loc.numel() > _WORTH_A_THREAD else 1
-        return nullcontext() if threads == 1 else ThreadPoolExecutor(threads)
-
-    def _fill_all(self, draws: Tensor, seeds: list[int], pool: ThreadPoolExecutor | None) -> None:
-        if pool is None:
+        draws = torch.empty((number, *loc.shape), dtype=loc.dtype, device="cpu")
+        seeds = torch.randint(2**62, (number,), device="cpu").tolist()
+        threads = min(torch.get_num_threads(), number) if loc.numel() > _WORTH_A_THREAD else 1
+        if threads == 1:
             for draw, seed in zip(draws, seeds, strict=True):
                 self._fill(draw, seed)
         else:
-            list(pool.map(partial(self._fill, part=_SERIAL), draws, seeds))
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(partial(self._fill, part=_SERIAL), draws, seeds))
+        return draws
 
     def _fill(self, draw: Tensor, seed: int, part: int = 2**62) -> None:
         """Make a draw, ``part`` elements of it at a time; finished while the processor's cache holds it."""
@@ -110,7 +100,3 @@ class WeightDraws:
             whole = self.posterior.loc, self.scale, draw
             for loc, scale, own in zip(*(tensor.reshape(-1).split(part) for tensor in whole), strict=True):
                 torch.addcmul(loc, scale, own, out=own)
-
-
-def _seeds(number: int) -> list[int]:
-    return torch.randint(2**62, (number,), device="cpu").tolist()

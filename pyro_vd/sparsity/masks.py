@@ -16,8 +16,8 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor
 
-from pyro_vd.handlers import base_distribution
 from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.posteriors.sites import base_distribution
 
 Posteriors = Mapping[str, WeightPosterior] | Callable
 Sparsity = float | Mapping[str, float] | None
