@@ -100,17 +100,22 @@ def make(kind: str) -> Any:
     return (NumPyroRun if kind == "numpyro" else TorchRun)(kind)
 
 
+def _say(word: str, number: int) -> None:
+    """Write a line whole: a kill between the parts that ``print`` writes would leave half of one."""
+    os.write(1, f"{word} {number}\n".encode())
+
+
 def train(kind: str, path: Path, last: int | None) -> None:
     """Go on from the file, and save after every step; without an end, until it is killed."""
     run = make(kind)
     step = run.load(path) if path.exists() else 0
-    print("loaded", step, flush=True)
+    _say("loaded", step)
     while last is None or step < last:
         run.step(step)
         step += 1
-        print("saving", step, flush=True)
+        _say("saving", step)
         run.save(path, step)
-        print("saved", step, flush=True)
+        _say("saved", step)
     np.savez(path.with_suffix(".npz"), *run.values())
 
 
@@ -123,8 +128,8 @@ def serve(kind: str, folder: Path) -> None:
         if not child:
             train(kind, folder / name, int(last) or None)
             os._exit(0)
-        print("child", child, flush=True)
-        print("ended", os.waitpid(child, 0)[1], flush=True)
+        _say("child", child)
+        _say("ended", os.waitpid(child, 0)[1])
 
 
 def kill_runs(kind: str, kills: int, folder: Path, seed: int = 0) -> dict[str, int]:
