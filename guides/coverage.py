@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,7 @@ from pyro_vd._pyro import in_handlers_of, innermost
 from pyro_vd._torch import tree_flatten, tree_map_only
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules
-from pyro_vd.rollback import undone
+from pyro_vd.rollback import note_buffers, undone
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,9 @@ def look(model: Callable, args: tuple, kwargs: dict) -> Look:
     """
     recorder = _Recorder()
     recorded = in_handlers_of(model, recorder(innermost(model)))  # inside of handlers that hide sites
-    with torch.enable_grad(), _buffers_kept(model), undone():
+    with torch.enable_grad(), undone():
+        for module in (part for root in referenced_modules(model) for part in root.modules()):
+            note_buffers(module)
         args, kwargs = tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (args, kwargs))
         trace: Any = poutine.block(poutine.trace(recorded).get_trace)(*args, **kwargs)
     return _dependence(trace, recorder)
@@ -238,15 +239,3 @@ def _detached(support: Any) -> Any:
     support = copy.copy(support)
     vars(support).update(new)
     return support
-
-
-@contextmanager
-def _buffers_kept(model: Callable) -> Iterator[None]:
-    buffers = [buffer for root in referenced_modules(model) for buffer in root.buffers()]
-    before = [buffer.detach().clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)

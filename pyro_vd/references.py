@@ -99,6 +99,7 @@ def _by_names(owner: Any, names: tuple[str, ...], seen: list[Any]) -> Iterator[n
         yield from _modules(own.get(name), names, seen)
 
 
+@functools.lru_cache(maxsize=1024)
 def _names(code: types.CodeType) -> tuple[list[str], tuple[str, ...]]:
     """The globals that a piece of code and the functions in it load; these and the attributes that they read."""
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]

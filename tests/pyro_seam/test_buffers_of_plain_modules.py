@@ -122,6 +122,21 @@ def test_what_is_no_step_that_succeeds_changes_no_buffer_of_a_plain_module(kind,
     assert int(plain[1].num_batches_tracked) == 2 and len(plain[2].history) == len(before["2.history"]) + 1
 
 
+@pytest.mark.parametrize("what", NO_STEPS)
+def test_a_plain_module_that_took_the_place_of_another_is_kept_too(what):
+    model, plain = of_module()
+    guide = AutoMeanField(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), vd.TraceVD_ELBO())
+    svi.step(X, Y)
+    vd.predictive_distribution(model, guide, X, num_samples=2)
+    model.features = plain = PyroModule[nn.Sequential](*features())
+    svi.step(X, Y)
+    before = {name: b.clone() for name, b in plain.named_buffers()}
+    assert int(plain[1].num_batches_tracked) == 1
+    NO_STEPS[what](model, guide, svi)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in plain.named_buffers())
+
+
 def test_nothing_is_held_after_the_model_is_gone():
     model, plain = of_module()
     vd.TraceVD_ELBO().loss(model, AutoMeanField(model), X, Y)
