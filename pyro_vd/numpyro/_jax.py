@@ -6,7 +6,7 @@ Tried with jax 0.9.1 to 0.12.0.1 and quax 0.4.0 to 0.4.6.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,11 @@ _ARGUMENT_CHECK = "jax._src.numpy.util"
 def asked_by_jax_numpy() -> bool:
     """Whether the caller's caller is the check of arguments of ``jax.numpy``."""
     return sys._getframe(2).f_globals.get("__name__") == _ARGUMENT_CHECK
+
+
+def eval_jaxpr(jaxpr: Any, constants: Sequence[Any], *arrays: Any) -> list[Any]:
+    """The results of a jaxpr. ``jax.core.eval_jaxpr`` is public and missing in the stubs."""
+    return jax.core.eval_jaxpr(jaxpr, constants, *arrays)  # type: ignore[attr-defined]
 
 
 def replace_rule(primitive: Any) -> Callable[[Callable], Callable]:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.handlers import replay, seed, substitute, trace
 
-from pyro_vd.common.examples import is_array
 from pyro_vd.common.predictions import MODES, check_cut, check_prediction, pieces_of
 from pyro_vd.numpyro._numpyro import Prediction
 from pyro_vd.numpyro.arguments import check_call, check_finite
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
+from pyro_vd.numpyro.predict.programs import compiled
 from pyro_vd.numpyro.predict.sites import check_same, chosen_sites, names_of, same_sites
 from pyro_vd.numpyro.weights import run_counted
 
@@ -111,7 +111,7 @@ def posterior_predictive(
         check_parameter_sites(owner, params, first, ran)
         return chosen_sites(ran, returned, wanted, set(first))
 
-    drawer, runner = _compiled(draw), _compiled(run)
+    drawer, runner = compiled(draw), compiled(run)
     samples: list[dict[str, Array]] = []
     with Prediction():
         for key in jax.random.split(rng_key, num_samples):
@@ -120,25 +120,6 @@ def posterior_predictive(
             runs = [runner(key, drawn, *piece) for key, piece in zip(keys, pieces, strict=True)]
             samples.append(_join(runs, lengths))
     return {name: jnp.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def _compiled(function: Callable) -> Callable:
-    """``function`` under jit, with arguments that are not arrays taken as they are."""
-    compiled: dict[Any, Callable] = {}
-
-    def call(*arguments: Any) -> Any:
-        leaves, tree = jax.tree.flatten(arguments)
-        arrays = [leaf for leaf in leaves if is_array(leaf)]
-
-        def with_arrays(arrays: list) -> Any:
-            rest = iter(arrays)
-            return function(*jax.tree.unflatten(tree, [next(rest) if is_array(leaf) else leaf for leaf in leaves]))
-
-        if tree not in compiled:  # the other leaves are the same in every call of posterior_predictive
-            compiled[tree] = jax.jit(with_arrays)
-        return compiled[tree](arrays)
-
-    return call
 
 
 def _join(pieces: list[dict[str, Array]], lengths: list[int]) -> dict[str, Array]:
