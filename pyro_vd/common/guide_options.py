@@ -111,6 +111,11 @@ def _check_function(name: str, value: Any) -> None:
     check_callable(name, value, "a function of a site", "write one that returns the value to start from")
 
 
+def _check_prefix(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected text, for the names of the parameters, got {shown(value)}; write 'auto'")
+
+
 def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], None]:
     def checked(name: str, value: Any) -> None:
         if value is not None:
@@ -124,6 +129,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "where": check_where,
     "init_loc_fn": _check_function,
     "create_plates": _or_none(_check_function),
+    "prefix": _check_prefix,
     "init_log_sigma2": check_number,
     "init_log_alpha": functools.partial(check_number, at_most=0, why="alpha <= 1"),
     "temperature": functools.partial(check_number, above=0),
