@@ -234,7 +234,7 @@ class BayesianModule:
                 f"site {site!r}: expected the state of the net beside its parameters, got parameters only; write "
                 "params={**svi.get_params(svi_state), **svi_state.mutable_state}"
             )
-        holder: Any = mutable(site, {"values": self.adapted.state})
+        holder: Any = mutable(site, {"values": self.adapted.state})  # type: ignore
         self.adapted.check_state(site, holder)
         return holder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -62,8 +61,8 @@ def test_quantiles_are_those_of_the_distribution_of_each_element(family):
     np.testing.assert_allclose(found["falling"], 1.0 - jnp.exp(loc - z * scale), rtol=1e-5)
     for site, median in guide.median(params).items():
         np.testing.assert_allclose(found[site][1], median, rtol=1e-6)
-    one = guide.quantiles(params, 0.9)
-    assert all(jax.tree.map(lambda a, b: np.array_equal(a[0], b[2]), one, found).values())
+    for site, one in guide.quantiles(params, 0.9).items():
+        np.testing.assert_allclose(one, found[site][2:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("quantiles", [0.0, 1.0, [0.5, 1.5], "0.5", [], None, jnp.ones((2, 2)), [[0.5]], float("nan")])
