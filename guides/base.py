@@ -14,9 +14,9 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vd.common.choice import unmatched
+from pyro_vd.common.guide_options import check_site, sites_to_set
 from pyro_vd.guides import parameters
-from pyro_vd.guides.sites import SiteGuide, Where, site_matcher
+from pyro_vd.guides.sites import SiteGuide, Where
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.posteriors.fixed import with_fixed
 from pyro_vd.posteriors.sites import base_distribution
@@ -166,20 +166,14 @@ class WeightGuide(SiteGuide):
         Raises:
             ValueError: no such quantity; one without a gradient.
         """
-        sites = [site for site in self.weight_sites if where is None or site_matcher(where)(site)]
-        if quantity not in parameters.quantities(self):
-            raise ValueError(f"set_learnable: expected one of {sorted(parameters.quantities(self))}, got {quantity!r}")
-        if lost := unmatched(where, self.weight_sites) or ([] if sites else where):
-            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {lost!r}")
+        sites = sites_to_set(quantity, learnable, where, self.weight_sites, parameters.quantities(self))
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
         for site in sites:
             self._store(quantity, site, self._read(quantity, site).detach().clone(), learnable)
 
     def _known(self, site: str) -> str:
-        if site not in self.weight_sites:
-            raise ValueError(f"site: expected one of the weight sites {list(self.weight_sites)}, got {site!r}")
-        return site
+        return check_site(site, self.weight_sites)
 
     def _store(self, quantity: str, site: str, value: Tensor, learnable: bool = True) -> None:
         parameters.store(self, quantity, site, value, learnable)

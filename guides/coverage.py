@@ -229,6 +229,11 @@ def _reached(tensors: list[Tensor]) -> set[Tensor]:
     return found
 
 
+def moves(support: Any) -> bool:
+    """Whether the bounds of a constraint depend on a latent site or a parameter, in a :class:`Look` at a model."""
+    return _detached(support) is not support
+
+
 def _detached(support: Any) -> Any:
     """A constraint without a gradient in its bounds, which could not be copied."""
     parts = vars(support).items() if hasattr(support, "__dict__") else ()

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints, register_kl, transform_to
 
 from pyro_vd._pyro import adopt_stored_value
-from pyro_vd.guides.coverage import Prototype
+from pyro_vd.checks import describe
+from pyro_vd.common.guide_options import moving_support
+from pyro_vd.guides.coverage import Prototype, moves
 
 _START_SCALE = 0.1  # of AutoNormal
 _POSITIVE = dist.constraints.softplus_positive
@@ -98,6 +100,8 @@ def start_of(message: Any) -> Tensor:
             f"{type(fn).__name__} with support {fn.support}; write it as sites that have one (of a mixture, its "
             "components and a choice of one that is summed over), or cover it by a guide by hand"
         )
+    if moves(fn.support):
+        raise ValueError(moving_support(message["name"], describe(fn), "another latent site or a parameter"))
     with helpful_support_errors(message):
         return biject_to(fn.support).inv(message["value"]).detach().clone()
 

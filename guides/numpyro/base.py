@@ -14,12 +14,16 @@ import optax
 from jax import Array
 from numpyro.infer.autoguide import AutoGuide
 
-from pyro_vd.common.choice import check_matched, unmatched
-from pyro_vd.guides.base import Where, site_matcher
+from pyro_vd.common.choice import check_matched
+from pyro_vd.common.choice import matcher as site_matcher
+from pyro_vd.common.guide_options import check_site, sites_to_set
+from pyro_vd.common.predictions import check_quantiles
+from pyro_vd.guides.base import Where
 from pyro_vd.guides.numpyro.coverage import check_weights, covered_sites, is_weight, plate_sizes, unit_dim
 from pyro_vd.guides.numpyro.nets import forget_start, known_weights, nets_of
-from pyro_vd.guides.numpyro.other_site import OtherSite, other_site
-from pyro_vd.guides.numpyro.parameters import Parameters, Params
+from pyro_vd.guides.numpyro.other_site import OtherSite, other_sites
+from pyro_vd.guides.numpyro.parameters import Parameters, Params, projection_by
+from pyro_vd.guides.numpyro.quantiles import weight_quantiles
 from pyro_vd.guides.numpyro.starts import init_to_net_value, seen, started
 from pyro_vd.numpyro._jax import is_traced
 from pyro_vd.numpyro._numpyro import current_key, handlers_are_active, note_plates
@@ -144,6 +148,21 @@ class WeightGuide(AutoGuide):
         medians |= {name: other.median(params) for name, other in self._others.items()}
         return {site: medians[site] for site in self._sites(params)}
 
+    def quantiles(self, params: Params, quantiles: Any) -> dict[str, Array]:
+        """Quantiles of every element of every site, shape ``(number of quantiles, *shape of the site)``.
+
+        Args:
+            params: as ``svi.get_params`` returns them.
+            quantiles: one probability or several, between 0 and 1.
+
+        Raises:
+            ValueError: a site without a closed form, such as a weight with Bernoulli dropout.
+        """
+        probabilities = check_quantiles(quantiles)
+        found = {site: weight_quantiles(site, q, probabilities) for site, q in self.posteriors(params).items()}
+        found |= {name: other.quantiles(params, probabilities) for name, other in self._others.items()}
+        return {site: found[site] for site in self._sites(params)}
+
     def sample_posterior(
         self, rng_key: Array, params: Params, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
     ) -> dict[str, Any]:
@@ -175,12 +194,7 @@ class WeightGuide(AutoGuide):
         Raises:
             ValueError: no such quantity; one without a gradient.
         """
-        sites = [site for site in self.weight_sites if where is None or site_matcher(where)(site)]
-        quantities = self._parameters.quantities
-        if quantity not in quantities:
-            raise ValueError(f"set_learnable: expected one of {sorted(quantities)}, got {quantity!r}")
-        if lost := unmatched(where, self.weight_sites) or ([] if sites else where):
-            raise ValueError(f"set_learnable: expected where= to match one of {list(self.weight_sites)}, got {lost!r}")
+        sites = sites_to_set(quantity, learnable, where, self.weight_sites, self._parameters.quantities)
         if learnable and quantity in self.never_learnable:
             raise ValueError(f"set_learnable: {quantity!r} of {type(self).__name__} {self.never_learnable[quantity]}")
         self._parameters.set_learnable(quantity, sites, learnable, params)
@@ -195,12 +209,7 @@ class WeightGuide(AutoGuide):
         Last in the optimizer: ``optax.chain(optax.adam(1e-3), guide.projection())``. Without it a parameter that a
         step took over its bound is read as the bound, but has to come back by as many steps as took it away.
         """
-
-        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-            stepped = self.project(optax.apply_updates(params, updates))  # type: ignore
-            return jax.tree.map(jnp.subtract, stepped, params), state
-
-        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+        return projection_by(self.project)
 
     def _look(self, args: tuple, kwargs: dict) -> None:
         """Run the model to see its sites. A run with given parameters predicts, and training runs it again."""
@@ -223,7 +232,7 @@ class WeightGuide(AutoGuide):
         covered = self._where or (lambda name: is_weight(latent[name]))
         self._cover({name: message for name, message in latent.items() if covered(name)}, list(latent), key)
         rest = [] if self._where is not None else [name for name in latent if name not in self._weights]
-        self._others = {name: other_site(name, latent[name], self.prefix, type(self).__name__) for name in rest}
+        self._others = other_sites(type(self).__name__, self.prefix, program, trace, rest, args, kwargs)
         self._order = tuple(name for name in latent if name in self._weights or name in self._others)
         frames = {frame.name: frame for name in self._order for frame in latent[name]["cond_indep_stack"]}
         note_plates(self, frames, plate_sizes(trace))
@@ -233,13 +242,7 @@ class WeightGuide(AutoGuide):
         """Before the model has been seen: the weights of the nets that it refers to."""
         if self._weights:
             return
-        known = {n: m for n, m in known_weights(self.model).items() if self._where is None or self._where(n)}
-        if not known:
-            raise ValueError(
-                f"{type(self).__name__}: expected a guide that has seen its model once, or a model with a "
-                "BayesianModule of a bound net, got a new guide; call svi.init(rng_key, *args) with the arguments of "
-                "the model first"
-            )
+        known = known_weights(type(self).__name__, self.model, self._where)
         self._cover(known, list(known), jax.random.key(0))
 
     def _cover(self, weights: dict[str, Any], latent: list[str], key: Array) -> None:
@@ -265,9 +268,7 @@ class WeightGuide(AutoGuide):
 
     def _known(self, site: str) -> str:
         self._know_weights()
-        if site not in self._weights:
-            raise ValueError(f"site: expected one of the weight sites {list(self.weight_sites)}, got {site!r}")
-        return site
+        return check_site(site, self.weight_sites)
 
     def _parameter(self, quantity: str, site: str) -> str:
         return self._parameters.name(quantity, site)

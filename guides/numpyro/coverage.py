@@ -5,17 +5,19 @@ A guide may be called first without labels, and a label that is not observed loo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.ops.provenance import eval_provenance
 
+from pyro_vd.common.guide_options import moving_support
 from pyro_vd.numpyro.arguments import check_precision
-from pyro_vd.numpyro.checks import latent_sites
+from pyro_vd.numpyro.checks import describe, latent_sites
 from pyro_vd.numpyro.handlers import base_distribution
 from pyro_vd.numpyro.priors import ImproperLogUniform
 
@@ -42,7 +44,7 @@ def covered_sites(
     others = [name for name, site in latent.items() if not is_weight(site)]
     if observes or where is not None or not others:
         return latent
-    on = _dependence(program, latent, args, kwargs)
+    on = _dependence(program, latent, latent, lambda fn: fn, args, kwargs)
     used = {name for depends in on.values() for name in depends}
     return {name: site for name, site in latent.items() if is_weight(site) or not on[name] or name in used}
 
@@ -114,14 +116,48 @@ def _in_minibatch(site: Any, sizes: dict[str, int]) -> bool:
     return bool(site["infer"].get("in_data_plate")) or any(sizes.get(f.name, f.size) != f.size for f in frames)
 
 
-def _dependence(program: Callable, latent: dict[str, Any], args: tuple, kwargs: dict) -> dict[str, set[str]]:
-    """For each latent site, the others that its distribution depends on."""
+def check_supports(program: Callable, trace: dict[str, Any], sites: list[str], args: tuple, kwargs: dict) -> None:
+    """Raise for a latent site whose support depends on other sites or on parameters.
 
-    def distributions(**values: Any) -> dict[str, list[Array]]:
+    A guide maps the real line to the support that the site has when the guide first sees it.
+
+    Args:
+        program: the model as it was run for the trace.
+        trace: what it did.
+        sites: names of latent sites that are no weights.
+        args, kwargs: what it was called with.
+    """
+    parameters = {name: site for name, site in trace.items() if site["type"] == "param"}
+    # Numbers of Python depend on nothing, but for a parameter that starts at one.
+    kinds = (Array,) if all(isinstance(site["value"], Array) for site in parameters.values()) else (Array, float, int)
+    bounded = [n for n in sites if any(isinstance(leaf, kinds) for leaf in jax.tree.leaves(trace[n]["fn"].support))]
+    if not bounded:
+        return
+    sources = dict(latent_sites(trace)) | parameters
+    depends = _dependence(program, sources, bounded, lambda fn: fn.support, args, kwargs)
+    for name in bounded:
+        if depends[name]:
+            raise ValueError(
+                moving_support(name, describe(trace[name]["fn"]), ", ".join(map(repr, sorted(depends[name]))))
+            )
+
+
+def _dependence(
+    program: Callable,
+    sources: dict[str, Any],
+    sites: Iterable[str],
+    part: Callable[[Any], Any],
+    args: tuple,
+    kwargs: dict,
+) -> dict[str, set[str]]:
+    """For each of the ``sites``, the ``sources`` that a part of its distribution depends on."""
+
+    def parts(**values: Any) -> dict[str, list[Array]]:
         trace = handlers.trace(handlers.substitute(program, data=values)).get_trace(*args, **kwargs)
-        return {name: jax.tree.leaves(trace[name]["fn"]) for name in latent}
+        return {name: jax.tree.leaves(part(trace[name]["fn"])) for name in sites}
 
-    values = {name: jax.ShapeDtypeStruct(site["value"].shape, site["value"].dtype) for name, site in latent.items()}
+    arrays = {name: jnp.asarray(site["value"]) for name, site in sources.items()}
+    values = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
     with handlers.block():
-        found = eval_provenance(distributions, **values)
+        found = eval_provenance(parts, **values)
     return {name: set().union(*leaves) - {name} for name, leaves in found.items()}

@@ -11,6 +11,7 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 
 from pyro_vd.common.guide_options import check_parts
+from pyro_vd.common.predictions import check_quantiles
 from pyro_vd.guides.numpyro.base import Params, WeightGuide
 from pyro_vd.numpyro.arguments import check_params, check_program, kind_of, require_key
 from pyro_vd.numpyro.posteriors import WeightPosterior
@@ -55,6 +56,11 @@ class MixedGuide(AutoGuide):
     def median(self, params: Params) -> dict[str, Array]:
         """The medians of every part."""
         return {site: value for guide in self.guides for site, value in guide.median(params).items()}
+
+    def quantiles(self, params: Params, quantiles: Any) -> dict[str, Array]:
+        """The quantiles of every part, see :meth:`pyro_vd.guides.numpyro.base.WeightGuide.quantiles`."""
+        probabilities = check_quantiles(quantiles)
+        return {s: value for guide in self.guides for s, value in guide.quantiles(params, probabilities).items()}
 
     def sample_posterior(
         self, rng_key: Array, params: Params, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any

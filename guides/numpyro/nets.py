@@ -19,13 +19,13 @@ _LIBRARIES = {"jax", "jaxlib", "flax", "equinox", "quax", "numpyro", "optax", "n
 _LIBRARIES |= set(sys.stdlib_module_names) - {"__main__"}
 
 
-def known_weights(model: Any) -> dict[str, Any]:
-    """Messages, as a trace has them, of the weights of every net that a model refers to, by site.
+def known_weights(guide: str, model: Any, where: Callable[[str], bool] | None) -> dict[str, Any]:
+    """Messages, as a trace has them, of the weights that a guide covers of every net that a model refers to, by site.
 
     A linen net that is not bound to its variables has none before its first call.
 
     Raises:
-        ValueError: two of these nets have weights of one name.
+        ValueError: no such weight; two of these nets have weights of one name.
     """
     known: dict[str, Any] = {}
     for net in nets_of(model):
@@ -37,6 +37,12 @@ def known_weights(model: Any) -> dict[str, Any]:
                 "one of them"
             )
         known |= messages
+    known = {site: message for site, message in known.items() if where is None or where(site)}
+    if not known:
+        raise ValueError(
+            f"{guide}: expected a guide that has seen its model once, or a model with a BayesianModule of a bound net, "
+            "got a new guide; call svi.init(rng_key, *args) with the arguments of the model first"
+        )
     return known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints, transforms
 
+from pyro_vd.guides.numpyro.coverage import check_supports
+from pyro_vd.guides.numpyro.quantiles import mapped_quantiles
 from pyro_vd.numpyro.arguments import check_names
 from pyro_vd.numpyro.checks import describe
 
@@ -66,6 +69,11 @@ class OtherSite:
         self._check(params)
         return self.transform(jnp.asarray(params[self._loc]))
 
+    def quantiles(self, params: Any, probabilities: list[float]) -> Array:
+        """Quantiles of every element, shape ``(number of probabilities, *shape of the site)``."""
+        self._check(params)
+        return mapped_quantiles(self.name, self.transform, params[self._loc], params[self._scale], probabilities)
+
     def sample_posterior(self, key: Array, params: Any, sample_shape: tuple[int, ...]) -> Array:
         """Draws, shape ``sample_shape + shape of the site``."""
         self._check(params)
@@ -95,6 +103,14 @@ class OtherSite:
     @property
     def _scale(self) -> str:
         return f"{self.name}_{self.prefix}_scale"
+
+
+def other_sites(
+    guide: str, prefix: str, program: Callable, trace: dict[str, Any], names: list[str], args: tuple, kwargs: dict
+) -> dict[str, OtherSite]:
+    """The covers of the sites with these ``names``, from a run of the model that :func:`check_supports` describes."""
+    check_supports(program, trace, names, args, kwargs)
+    return {name: other_site(name, trace[name], prefix, guide) for name in names}
 
 
 def other_site(name: str, message: Any, prefix: str, guide: str) -> OtherSite:

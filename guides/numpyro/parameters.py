@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from pyro_vd.numpyro.arguments import check_params, check_precision
@@ -118,3 +119,13 @@ class Parameters:
 def projected(value: Array, projection: Array) -> Array:
     """The value of ``projection`` with the gradient of ``value``."""
     return value + jax.lax.stop_gradient(projection - value)
+
+
+def projection_by(project: Callable[[Params], dict[str, Any]]) -> optax.GradientTransformation:
+    """An optax transformation after which ``project`` leaves the parameters as they are."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        stepped = project(optax.apply_updates(params, updates))  # type: ignore
+        return jax.tree.map(jnp.subtract, stepped, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

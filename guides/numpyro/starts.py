@@ -14,6 +14,7 @@ from numpyro.distributions import biject_to
 from numpyro.infer.initialization import init_to_median
 
 from pyro_vd.numpyro._jax import is_traced
+from pyro_vd.numpyro.arguments import VALUE_TAKEN
 from pyro_vd.numpyro.checks import latent_sites
 from pyro_vd.numpyro.handlers import base_distribution
 from pyro_vd.numpyro.priors import ImproperLogUniform
@@ -43,12 +44,16 @@ def seen(program: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The sites of a program that :func:`started` made.
 
     The program is run for its shapes alone; only the starts are computed. Where a start or a distribution depends on
-    arrays that the model computes, the program is run for their values too.
+    arrays that the model computes, or the model asks for the value of one, the program is run for their values too.
     """
     sites: dict[str, Any] = {}
     with handlers.block():
-        jax.eval_shape(lambda: sites.update(handlers.trace(program).get_trace(*args, **kwargs)))
-        if any(map(_is_abstract, dict(latent_sites(sites)).values())):
+        try:
+            jax.eval_shape(lambda: sites.update(handlers.trace(program).get_trace(*args, **kwargs)))
+            by_value = any(map(_is_abstract, dict(latent_sites(sites)).values()))
+        except VALUE_TAKEN:
+            by_value = True
+        if by_value:
             with jax.ensure_compile_time_eval():
                 sites = handlers.trace(program).get_trace(*args, **kwargs)
     return sites

@@ -128,7 +128,7 @@ def check_names(name: str, value: Any) -> tuple[str, ...]:
     """Several names as a tuple, or TypeError; a bare string is none, since it would be read letter by letter."""
     if isinstance(value, str):
         raise TypeError(f"{name}: expected a list of site names, got {value!r}; write [{value!r}]")
-    if not isinstance(value, Collection) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, Collection) or is_scalar(value) or not all(isinstance(one, str) for one in value):
         raise TypeError(f'{name}: expected a list of site names, got {shown(value)}; write ["net.0.weight"]')
     return tuple(value)
 
@@ -152,6 +152,11 @@ def as_number(value: Any) -> float | None:
         except (TypeError, ValueError, RuntimeError, OverflowError):  # complex numbers, arrays without values
             return None
     return None
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is an array of no dimensions, which looks like a collection and has no elements."""
+    return getattr(value, "ndim", None) == 0
 
 
 def kind_of(value: Any) -> str:

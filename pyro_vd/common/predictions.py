@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
-from pyro_vd.common.options import check_choice, check_count, check_names
+from pyro_vd.common.options import as_number, check_choice, check_count, check_names, shown
 
 MODES = ("weights", "local", "mean")
 SAMPLES = 4000  # for quantiles of a likelihood without a cdf
@@ -52,6 +52,22 @@ def check_probability(probability: Any) -> None:
         raise TypeError(f"probability: expected a number between 0 and 1, got {probability!r}; write 0.9")
     if not inside:
         raise ValueError(f"probability: expected a number between 0 and 1, got {probability!r}")
+
+
+def check_quantiles(quantiles: Any) -> list[float]:
+    """The probabilities of one quantile or several, or ValueError unless they are numbers between 0 and 1."""
+    several = (
+        list(quantiles)
+        if getattr(quantiles, "ndim", None) == 1 or isinstance(quantiles, (list, tuple))
+        else [quantiles]
+    )
+    numbers = [as_number(one) for one in several]
+    found = [number for number in numbers if number is not None and 0 < number < 1]
+    if len(found) < len(numbers) or not numbers:
+        raise ValueError(
+            f"quantiles: expected one number or several between 0 and 1, got {shown(quantiles)}; write [0.05, 0.95]"
+        )
+    return found
 
 
 def check_shape(site: str, value: Any, shape: Iterable[int], sampled: bool = True) -> None:

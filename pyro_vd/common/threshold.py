@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from pyro_vd.common.options import as_number, is_scalar, shown
 
 # Shares pruned at the thresholds that are tried unless others are given: closer together where few weights stay.
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99, 0.993, 0.995, 0.998)
@@ -115,8 +117,11 @@ def build_curve(
     """Prune and evaluate at every threshold; ``row_of`` gives weights, kept ones, and the evaluation of a threshold."""
     if thresholds is None:
         chosen = list(default_thresholds())
-    elif isinstance(thresholds, (str, int, float)) or not len(chosen := list(thresholds)):
-        raise ValueError(f"thresholds: expected numbers, got {thresholds!r}; write thresholds=[1.0, 2.0, 3.0]")
+    else:
+        several = isinstance(thresholds, Iterable) and not isinstance(thresholds, str) and not is_scalar(thresholds)
+        chosen = list(thresholds) if several else []
+        if not chosen or any(as_number(threshold) is None for threshold in chosen):
+            raise ValueError(f"thresholds: expected numbers, got {shown(thresholds)}; write thresholds=[1.0, 2.0, 3.0]")
     rows: dict[float, ThresholdRow] = {}
     names: list[str] = []
     for threshold in sorted({*map(float, chosen), math.inf}):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -13,6 +14,26 @@ from jax import Array
 from pyro_vd.common.options import as_number
 from pyro_vd.common.options import kind_of as kind_of
 from pyro_vd.numpyro._jax import is_traced
+
+# Errors of a program that asks for the value of an array while it is traced, where there is none yet.
+VALUE_TAKEN = (
+    jax.errors.ConcretizationTypeError,  # of if, bool and float too
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+@contextmanager
+def compiled(owner: str) -> Iterator[None]:
+    """A decorator of a function that compiles a user's program: TypeError where that takes the value of an array."""
+    try:
+        yield
+    except VALUE_TAKEN as error:
+        raise TypeError(
+            f"{owner}: expected a model and guide that can be compiled, got one that asks for the value of an array "
+            "(if array:, float(array), np.asarray(array)), which is not known before the program runs; write "
+            "jnp.where or jax.lax.cond, or decide by a number of Python or by array.shape"
+        ) from error
 
 
 def require_key(owner: str, rng_key: Any) -> Array:

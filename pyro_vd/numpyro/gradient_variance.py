@@ -14,10 +14,11 @@ from numpyro.infer.elbo import ELBO
 from pyro_vd.common.examples import number_of_examples, take_examples
 from pyro_vd.common.options import check_count
 from pyro_vd.common.reports import GradientVariance
-from pyro_vd.numpyro.arguments import check_call, kind_of
+from pyro_vd.numpyro.arguments import check_call, compiled, kind_of
 from pyro_vd.numpyro.checks import latent_sites
 
 
+@compiled("gradient_variance")
 def gradient_variance(
     rng_key: Array,
     params: Mapping[str, Any],

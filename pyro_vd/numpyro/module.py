@@ -234,7 +234,9 @@ class BayesianModule:
                 f"site {site!r}: expected the state of the net beside its parameters, got parameters only; write "
                 "params={**svi.get_params(svi_state), **svi_state.mutable_state}"
             )
-        return mutable(site, {"values": self.adapted.state})  # type: ignore
+        holder: Any = mutable(site, {"values": self.adapted.state})  # type: ignore
+        self.adapted.check_state(site, holder)
+        return holder
 
 
 def _check_prior(prior: Any) -> None:
@@ -268,6 +270,7 @@ def _check_shape(site: str, stored: Any, parameter: Array) -> None:
 
 def _kept_finite(new: Any, old: Any) -> Any:
     """The new state, or the old one where the new is not finite: all or nothing."""
+    new = jax.tree.map(jnp.asarray, new)  # a net may set a number of Python
     floating = [jnp.isfinite(a).all() for a in jax.tree.leaves(new) if jnp.issubdtype(a.dtype, jnp.floating)]
     if not floating:
         return new

@@ -8,6 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 
@@ -63,6 +65,15 @@ class Net(ABC):
         """
         return None
 
+    def check_state(self, site: str, given: Any) -> None:
+        """Raise unless ``given``, of some parameters, holds a state with the names and shapes of this net's."""
+        shapes, got = _shapes({"values": self.state}), _shapes(given)
+        if got != shapes:
+            raise ValueError(
+                f"site {site!r}: expected the state of this net, arrays of the shapes {shapes}, got {got or 'none'}; "
+                "write params={**svi.get_params(svi_state), **svi_state.mutable_state}, of a training of this net"
+            )
+
     @abstractmethod
     def call(
         self, parameters: dict[str, Any], state: Any, key: Array | None, args: tuple, kwargs: dict
@@ -77,6 +88,11 @@ class Net(ABC):
 def is_layer(owner: Any, types: tuple[type, ...]) -> bool:
     """Whether the owner of a parameter, a layer or its type, is of one of the ``types``."""
     return issubclass(owner, types) if isinstance(owner, type) else isinstance(owner, types)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def follow(net: Any, path: tuple) -> Any:

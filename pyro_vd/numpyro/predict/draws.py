@@ -12,7 +12,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 
 from pyro_vd.common.predictions import MODES, check_cut, check_prediction, pieces_of
 from pyro_vd.numpyro._numpyro import Prediction
-from pyro_vd.numpyro.arguments import check_call, check_finite
+from pyro_vd.numpyro.arguments import check_call, check_finite, compiled
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
 from pyro_vd.numpyro.predict.programs import compiled
@@ -20,6 +20,7 @@ from pyro_vd.numpyro.predict.sites import check_same, chosen_sites, names_of, sa
 from pyro_vd.numpyro.weights import run_counted
 
 
+@compiled("posterior_predictive")
 def posterior_predictive(
     rng_key: Array,
     params: Mapping[str, Any],

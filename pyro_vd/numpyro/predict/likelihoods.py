@@ -16,7 +16,7 @@ from pyro_vd.common.examples import number_of_examples
 from pyro_vd.common.predictions import MODES, check_cut, check_on_unknown, check_prediction, pieces_of, wanted_sites
 from pyro_vd.common.structure import Structure
 from pyro_vd.numpyro._numpyro import Prediction
-from pyro_vd.numpyro.arguments import check_call, check_finite
+from pyro_vd.numpyro.arguments import check_call, check_finite, compiled
 from pyro_vd.numpyro.checks import check_parameter_sites, describe, latent_sites
 from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
 from pyro_vd.numpyro.predict.distribution import Predictive
@@ -37,6 +37,7 @@ _OF_MOMENTS = (
 )
 
 
+@compiled("predictive_distribution")
 def predictive_distribution(
     rng_key: Array,
     params: Mapping[str, Any],

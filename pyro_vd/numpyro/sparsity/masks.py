@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
-from pyro_vd.numpyro.arguments import check_data, check_params, check_program, require_key
+from pyro_vd.numpyro.arguments import check_data, check_params, check_program, kind_of, require_key
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import base_distribution
 from pyro_vd.numpyro.posteriors import WeightPosterior
@@ -147,6 +147,12 @@ def weight_posteriors(
 def posteriors_of(guide: Posteriors, params: Mapping[str, Any] | None) -> Mapping[str, WeightPosterior]:
     """The distribution of every weight: of a guide, of the parts of a mixed one, or as given."""
     if isinstance(guide, Mapping):
+        for site, posterior in guide.items():
+            if not isinstance(posterior, WeightPosterior):
+                raise TypeError(
+                    f"site {site!r}: expected the posterior of a weight, got {kind_of(posterior)}; write "
+                    "guide.posteriors(params), or weight_posteriors(rng_key, params, guide, *args)"
+                )
         return guide
     if not hasattr(guide, "posteriors"):
         raise TypeError(

@@ -86,7 +86,11 @@ def prune(
                 "pass the guide that was trained with this module"
             )
     state = bnn.adapted.state
-    return bnn.adapted.rebuild(values, _given(params, bnn.site("state"))["values"] if jax.tree.leaves(state) else state)
+    if jax.tree.leaves(state):
+        given = _given(params, bnn.site("state"))
+        bnn.adapted.check_state(bnn.site("state"), given)
+        state = given["values"]
+    return bnn.adapted.rebuild(values, state)
 
 
 def _checked_mean(site: str, posterior: WeightPosterior, parameter: Array) -> Array:
