@@ -1,4 +1,4 @@
-"""A parameter that is not finite is named by the loss and by a step outside of jit, of a weight and of a noise scale."""
+"""A parameter that is not finite, of a weight or a noise scale, is named by the loss and by a step outside of jit."""
 
 import jax
 import jax.numpy as jnp
