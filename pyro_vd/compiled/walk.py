@@ -102,7 +102,11 @@ class _Walk:
             self._seen[id(value)] = value
             before, self._users = self._users, self._is_users(value)
             if self._users:
-                self.found.users += [value, getattr(value, "__dict__", None), *(getattr(value, "__closure__", 0) or ())]
+                self.found.users += [
+                    value,
+                    getattr(value, "__dict__", None),
+                    *(getattr(value, "__closure__", None) or ()),
+                ]
             # Modules nest as deep as nets do.
             self._refers(name, value, DEPTH if isinstance(value, nn.Module) else depth - 1)
             self._users = before
