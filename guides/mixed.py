@@ -43,7 +43,7 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
     See also:
         :class:`pyro_vd.guides.AutoSparseVD`, :class:`pyro_vd.guides.AutoMeanField`.
     """
-    check_parts(guides)
+    check_parts(model, guides, AutoGuide)
     mixed = MixedGuide(InitMessenger(init_to_net_value)(model))
     for guide in guides:
         mixed.append(guide)
@@ -79,8 +79,8 @@ class MixedGuide(AutoGuideList):
 
     def posteriors(self) -> dict[str, WeightPosterior]:
         """The distribution of every weight site of the parts that are guides of this library."""
-        parts: Any = list(self)
-        return {site: part.posterior(site) for part in parts for site in _weights(part)}
+        parts: Any = [part for part in self if _weights(part)]
+        return {site: posterior for part in parts for site, posterior in part.posteriors().items()}
 
     def log_alpha(self, site: str) -> Tensor:
         """Natural log of the noise ratio at ``site``, see :meth:`pyro_vd.guides.base.WeightGuide.log_alpha`."""

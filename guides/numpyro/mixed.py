@@ -106,5 +106,5 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
     See also:
         :class:`pyro_vd.guides.numpyro.AutoSparseVD`, :class:`pyro_vd.guides.numpyro.AutoMeanField`.
     """
-    check_parts(guides)
+    check_parts(model, guides, AutoGuide)
     return MixedGuide(model, guides)

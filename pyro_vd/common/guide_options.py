@@ -42,11 +42,17 @@ def checked_options(init: F) -> F:
     return checked  # type: ignore[return-value]
 
 
-def check_parts(guides: tuple[Any, ...]) -> None:
-    """TypeError unless there is at least one guide to be mixed, and each can be called."""
-    if not guides:
+def check_parts(model: Any, guides: tuple[Any, ...], automatic: type) -> None:
+    """TypeError unless there are a model and at least one guide to be mixed, and each can be called.
+
+    Args:
+        model, guides: to be mixed.
+        automatic: the class of automatic guides, none of which is a model.
+    """
+    if not guides or isinstance(model, automatic):
+        got = f"the guide {type(model).__name__} in its place" if isinstance(model, automatic) else "none"
         raise TypeError(
-            "mixed_guide: expected one guide or more after the model, got none; write mixed_guide(model, "
+            f"mixed_guide: expected one guide or more after the model, got {got}; write mixed_guide(model, "
             "AutoSparseVD(model, where='net.0.*'), AutoMeanField(model, where='net.1.*'))"
         )
     for guide in guides:

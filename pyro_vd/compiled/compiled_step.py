@@ -172,6 +172,7 @@ class CompiledStep:
                     program = recording.compile()
                 trial = tried(program, tensors)
             except UnrecordableOptimizer as error:
+                backup.restore()
                 raise ValueError(str(error)) from error.__cause__
             except Exception as error:  # a model that cannot be recorded, or a machine without a compiler
                 backup.restore()

@@ -8,6 +8,8 @@ call, and in lists, dicts and objects that these refer to.
 
 from __future__ import annotations
 
+import enum
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,8 +17,23 @@ from itertools import chain
 from operator import attrgetter, call, is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    types.NoneType,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    range,
+    enum.Enum,
+)
 _FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 _CONTENTS, _NEEDS_GRADIENT = attrgetter("cell_contents"), attrgetter("requires_grad")
 
@@ -45,6 +62,7 @@ class Surroundings:
     lists: list[Any] = field(default_factory=list)
     cells: list[Any] = field(default_factory=list)
     functions: list[Any] = field(default_factory=list)
+    users: list[Any] = field(default_factory=list)  # those of the above that a user's code writes to
     arrays: list[Any] = field(default_factory=list)  # of NumPy, which programs hold as constants
     readers: list[tuple[Callable, Any]] = field(default_factory=list)  # ``reader(name)`` is a global, or an attribute
 
@@ -81,22 +99,36 @@ class Surroundings:
         except (ValueError, RuntimeError, TypeError):  # a variable of a closure that is gone; tensors as other keys
             return False
 
-    def restore(self) -> None:
-        """Put everything back in its place: contents of dicts, lists and closures; no values of tensors."""
+    def restore(self, plain: bool = True) -> None:
+        """Put everything back in its place: contents of dicts, lists and closures; no values of tensors.
+
+        Without ``plain``, numbers, texts and the like stay as a user's code has left them: a model that ran has run.
+        """
         objects = iter(self._objects)
         for one in self._empty:
-            _refill(one, {}) if isinstance(one, dict) else one.clear()
+            if isinstance(one, dict):
+                _refill(one, {} if plain or not self._is_users(one) else _as_left({}, one))
+            elif plain or not (self._is_users(one) and _are_plain(one)):
+                one.clear()
         for one, names in zip(self._dicts, self._keys, strict=True):
             before = {name: next(objects) for name in names}
+            before = before if plain or not self._is_users(one) else _as_left(before, one)
             if _size(one) != len(before) or any(dict.get(one, k, one) is not value for k, value in before.items()):
                 _refill(one, before)
         for one, size in zip(self._lists, self._sizes[len(self._dicts) :], strict=True):
             values = [next(objects) for _ in range(size)]
+            if not plain and self._is_users(one) and _are_plain([*values, *one]):
+                continue
             if len(one) != size or not all(map(is_, one, values)):
                 one.clear()
                 one.update(values) if isinstance(one, set) else one.extend(values)
         for cell in self.cells:
-            cell.cell_contents = next(objects)
+            value = next(objects)
+            if plain or not (self._is_users(cell) and _are_plain([value, cell.cell_contents])):
+                cell.cell_contents = value
+
+    def _is_users(self, one: Any) -> bool:
+        return any(one is other for other in self.users)
 
     def _objects_now(self) -> Iterable[Any]:
         return chain(
@@ -111,6 +143,17 @@ class Surroundings:
 # By the methods of dict itself: those of a subclass may take other arguments, compute, or register.
 def _size(one: Any) -> int:
     return dict.__len__(one) if isinstance(one, dict) else len(one)
+
+
+def _are_plain(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, PLAIN) for value in values)
+
+
+def _as_left(before: dict, one: dict) -> dict:
+    """What a dict held, but for the entries that are and were plain values, or were not there."""
+    now = dict(dict.items(one))
+    stay = {k: v for k, v in now.items() if _are_plain([v, before.get(k)])}
+    return {k: v for k, v in before.items() if not _are_plain([v, now.get(k)])} | stay
 
 
 def _refill(one: dict, contents: dict) -> None:

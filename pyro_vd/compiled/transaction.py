@@ -34,9 +34,9 @@ class Backup:
         devices = {tensor.device for tensor in self.values if tensor.is_cuda}
         self._device_noise = [(device, torch.cuda.get_rng_state(device)) for device in devices]
 
-    def restore(self) -> None:
-        """Make everything as it was."""
-        self.surroundings.restore()
+    def restore(self, plain: bool = True) -> None:
+        """Make everything as it was; ``plain``: as of :meth:`Surroundings.restore`."""
+        self.surroundings.restore(plain)
         for one, before in self._dicts:
             one.clear()
             one.update(before)
@@ -61,10 +61,13 @@ class Backup:
 
 @contextmanager
 def all_or_nothing(backup: Backup) -> Iterator[Backup]:
-    """A context in which an exception or an interrupt leaves everything as it was when ``backup`` was made."""
+    """A context in which an exception or an interrupt leaves everything as it was when ``backup`` was made.
+
+    But for the plain values of a user's own code: a model that counts its calls, or interrupts the third, has run.
+    """
     with handlers_kept():
         try:
             yield backup
         except BaseException:
-            backup.restore()
+            backup.restore(plain=False)
             raise

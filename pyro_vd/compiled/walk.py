@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-import enum
 import functools
 import types
 from array import array
@@ -21,26 +20,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
-from pyro_vd.compiled.surroundings import Surroundings
+from pyro_vd.compiled.surroundings import PLAIN, Surroundings
 from pyro_vd.compiled.user_code import globals_of, imports_of, is_users
 
 _CACHED = type(functools.cache(len))
 DEPTH = 8  # references from one object to the next, counted from the model, the guide or the loss
 MAX_ELEMENTS = 1000  # of a list, dict or array; of a longer one the length counts only
-_PLAIN = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    types.NoneType,
-    torch.dtype,
-    torch.device,
-    torch.Size,
-    range,
-    enum.Enum,
-)
 # Objects of libraries that say what a model is. Other objects of libraries (loaders, writers) are not looked into.
 _MODELS = (nn.Module, Distribution, Messenger, ELBO)
 # Modules of the standard library whose objects hold what a user has put in: SimpleNamespace, Namespace, UserDict,
@@ -84,7 +69,7 @@ def surroundings_of(
 class _Walk:
     def __init__(self, left_out: frozenset[str]):
         self.found, self.key = Surroundings(), []
-        self._left_out = left_out
+        self._left_out, self._users = left_out, False
         self._seen: dict[int, Any] = {}  # by identity, while the walk holds every object that it has seen
 
     def hold(self, name: str, value: Any) -> None:
@@ -105,7 +90,7 @@ class _Walk:
         """Note ``value``, and go on to what it refers to."""
         if isinstance(value, Tensor):
             self._tensor(name, value)
-        elif isinstance(value, _PLAIN) or type(value).__module__.partition(".")[0] in _VALUES:
+        elif isinstance(value, PLAIN) or type(value).__module__.partition(".")[0] in _VALUES:
             self._note(name, (type(value), value))
         elif isinstance(value, slice):
             self.visit(name, (value.start, value.stop, value.step), depth)
@@ -115,8 +100,24 @@ class _Walk:
             self._note(name, type(value))
         else:
             self._seen[id(value)] = value
+            before, self._users = self._users, self._is_users(value)
+            if self._users:
+                self.found.users += [
+                    value,
+                    getattr(value, "__dict__", None),
+                    *(getattr(value, "__closure__", None) or ()),
+                ]
             # Modules nest as deep as nets do.
             self._refers(name, value, DEPTH if isinstance(value, nn.Module) else depth - 1)
+            self._users = before
+
+    def _is_users(self, value: Any) -> bool:
+        """Whether it is a user's code that writes to an object; to containers as to what they were found in."""
+        if isinstance(value, types.FunctionType):
+            return is_users(value.__module__)
+        if type(value).__module__ in ("builtins", *_HOLDERS):
+            return self._users
+        return is_users(type(value).__module__) and not isinstance(value, (AutoGuide, ELBO, Messenger))
 
     def _note(self, name: str, entry: Any) -> None:
         self.key.append(entry)

@@ -161,7 +161,7 @@ def describe(fn: Any) -> str:
 def non_finite_input(params: Mapping[str, Any], guide_trace: Any, args: tuple, kwargs: dict) -> str | None:
     """Name the first NaN or infinity among guide distributions, data arguments and parameters; None without one.
 
-    Values that are not known yet, inside jit or grad, are skipped.
+    Values that are not known yet, inside jit, are skipped.
 
     Args:
         params: the parameters by name.
@@ -169,6 +169,7 @@ def non_finite_input(params: Mapping[str, Any], guide_trace: Any, args: tuple, k
         args, kwargs: what the step was called with.
     """
     for where, array in (*_distributions(guide_trace), *_data(args, kwargs), *_parameters(params)):
+        array = jax.lax.stop_gradient(array)  # which is known inside grad
         if is_traced(array) or not jnp.issubdtype(array.dtype, jnp.floating):
             continue
         with jax.ensure_compile_time_eval():  # the error of a model may come while it is being compiled

@@ -181,7 +181,11 @@ class TraceVD_ELBO(ELBO):
         self, rng_key: Array, params: Mapping[str, Any], model: Any, guide: Any, args: tuple, kwargs: dict
     ) -> tuple[Any, Any]:
         model_key, guide_key = jax.random.split(rng_key)
-        guide_trace = self._guide_trace(guide_key, params, guide, args, kwargs)
+        try:
+            guide_trace = self._guide_trace(guide_key, params, guide, args, kwargs)
+        except ValueError as error:
+            _explain("guide", error, non_finite_input(params, {}, (), {}))
+            raise
         check_parameter_sites("TraceVD_ELBO", params, guide_trace)
         changed = {name: site["value"] for name, site in guide_trace.items() if site["type"] == "mutable"}
 
@@ -195,11 +199,8 @@ class TraceVD_ELBO(ELBO):
         try:
             model_trace, guide_trace = run_counted(run, {n: s["value"] for n, s in latent_sites(guide_trace)})
         except ValueError as error:
-            # Validation of a likelihood names neither the site nor the input that is at fault.
-            reason = non_finite_input(params, guide_trace, args, kwargs)
-            if reason is None:
-                raise
-            raise ValueError(f"the model failed on non-finite input: {reason}; its error was: {error}") from error
+            _explain("model", error, non_finite_input(params, guide_trace, args, kwargs))
+            raise
         check_sites(model_trace, guide_trace)
         check_parameter_sites("TraceVD_ELBO", params, guide_trace, model_trace)
         check_labels(model_trace)
@@ -252,6 +253,12 @@ class TraceVD_ELBO(ELBO):
                 if not bool(jnp.isfinite(value)):
                     raise ValueError(f"site {site!r}: expected a finite {name}, got {float(value)}: {reason}")
         raise ValueError(f"expected a finite loss, got {float(terms.loss)} with kl_weight={terms.kl_weight}: {reason}")
+
+
+def _explain(program: str, error: ValueError, reason: str | None) -> None:
+    """Raise an error with the reason, if there is one: validation names neither the site nor the input at fault."""
+    if reason is not None:
+        raise ValueError(f"the {program} failed on non-finite input: {reason}; its error was: {error}") from error
 
 
 def _nll(model_trace: Any) -> dict[str, Array]:

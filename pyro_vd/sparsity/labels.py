@@ -74,7 +74,7 @@ class Product:
 
 def value_of(output: Tensor, axis: int, labels: list[int], constant: Tensor) -> Value:
     """Of these channels, those that may be ``constant`` and are the same at all positions of ``output``."""
-    channels = output.detach().movedim(axis, 0).flatten(1)
+    channels = output.detach().movedim(axis, 0).unsqueeze(-1).flatten(1)
     values = channels[:, 0] if channels.shape[1] else channels.new_zeros(len(labels))
     near = (channels - values[:, None]).abs() <= UNIFORM * (1 + values.abs()[:, None])
     return Value(axis, labels, constant & near.all(1).cpu(), values.clone().cpu())

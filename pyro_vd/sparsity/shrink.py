@@ -166,8 +166,11 @@ def _look(net: nn.Module, args: tuple, kwargs: dict[str, Any], sizes_are_free: b
     no_folding: list[Tensor] = []
     while True:
         channels = Channels(net, no_folding, sizes_are_free, folding)
+        buffers = [(module._buffers, dict(module._buffers)) for module in net.modules()]
         with channels:
             output = net(*args, **kwargs)
+        for now, before in buffers:
+            now.update(before)  # where the net has assigned others
         channels.found.finish(output)
         several = [
             product.weight
