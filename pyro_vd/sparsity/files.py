@@ -61,7 +61,7 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
 
     Raises:
         ImportError: safetensors is not installed.
-        TypeError: ``net`` is no module, or its state has something else than dense tensors.
+        TypeError: ``net`` is no torch module, or is a BayesianModule; its state has something else than dense tensors.
         ValueError: a tensor without values, on the meta device.
         OSError: the file cannot be written.
 
@@ -80,12 +80,10 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
         :func:`pyro_vd.load_sparse`, :func:`pyro_vd.prune`.
     """
     files = imported("safetensors.torch", "safetensors", "save_sparse")
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"save_sparse: expected a torch module, got {kind_of(net)}; write save_sparse(net, path)")
     told: dict[str, list[list]] = {}
     values: dict[str, list[Tensor]] = {}
     bits = [torch.zeros(0, dtype=torch.uint8)]
-    for name, tensor in remove_masks(net).state_dict().items():
+    for name, tensor in remove_masks(net, "save_sparse").state_dict().items():
         flat = _checked(name, tensor).cpu().flatten()
         raw, entry = _raw(flat), [name, list(tensor.shape)]
         places = raw.nonzero()[:, 0]

@@ -116,8 +116,20 @@ def masked_weights(net: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
                 yield layer, hook._tensor_name, hook
 
 
-def remove_masks(net: nn.Module) -> nn.Module:
-    """A copy of ``net`` with plain weights in the place of masked ones."""
+def check_net(owner: str, net: Any) -> None:
+    """Raise unless a net is a torch module without a BayesianModule, whose weights are those of its start."""
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"{owner}: expected a torch module, got {kind_of(net)}; pass the net that prune returns")
+    if any(isinstance(layer, BayesianModule) for layer in net.modules()):
+        raise TypeError(
+            f"{owner}: expected a net with trained weights, got a BayesianModule, whose weights the guide has; pass "
+            "prune(bnn, guide)"
+        )
+
+
+def remove_masks(net: nn.Module, owner: str = "remove_masks") -> nn.Module:
+    """A copy of ``net`` with plain weights in the place of masked ones; ``owner`` is who asks, for an error."""
+    check_net(owner, net)
     net = copied(net)
     for layer, name, _ in list(masked_weights(net)):
         torch_prune.remove(layer, name)

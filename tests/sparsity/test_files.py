@@ -179,7 +179,7 @@ class Sparse(nn.Module):
 @pytest.mark.parametrize(
     ("net", "error", "text"),
     [
-        ({"weight": torch.ones(1)}, TypeError, "expected a torch module, got dict; write save_sparse"),
+        ({"weight": torch.ones(1)}, TypeError, "expected a torch module, got dict; pass the net"),
         (nn.Linear(2, 2, device="meta"), ValueError, "'weight': expected values, got a tensor on the meta device"),
         (
             nn.LazyLinear(2),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
-from pyro_vd.numpyro.arguments import check_data, check_params, check_program, require_key
+from pyro_vd.numpyro.arguments import check_data, check_params, check_program, kind_of, require_key
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import base_distribution
 from pyro_vd.numpyro.posteriors import WeightPosterior
@@ -147,7 +147,15 @@ def weight_posteriors(
 def posteriors_of(guide: Posteriors, params: Mapping[str, Any] | None) -> Mapping[str, WeightPosterior]:
     """The distribution of every weight: of a guide, of the parts of a mixed one, or as given."""
     if isinstance(guide, Mapping):
+        for site, q in guide.items():
+            if not isinstance(q, WeightPosterior):
+                raise TypeError(
+                    f"site {site!r}: expected a posterior such as a DropoutNormal, got {kind_of(q)}; pass the guide, "
+                    "or what guide.posteriors(params) returns"
+                )
         return guide
+    if isinstance(guide, type):
+        raise TypeError(f"expected a guide, got the class {guide.__name__}; write {guide.__name__}(model)")
     if not hasattr(guide, "posteriors"):
         raise TypeError(
             f"expected a guide of pyro_vd.guides.numpyro or a dict of posteriors, got {type(guide).__name__}; write "
