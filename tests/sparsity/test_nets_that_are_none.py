@@ -87,3 +87,20 @@ def test_arguments_of_deploy_and_others():
         vd.threshold_curve(BNN, POSTERIOR, None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="weight_posteriors: expected guide to be a Pyro guide, got None"):
         vd.weight_posteriors(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_weight_norm_of_zeros_is_no_number(norm, masked):
+    bnn = vd.BayesianModule(nn.Sequential(norm(nn.Linear(3, 2))), vd.ImproperLogUniform())
+    (site,) = (bnn.site(name) for name in bnn.weight_names)
+    log_sigma2 = torch.tensor([[9.0, 9.0, 9.0], [9.0, 9.0, -9.0]])
+    for row in (0, 1):
+        log_sigma2[0, 0] = 9.0 if row == 0 else -9.0
+        guide = {site: vd.DropoutNormal(torch.ones(2, 3), log_sigma2=log_sigma2.clone())}
+        if row == 0:
+            with pytest.raises(ValueError, match="prune: layer '0': expected a weight without NaN, got 3.*prune less"):
+                vd.prune(bnn, guide, masked=masked)
+        else:
+            assert vd.prune(bnn, guide, masked=masked)(X).isfinite().all()
