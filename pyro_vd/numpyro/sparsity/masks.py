@@ -121,6 +121,10 @@ def weight_posteriors(
     Returns:
         ``{site: posterior}`` in the order of the guide, without ``to_event``.
 
+    Raises:
+        TypeError: ``guide`` is no function, or ``params`` no dict of arrays.
+        ValueError: no random key; a parameter of the guide is not in ``params``.
+
     Example:
         >>> import jax, numpyro, pyro_vd.numpyro as vd
         >>> def guide():
