@@ -35,6 +35,8 @@ from pyro_vd.numpyro.predict import predictive_distribution as predictive_distri
 from pyro_vd.numpyro.predict import to_arviz as to_arviz
 from pyro_vd.numpyro.priors import ImproperLogUniform as ImproperLogUniform
 from pyro_vd.numpyro.priors import TruncatedLogUniform as TruncatedLogUniform
+from pyro_vd.numpyro.sparsity import Deployment as Deployment
+from pyro_vd.numpyro.sparsity import deploy as deploy
 from pyro_vd.numpyro.sparsity import keep_masks as keep_masks
 from pyro_vd.numpyro.sparsity import keep_zeros as keep_zeros
 from pyro_vd.numpyro.sparsity import prune as prune

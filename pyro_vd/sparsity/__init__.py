@@ -1,12 +1,12 @@
 """What follows training: which weights stay, the report of sparsity, and the pruned net."""
 
 from pyro_vd.common.bits import BitsReport as BitsReport
+from pyro_vd.common.deployment import Deployment as Deployment
 from pyro_vd.common.reports import SparsityReport as SparsityReport
 from pyro_vd.common.reports import SparsityRow as SparsityRow
 from pyro_vd.sparsity.bits import weight_bits as weight_bits
 from pyro_vd.sparsity.csr import CSRLinear as CSRLinear
 from pyro_vd.sparsity.csr import to_csr as to_csr
-from pyro_vd.sparsity.deploy import Deployment as Deployment
 from pyro_vd.sparsity.deploy import deploy as deploy
 from pyro_vd.sparsity.files import load_sparse as load_sparse
 from pyro_vd.sparsity.files import save_sparse as save_sparse

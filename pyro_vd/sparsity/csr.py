@@ -94,7 +94,7 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
 
     Raises:
         ValueError: a share outside of 0..1.
-        TypeError: a share that is not a number.
+        TypeError: a share that is not a number; ``net`` is no torch module, or is a BayesianModule.
 
     Warns:
         UserWarning: no layer is as sparse.
@@ -113,7 +113,7 @@ def to_csr(net: nn.Module, min_sparsity: float = 0.9) -> nn.Module:
         :func:`pyro_vd.deploy`, :func:`pyro_vd.shrink`.
     """
     share = check_share("min_sparsity", min_sparsity)
-    net = remove_masks(net)
+    net = remove_masks(net, "to_csr")
     shares = {}
     for path, layer in net.named_modules():
         if is_plain_linear(layer) and layer.weight.dtype in DTYPES:

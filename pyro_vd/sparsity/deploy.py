@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from pyro_vd.common.deployment import Deployment, DeployRow
+from pyro_vd.common.options import check_callable
 from pyro_vd.sparsity.csr import CSRLinear, to_csr
 from pyro_vd.sparsity.inputs import IndexedLinear, index_inputs
+from pyro_vd.sparsity.masks import check_number, check_share
 from pyro_vd.sparsity.prune import remove_masks
 from pyro_vd.sparsity.shrink import Examples, as_call, call_net, difference, shrink
 
@@ -21,48 +23,6 @@ MIN_RUN_TIME = 0.2  # seconds of calls that are timed for each form
 COMPILED_TOLERANCE = 1e-4  # compiled sums are taken in another order
 
 Timer = Callable[[Callable[[], Any]], float]
-
-
-@dataclass(frozen=True)
-class DeployRow:
-    """One form of the net: median ms a call, tensor elements and bytes, or why it cannot be used."""
-
-    form: str
-    milliseconds: float
-    elements: int
-    bytes: int
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """What :func:`deploy` returns; prints as a table of what was measured.
-
-    Attributes:
-        net: the fastest form, in eval mode.
-        form: its name.
-        rows: a :class:`DeployRow` for each form.
-
-    Example:
-        See :func:`deploy`.
-
-    See also:
-        :func:`pyro_vd.deploy`.
-    """
-
-    net: nn.Module
-    form: str
-    rows: tuple[DeployRow, ...]
-
-    def __str__(self) -> str:
-        lines = [f"{'form':<10}{'ms':>10}{'elements':>12}{'bytes':>12}"]
-        for row in self.rows:
-            if row.problem:
-                lines.append(f"{row.form:<10}{'-':>10}{'-':>12}{'-':>12}  {row.problem}")
-                continue
-            end = "fastest" if row.form == self.form else ""
-            lines.append(f"{row.form:<10}{row.milliseconds:>10.4f}{row.elements:>12,}{row.bytes:>12,}  {end}".rstrip())
-        return "\n".join(lines)
 
 
 def deploy(
@@ -90,7 +50,9 @@ def deploy(
         A :class:`Deployment`: ``.net``, ``.form``, ``.rows``; it prints as a table.
 
     Raises:
-        ValueError: ``net`` does not take the examples; a form unknown; no form that works.
+        ValueError: ``net`` does not take the examples, or gives nothing for them that can be compared; a form unknown;
+            a share outside of 0..1; no form that works.
+        TypeError: ``net`` is no torch module, or is a BayesianModule; a timer that is no function, or gives no number.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -105,17 +67,18 @@ def deploy(
     See also:
         :class:`pyro_vd.Deployment`, :func:`pyro_vd.shrink`, :func:`pyro_vd.to_csr`, :func:`pyro_vd.save_sparse`.
     """
-    unknown = [form for form in forms if form not in FORMS]
-    if unknown or not forms or isinstance(forms, str):
+    if isinstance(forms, str) or not isinstance(forms, Sequence) or not forms or not set(forms) <= set(FORMS):
         raise ValueError(f"forms: expected several of {FORMS}, got {forms!r}")
+    share = check_share("min_sparsity", min_sparsity)
+    seconds_of: Timer = _median if timer is None else check_callable("timer", timer, "a function", "", "deploy")
     args, kwargs = as_call(example_inputs)
-    dense = remove_masks(net).eval()
+    dense = remove_masks(net, "deploy").eval()
     reference = call_net("deploy", dense, args, kwargs)
     made: dict[str, nn.Module] = {}
     rows = []
-    for form in forms:
+    for form in dict.fromkeys(forms):
         try:
-            made[form] = _form(form, dense, made, example_inputs, min_sparsity)
+            made[form] = _form(form, dense, made, example_inputs, share)
             with torch.no_grad():
                 problem = difference(made[form](*args, **kwargs), reference, COMPILED_TOLERANCE)
         except Exception as error:  # such as that of a compiler: another form is taken
@@ -126,7 +89,7 @@ def deploy(
             continue
         tensors = list(made[form].state_dict().values())
         with torch.no_grad():
-            seconds = (timer or _median)(lambda: made[form](*args, **kwargs))  # noqa: B023
+            seconds = check_number("timer", seconds_of(lambda: made[form](*args, **kwargs)), "timer=None")  # noqa: B023
         rows.append(DeployRow(form, 1e3 * seconds, sum(t.numel() for t in tensors), sum(t.nbytes for t in tensors)))
     if not made:
         raise ValueError(f"deploy: expected a form that works, got {[f'{row.form}: {row.problem}' for row in rows]}")

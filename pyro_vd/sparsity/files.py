@@ -1,43 +1,55 @@
-"""Files of pruned nets: safetensors with gaps and values in the place of zeros."""
+"""Files of pruned nets: safetensors of the nonzero values end to end, and of their places in bits."""
 
 from __future__ import annotations
 
-import re
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vd.common.extras import imported
+from pyro_vd.common.options import kind_of
+from pyro_vd.sparsity.parts import joined
+from pyro_vd.sparsity.places import decode, encode, pack, unpack
 from pyro_vd.sparsity.prune import remove_masks
 
-# A tensor "name" of 2 x 3 that is stored sparse is "name.sparse_gaps.2x3" or "name.sparse_nibbles.2x3" (two gaps in a
-# byte), the zeros between its nonzero elements, and "name.sparse_values". Files of version 0.1.0 have indices in the
-# place of gaps, and the sizes in a tensor "name.sparse_shape"; those of gaps with such a tensor are read, too.
-NIBBLES = "nibbles"
-PLACES = re.compile(r"(.*)\.sparse_(gaps|nibbles|indices)(?:\.(\d+(?:x\d+)*))?", re.DOTALL)
-VALUES, SHAPE = ".sparse_values", ".sparse_shape"
-ENTRY = 80  # bytes of another tensor in the header of a file, about
-GAPS = (torch.uint8, torch.uint16)
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+# The metadata have, as JSON, the tensors of each dtype in the order of their values: [name, sizes] of one that is
+# stored whole, [name, sizes, values, k] of one whose places are in the bits; see places.py.
+TOLD, PLACES = "pyro_vd", "places"
+ENTRY = 8  # bytes in the header of a sparse tensor more than of a whole one, about
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 def save_sparse(net: nn.Module, path: str | Path) -> int:
     """Write the parameters and buffers of a net to a safetensors file, each as its nonzero elements where that is less.
 
-    The place of a nonzero element is the number of zeros before it, since the last one, in half a byte, one or two,
-    whichever takes least. The largest number, 255 say, stands for as many zeros and no element. A plain script reads
-    the file, without this library::
+    The values of all tensors of a dtype are end to end. The place of a nonzero element is the number of zeros before
+    it, since the last one, in the code of Rice: ``k`` low bits as they are, and the rest in unary, with the best ``k``
+    for each tensor. A plain script reads the file, without this library::
 
-        held = safetensors.torch.load_file(path)
-        for key in [key for key in held if ".sparse_gaps." in key or ".sparse_nibbles." in key]:
-            name, part, sizes = key.rsplit(".", 2)
-            gaps, values, shape = held.pop(key), held.pop(f"{name}.sparse_values"), [int(n) for n in sizes.split("x")]
-            most = 15 if part == "sparse_nibbles" else torch.iinfo(gaps.dtype).max
-            zeros = (torch.stack([gaps & 15, gaps >> 4], 1).flatten() if most == 15 else gaps).long()
-            places = (zeros + (zeros < most)).cumsum(0)[zeros < most] - 1
-            flat = torch.zeros(torch.Size(shape).numel(), dtype=values.dtype).index_copy(0, places, values)
-            held[name] = flat.reshape(shape)
+        import json
+        with safetensors.safe_open(path, "pt") as file:
+            told = json.loads(file.metadata()["pyro_vd"])
+            stored = {key: file.get_tensor(key) for key in file.keys()}
+        bits = (stored["places"][:, None] >> torch.arange(8, dtype=torch.uint8)).flatten() & 1
+        held = {}
+        for dtype, tensors in told.items():
+            values = stored[dtype]
+            for name, shape, *sparse in tensors:
+                size = torch.Size(shape).numel()
+                count, k = sparse or (size, 0)
+                flat, values = values[:count], values[count:]
+                if sparse:
+                    ones = bits[: count + (size >> k)].nonzero()[:count, 0]  # the ends of the numbers in unary
+                    bits = bits[int(ones[-1]) + 1 if count else 0 :]
+                    low = (bits[: count * k].reshape(count, k).long() << torch.arange(k)).sum(1)
+                    bits, order = bits[count * k :], torch.arange(count)
+                    places = ((ones - order) << k) + low.cumsum(0) + order
+                    flat = torch.zeros(size, dtype=flat.dtype).index_copy(0, places, flat)
+                held[name] = flat.reshape(shape)
         net.load_state_dict(held)
 
     Args:
@@ -49,7 +61,9 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: a tensor with a name that ends like a part of another.
+        TypeError: ``net`` is no torch module, or is a BayesianModule; its state has something else than dense tensors.
+        ValueError: a tensor without values, on the meta device.
+        OSError: the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -66,51 +80,48 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
         :func:`pyro_vd.load_sparse`, :func:`pyro_vd.prune`.
     """
     files = imported("safetensors.torch", "safetensors", "save_sparse")
-    held: dict[str, Tensor] = {}
-    for name, tensor in remove_masks(net).state_dict().items():
-        if PLACES.fullmatch(name) or name.endswith((VALUES, SHAPE)):
-            raise ValueError(
-                "save_sparse: expected names that do not end like a part of a sparse tensor (.sparse_gaps, "
-                f"_nibbles, _indices, _values, _shape), got {name!r}; rename it"
-            )
-        tensor = tensor.detach().cpu().contiguous()
-        flat = tensor.flatten()
-        # Of one byte: PyTorch has no nonzero() of it. A zero with a sign is kept, as what it is.
-        places = (flat.view(torch.uint8) if flat.dtype in _FLOAT8 else flat).nonzero()[:, 0]
-        found = [("gaps", _gaps(places, dtype)) for dtype in GAPS] + [(NIBBLES, _paired(_gaps(places, most=15)))]
-        part, gaps = min(found, key=lambda one: one[1].nbytes)
-        if gaps.nbytes + len(places) * flat.element_size() + ENTRY >= flat.nbytes:
-            held[name] = tensor.clone()
-        else:
-            held |= {f"{name}.sparse_{part}.{'x'.join(map(str, tensor.shape))}": gaps, name + VALUES: flat[places]}
-    files.save_file(held, path)
+    told: dict[str, list[list]] = {}
+    values: dict[str, list[Tensor]] = {}
+    bits = [torch.zeros(0, dtype=torch.uint8)]
+    for name, tensor in remove_masks(net, "save_sparse").state_dict().items():
+        flat = _checked(name, tensor).cpu().flatten()
+        raw, entry = _raw(flat), [name, list(tensor.shape)]
+        places = raw.nonzero()[:, 0]
+        if (own := len(places) * raw.element_size() + ENTRY) < raw.nbytes:
+            k, code = encode(places)
+            if own + len(code) / 8 < raw.nbytes:
+                raw, entry = raw[places], [*entry, len(places), k]
+                bits.append(code)
+        kind = str(flat.dtype).removeprefix("torch.")
+        told.setdefault(kind, []).append(entry)
+        values.setdefault(kind, []).append(raw)
+    held = {kind: torch.cat(found).view(getattr(torch, kind)) for kind, found in values.items()}
+    try:
+        files.save_file(held | {PLACES: pack(torch.cat(bits))}, path, {TOLD: json.dumps(told, separators=(",", ":"))})
+    except imported("safetensors", "safetensors", "save_sparse").SafetensorError as error:
+        raise OSError(f"save_sparse: expected a path that can be written, got {str(path)!r}: {error}") from error
     return Path(path).stat().st_size
 
 
-def _gaps(places: Tensor, dtype: torch.dtype = torch.uint8, most: int = 0) -> Tensor:
-    """The zeros before each place, since the last one; ``most`` (0: what ``dtype`` can say) are told by that number."""
-    most = most or torch.iinfo(dtype).max
-    zeros = places.diff(prepend=places.new_full((1,), -1)) - 1
-    told = torch.full((len(places) + int((zeros // most).sum()),), most)
-    told[torch.arange(len(places)) + (zeros // most).cumsum(0)] = zeros % most
-    return told.to(dtype)
+def _checked(name: str, tensor: Any) -> Tensor:
+    """A tensor of a state dict, detached, or an error that names it."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        found = tensor.layout if type(tensor) is Tensor else kind_of(tensor)
+        raise TypeError(
+            f"save_sparse: {name!r}: expected a dense tensor, got {found}; write torch.save(net.state_dict(), path)"
+        )
+    if tensor.is_meta:
+        raise ValueError(f"save_sparse: {name!r}: expected values, got a tensor on the meta device; load the net first")
+    return tensor.detach()
 
 
-def _paired(gaps: Tensor) -> Tensor:
-    """Two gaps in a byte; the last is beside one that says no element."""
-    low, high = nn.functional.pad(gaps, (0, len(gaps) % 2), value=15).unflatten(0, (-1, 2)).unbind(1)
-    return low | (high << 4)
-
-
-def _places(gaps: Tensor, paired: bool = False) -> Tensor:
-    """The places of the nonzero elements."""
-    most = 15 if paired else torch.iinfo(gaps.dtype).max
-    zeros = (torch.stack([gaps & 15, gaps >> 4], 1).flatten() if paired else gaps).long()
-    return (zeros + (zeros < most)).cumsum(0)[zeros < most] - 1
+def _raw(flat: Tensor) -> Tensor:
+    """The same bytes as a type that PyTorch finds nonzero elements of; a zero of one byte with a sign is kept."""
+    return flat.view(torch.uint8 if flat.element_size() == 1 else _SIGNED.get(flat.dtype, flat.dtype))
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file of :func:`save_sparse`, dense.
+    """The state dict in a file of :func:`save_sparse`, dense. Files of earlier versions are read, too.
 
     Args:
         path: of the file.
@@ -120,7 +131,8 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: a part of a tensor is missing, or says otherwise than the rest.
+        ValueError: another file, or a truncated one; parts of a tensor are missing, or say otherwise than the rest.
+        OSError: the file cannot be read.
 
     Example:
         See :func:`save_sparse`.
@@ -128,33 +140,46 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
     See also:
         :func:`pyro_vd.save_sparse`.
     """
-    held = imported("safetensors.torch", "safetensors", "save_sparse").load_file(path)
-    found = [match for key in held if (match := PLACES.fullmatch(key))]
-    told = {match[1] for match in found}
-    for name in [key.removesuffix(VALUES) for key in held if key.endswith(VALUES)]:
-        if name not in told:
-            raise ValueError(
-                f"load_sparse: expected {name!r} in parts, got values without .sparse_gaps.SIZES, "
-                ".sparse_nibbles.SIZES or .sparse_indices, SIZES like 300x784; write it again"
-            )
-    for match in found:
-        name, part, sizes = match.groups()
-        missing = [name + one for one in ((VALUES,) if sizes else (VALUES, SHAPE)) if name + one not in held]
-        if missing:
-            raise ValueError(f"load_sparse: expected {name!r} in parts, got none of {missing}; write it again")
-        gaps, values = held.pop(match[0]), held.pop(name + VALUES)
-        shape = [int(size) for size in sizes.split("x")] if sizes else held.pop(name + SHAPE).tolist()
-        kind = values.dtype
-        dense = torch.zeros(torch.Size(shape), dtype=kind).flatten()
-        indices = gaps.long() if part == "indices" else _places(gaps, part == NIBBLES)
-        if len(indices) != len(values) or (
-            len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(dense)
-        ):
-            raise ValueError(
-                f"load_sparse: {name!r}: expected as many indices below {len(dense)} as values, got {len(indices)} and "
-                f"{len(values)}; write it again"
-            )
-        if kind in _FLOAT8:
-            dense, values = dense.view(torch.uint8), values.view(torch.uint8)
-        held[name] = dense.index_copy(0, indices, values).view(kind).reshape(shape)
+    files = imported("safetensors", "safetensors", "load_sparse")
+    try:
+        with files.safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(TOLD)
+            held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  of safetensors, no dict
+    except files.SafetensorError as error:
+        raise ValueError(
+            f"load_sparse: expected a file of save_sparse, got {str(path)!r}, which is another or a truncated one "
+            f"({error}); write it again, or load it with what wrote it"
+        ) from error
+    if told is None:
+        return joined(held)
+    try:
+        return _spread(held, json.loads(told))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"load_sparse: expected {str(path)!r} as save_sparse writes it, got tensors that are not those which its "
+            f"metadata tell of ({error}); write it again"
+        ) from error
+
+
+def _spread(stored: dict[str, Tensor], told: dict[str, list[list]]) -> dict[str, Tensor]:
+    """The dense tensors of a file."""
+    bits, held = unpack(stored[PLACES]), {}
+    for kind, tensors in told.items():
+        dtype, values = getattr(torch, kind), _raw(stored[kind])
+        for name, shape, *sparse in tensors:
+            size = math.prod(shape)
+            count, k = sparse or (size, 0)
+            flat, values = values[:count], values[count:]
+            if len(flat) != count:
+                raise ValueError(f"{name!r}: expected {count} values, got {len(flat)}")
+            if sparse:
+                places, used = decode(bits, size, count, k)
+                if len(places) != count or (count and places[-1] >= size):
+                    raise ValueError(f"{name!r}: expected {count} places below {size}, got {len(places)}")
+                flat, bits = torch.zeros(size, dtype=flat.dtype).index_copy(0, places, flat), bits[used:]
+            held[name] = flat.view(dtype).reshape(shape).clone()
+        if len(values):
+            raise ValueError(f"{len(values)} values of {kind} are left")
+    if len(bits) >= 8:
+        raise ValueError(f"{len(bits)} bits of places are left")
     return held

@@ -76,7 +76,7 @@ def index_inputs(net: nn.Module, min_unused: float = 0.25) -> nn.Module:
 
     Raises:
         ValueError: a share outside of 0..1.
-        TypeError: a share that is not a number.
+        TypeError: a share that is not a number; ``net`` is no torch module, or is a BayesianModule.
 
     Warns:
         UserWarning: no layer has as many unused inputs.
@@ -95,7 +95,7 @@ def index_inputs(net: nn.Module, min_unused: float = 0.25) -> nn.Module:
         :func:`pyro_vd.shrink`, :func:`pyro_vd.deploy`.
     """
     share = check_share("min_unused", min_unused)
-    net = remove_masks(net)
+    net = remove_masks(net, "index_inputs")
     unused = {
         path: 1 - (layer.weight != 0).any(0).double().mean().item()
         for path, layer in net.named_modules()

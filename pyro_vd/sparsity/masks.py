@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor
 
+from pyro_vd.common.options import check_callable, kind_of
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.posteriors.sites import base_distribution
 
@@ -172,6 +173,9 @@ def weight_posteriors(guide: Callable, *args: Any, **kwargs: Any) -> dict[str, W
     Returns:
         ``{site: posterior}`` in the order of the guide, without ``to_event``.
 
+    Raises:
+        TypeError: ``guide`` is no function.
+
     Example:
         >>> import pyro, pyro_vd as vd
         >>> def guide():
@@ -182,6 +186,7 @@ def weight_posteriors(guide: Callable, *args: Any, **kwargs: Any) -> dict[str, W
     See also:
         :func:`pyro_vd.posterior_mean`, :func:`pyro_vd.sparsity_report`, :func:`pyro_vd.weight_bits`.
     """
+    check_callable("guide", guide, "a Pyro guide", "write weight_posteriors(guide, *args)", "weight_posteriors")
     trace = poutine.block(poutine.trace(guide).get_trace)(*args, **kwargs)
     found = {name: base_distribution(site["fn"]) for name, site in trace.iter_stochastic_nodes()}
     return {name: fn for name, fn in found.items() if isinstance(fn, WeightPosterior)}
@@ -190,9 +195,17 @@ def weight_posteriors(guide: Callable, *args: Any, **kwargs: Any) -> dict[str, W
 def posteriors_of(guide: Posteriors) -> Mapping[str, WeightPosterior]:
     """The distribution of every weight: of a guide, of the parts of a mixed one, or as given."""
     if isinstance(guide, Mapping):
+        for site, q in guide.items():
+            if not isinstance(q, WeightPosterior):
+                raise TypeError(
+                    f"site {site!r}: expected a posterior such as a DropoutNormal, got {kind_of(q)}; pass the guide, "
+                    "or what guide.posteriors() returns"
+                )
         return guide
     if isinstance(guide, AutoGuideList):
         return {site: q for part in guide for site, q in posteriors_of(part).items()}
+    if isinstance(guide, type):
+        raise TypeError(f"expected a guide, got the class {guide.__name__}; write {guide.__name__}(model)")
     try:
         with poutine.block():
             return guide.posteriors()  # type: ignore[attr-defined]

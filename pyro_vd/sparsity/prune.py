@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
+from torch.nn.utils.weight_norm import WeightNorm
 
 from pyro_vd.common.options import check_flag, kind_of
 from pyro_vd.held import copied, refresh_derived_weights
@@ -41,7 +43,7 @@ def prune(
 
     Raises:
         ValueError: the guide has no posterior for a weight of ``bnn``, one of another shape, or a mean that is not
-            finite; threshold or share as in :func:`keep_masks`.
+            finite; a weight norm of zeros alone; threshold or share as in :func:`keep_masks`.
         TypeError: ``bnn`` is no BayesianModule.
 
     Example:
@@ -92,7 +94,27 @@ def prune(
     if masked:
         _mask_before_each_call(net)
     refresh_derived_weights(net)
+    _check_derived_weights(net)
     return net
+
+
+@torch.no_grad()
+def _check_derived_weights(net: nn.Module) -> None:
+    """Raise where a weight that is computed from others is NaN: weight norm divides by the length of a row."""
+    modes = [(layer, layer.training) for layer in net.modules()]
+    net.eval()  # a spectral norm in training mode changes its buffers
+    for path, layer in net.named_modules():
+        names = [hook.name for hook in layer._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
+        names += list(layer.parametrizations) if parametrize.is_parametrized(layer) else []  # type: ignore[arg-type]
+        for name in names:
+            if count := int(getattr(layer, name).isnan().sum()):
+                raise ValueError(
+                    f"prune: layer {path!r}: expected a {name} without NaN, got {count}, since all that it is computed "
+                    "from is pruned (weight norm divides by the length of a row); prune less, or take the norm off "
+                    "before training"
+                )
+    for layer, mode in modes:
+        layer.training = mode
 
 
 @torch.no_grad()
@@ -116,8 +138,20 @@ def masked_weights(net: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
                 yield layer, hook._tensor_name, hook
 
 
-def remove_masks(net: nn.Module) -> nn.Module:
-    """A copy of ``net`` with plain weights in the place of masked ones."""
+def check_net(owner: str, net: Any) -> None:
+    """Raise unless a net is a torch module without a BayesianModule, whose weights are those of its start."""
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"{owner}: expected a torch module, got {kind_of(net)}; pass the net that prune returns")
+    if any(isinstance(layer, BayesianModule) for layer in net.modules()):
+        raise TypeError(
+            f"{owner}: expected a net with trained weights, got a BayesianModule, whose weights the guide has; pass "
+            "prune(bnn, guide)"
+        )
+
+
+def remove_masks(net: nn.Module, owner: str = "remove_masks") -> nn.Module:
+    """A copy of ``net`` with plain weights in the place of masked ones; ``owner`` is who asks, for an error."""
+    check_net(owner, net)
     net = copied(net)
     for layer, name, _ in list(masked_weights(net)):
         torch_prune.remove(layer, name)

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pyro_vd.common.options import kind_of
 from pyro_vd.sparsity.channels import Channels
 from pyro_vd.sparsity.found import Found
 from pyro_vd.sparsity.heads import without_dead_heads
@@ -59,8 +60,9 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
         The smaller net, in the modes of ``net``. Where a layer has no live unit it keeps one.
 
     Raises:
-        ValueError: ``net`` does not take the examples, or the smaller net does not give its outputs (to 1e-5; for other
-            inputs to 1e-4).
+        ValueError: ``net`` does not take the examples, or gives nothing for them that can be compared, or the smaller
+            net does not give its outputs (to 1e-5; for other inputs to 1e-4).
+        TypeError: ``net`` is no torch module, or is a BayesianModule.
 
     Warns:
         UserWarning: a layer has no live unit: what comes after does not depend on what comes before.
@@ -81,7 +83,7 @@ def shrink(net: nn.Module, example_inputs: Examples) -> nn.Module:
         :func:`pyro_vd.prune`, :func:`pyro_vd.deploy`, :func:`pyro_vd.index_inputs`.
     """
     args, kwargs = as_call(example_inputs)
-    plain = remove_masks(net)
+    plain = remove_masks(net, "shrink")
     modes = [layer.training for layer in plain.modules()]
     plain.eval()
     reference = call_net("shrink", plain, args, kwargs)
@@ -125,13 +127,22 @@ def call_net(caller: str, net: nn.Module, args: tuple, kwargs: dict[str, Any]) -
     """The outputs of ``net`` without gradients; an error that names the examples where it does not take them."""
     try:
         with torch.no_grad():
-            return net(*args, **kwargs)
+            outputs = net(*args, **kwargs)
     except Exception as error:
-        shapes = [tuple(one.shape) if isinstance(one, Tensor) else one for one in tree_leaves((args, kwargs))]
+        shapes = [tuple(one.shape) if isinstance(one, Tensor) else kind_of(one) for one in tree_leaves((args, kwargs))]
         raise ValueError(
             f"{caller}: expected example_inputs that the net takes, got {shapes}: {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}; pass a tensor, a tuple of arguments or a mapping of keyword arguments"
         ) from error
+    found = [one for one in tree_leaves(outputs) if isinstance(one, Tensor)]
+    if not any((one == one).any() for one in found if not one.is_meta):
+        kinds = [f"{kind_of(one)}, shape {tuple(one.shape)}" if isinstance(one, Tensor) else kind_of(one)
+                 for one in tree_leaves(outputs)]  # fmt: skip
+        raise ValueError(
+            f"{caller}: expected outputs to compare, tensors with an element that is not NaN, got {kinds}; pass "
+            "examples of a batch that is not empty, without NaN, to a net that returns tensors"
+        )
+    return outputs
 
 
 @torch.no_grad()

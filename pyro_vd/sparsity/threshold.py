@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from pyro_vd.common.options import check_callable
 from pyro_vd.common.threshold import SHARES, ThresholdCurve, build_curve
 from pyro_vd.module import BayesianModule
 from pyro_vd.sparsity.masks import DEFAULT_THRESHOLD, Posteriors, keep_masks, posteriors_of
@@ -35,7 +36,7 @@ def threshold_curve(
 
     Raises:
         ValueError: an evaluation that is NaN, or has no "error"; no thresholds, or one that is NaN.
-        TypeError: an evaluation that is not a number.
+        TypeError: an evaluation that is no function, or does not return a number.
 
     Example:
         >>> from pyro_vd.posteriors import DropoutNormal
@@ -55,6 +56,7 @@ def threshold_curve(
     See also:
         :class:`pyro_vd.ThresholdCurve`, :func:`pyro_vd.prune`.
     """
+    check_callable("evaluate", evaluate, "a function of a net", "write lambda net: error(net)", "threshold_curve")
     posteriors = posteriors_of(guide)
 
     def row_of(threshold: float) -> tuple:

@@ -180,6 +180,11 @@ def check_posterior_distance(output: str, out: Path) -> None:
     assert (out / "posterior.png").read_bytes().startswith(PNG)
 
 
+def check_sparse_jax(output: str, out: Path) -> None:
+    (line,) = output.splitlines()[1:]
+    assert re.fullmatch(r" +90 % +10( +[\d.]+){3}  (dense|bcoo|bcsr), [\d.]+x", line), line
+
+
 def leaves(tree: object) -> list:
     """The values of nested dicts and lists."""
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None

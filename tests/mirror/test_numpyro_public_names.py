@@ -26,8 +26,6 @@ ONLY_PYRO = {
     "load_sparse": "of a torch module",
     "to_csr": "layers of PyTorch",
     "index_inputs": "layers of PyTorch",
-    "deploy": "forms of a torch module",
-    "Deployment": "what deploy returns",
     "shrink": "takes layers of PyTorch apart",
     "kl_additive": "what a gradient keeps is the compiler's choice",
 }
@@ -78,6 +76,7 @@ HOST_OPTIONS = {
     ("TraceVD_ELBO", "max_plate_nesting"),
     ("TraceVD_ELBO", "strict_enumeration_warning"),
     ("TraceVD_ELBO", "retain_graph"),
+    ("deploy", "forms"),  # of a torch module; of JAX's sparse arrays
     ("prune", "masked"),  # of torch.nn.utils.prune; keep_zeros for optax
 }
 # Public attributes of a class that come from what its host is.

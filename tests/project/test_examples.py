@@ -31,6 +31,7 @@ from helpers.example_checks import (
     check_posterior_distance,
     check_random_labels,
     check_regression_intervals,
+    check_sparse_jax,
     check_sparse_mlp,
     check_uncertainty,
 )
@@ -81,6 +82,7 @@ TABLE = {
     "posterior_distance.py": (["--quick", *QUIET], check_posterior_distance),
     "random_labels.py": (["--epochs", "2", "--examples", "100", *QUIET], check_random_labels),
     "regression_intervals.py": (["--quick", *QUIET], check_regression_intervals),
+    "sparse_jax.py": (["--quick"], check_sparse_jax),
     "sparse_mlp.py": (["--epochs", "2", "--eager", "--device", "cpu", *QUIET], check_sparse_mlp),
     "uncertainty.py": (["--quick", "--examples", "500", "--draws", "5", *QUIET], check_uncertainty),
 }

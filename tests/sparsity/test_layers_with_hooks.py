@@ -50,22 +50,6 @@ def test_a_layer_without_inputs_and_inputs_of_another_size():
         made[1](torch.zeros(0, 6))
 
 
-@pytest.mark.parametrize("part", ["values", "places"])
-def test_a_file_without_a_part_is_refused(part, tmp_path):
-    files = pytest.importorskip("safetensors.torch")
-    net = nn.Linear(100, 10)
-    with torch.no_grad():
-        net.weight.copy_(torch.eye(10, 100))
-    vd.save_sparse(net, tmp_path / "net")
-    held = files.load_file(tmp_path / "net")
-    lost = next(name for name in held if ".sparse_" in name and name.endswith("values") == (part == "values")
-                and not name.endswith("shape"))  # fmt: skip
-    held.pop(lost)
-    files.save_file(held, tmp_path / "net")
-    with pytest.raises(ValueError, match="load_sparse: expected 'weight' in parts"):
-        vd.load_sparse(tmp_path / "net")
-
-
 def test_no_weights_and_one_threshold_are_named():
     with pytest.raises(ValueError, match="guide: expected the posterior of at least one weight, got none"):
         vd.sparsity_report({})

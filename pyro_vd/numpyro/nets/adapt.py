@@ -12,8 +12,8 @@ from pyro_vd.numpyro.nets.net import Net
 from pyro_vd.numpyro.nets.nnx import NnxNet
 
 
-def adapt(net: Any) -> Net:
-    """The net as a :class:`Net`.
+def adapt(net: Any, owner: str = "BayesianModule") -> Net:
+    """The net as a :class:`Net`; ``owner`` is who asks, for an error.
 
     Raises:
         TypeError: not a net of flax.linen, flax.nnx or equinox.
@@ -34,7 +34,7 @@ def adapt(net: Any) -> Net:
         if isinstance(module, equinox.Module):
             return EquinoxNet(module, state)
     raise TypeError(
-        "BayesianModule: expected net to be a flax.linen, flax.nnx or equinox module (of equinox also the pair "
-        f"of eqx.nn.make_with_state), got {kind_of(net)}; for a net of PyTorch use pyro_vd.BayesianModule, and write "
+        f"{owner}: expected net to be a flax.linen, flax.nnx or equinox module (of equinox also the pair "
+        f"of eqx.nn.make_with_state), got {kind_of(net)}; for a net of PyTorch use pyro_vd.{owner}, and write "
         "one of haiku in flax or equinox"
     )

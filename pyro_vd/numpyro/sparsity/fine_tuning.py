@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from pyro_vd.numpyro.arguments import kind_of
+
 
 def keep_zeros(masks: Mapping[str, Array]) -> optax.GradientTransformation:
     """An optax transformation that takes no step where a mask is False; last in an ``optax.chain``.
@@ -25,6 +27,7 @@ def keep_zeros(masks: Mapping[str, Array]) -> optax.GradientTransformation:
 
     Raises:
         ValueError: masks of another net: a site without a parameter, or one of another shape.
+        TypeError: masks that are no dict of boolean arrays.
 
     Example:
         >>> masks = {"net.Dense_0.kernel": jnp.array([True, False])}
@@ -37,6 +40,18 @@ def keep_zeros(masks: Mapping[str, Array]) -> optax.GradientTransformation:
     See also:
         :func:`pyro_vd.numpyro.keep_masks`, :func:`pyro_vd.numpyro.prune`.
     """
+
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"keep_zeros: expected a dict from sites to masks, got {kind_of(masks)}; write "
+            "keep_masks(guide, params=params)"
+        )
+    for site, mask in masks.items():
+        if str(getattr(mask, "dtype", None)) != "bool":
+            raise TypeError(
+                f"keep_zeros: site {site!r}: expected a mask of truth values, got {kind_of(mask)}; write "
+                "keep_masks(guide, params=params)"
+            )
 
     def init(params: Any) -> optax.EmptyState:
         _masked(masks, params)

@@ -121,6 +121,10 @@ def weight_posteriors(
     Returns:
         ``{site: posterior}`` in the order of the guide, without ``to_event``.
 
+    Raises:
+        TypeError: ``guide`` is no function, or ``params`` no dict of arrays.
+        ValueError: no random key; a parameter of the guide is not in ``params``.
+
     Example:
         >>> import jax, numpyro, pyro_vd.numpyro as vd
         >>> def guide():
@@ -154,6 +158,8 @@ def posteriors_of(guide: Posteriors, params: Mapping[str, Any] | None) -> Mappin
                     "guide.posteriors(params), or weight_posteriors(rng_key, params, guide, *args)"
                 )
         return guide
+    if isinstance(guide, type):
+        raise TypeError(f"expected a guide, got the class {guide.__name__}; write {guide.__name__}(model)")
     if not hasattr(guide, "posteriors"):
         raise TypeError(
             f"expected a guide of pyro_vd.guides.numpyro or a dict of posteriors, got {type(guide).__name__}; write "

@@ -40,8 +40,9 @@ def prune(
 
     Raises:
         ValueError: the guide has no posterior for a weight of ``bnn``, one of another shape, or a mean that is not
-            finite; a parameter or the state is not in ``params``; a linen net that was not called yet; threshold or
-            share as in :func:`keep_masks`.
+            finite; a parameter or the state is not in ``params``, or of another shape; a linen net that was not called
+            yet; threshold or share as in :func:`keep_masks`.
+        TypeError: ``bnn`` is no BayesianModule.
 
     Example:
         >>> import equinox as eqx
@@ -77,7 +78,7 @@ def prune(
     for name, parameter in bnn.adapted.parameters.items():
         site = bnn.site(name)
         if name not in weights:
-            values[name] = _given(params, site)
+            values[name] = _given(params, site, jnp.shape(parameter))
         elif site in posteriors:
             values[name] = jnp.where(masks[site], _checked_mean(site, posteriors[site], parameter), 0.0)
         else:
@@ -108,10 +109,15 @@ def _checked_mean(site: str, posterior: WeightPosterior, parameter: Array) -> Ar
     return mean
 
 
-def _given(params: Mapping[str, Any], site: str) -> Any:
+def _given(params: Mapping[str, Any], site: str, shape: tuple[int, ...] | None = None) -> Any:
     if site not in params:
         raise ValueError(
             f"params: expected a value for {site!r}, got {sorted(params)}; write svi.get_params(svi_state), and for a "
             "net with a state {**svi.get_params(svi_state), **svi_state.mutable_state}"
+        )
+    if shape is not None and jnp.shape(params[site]) != shape:
+        raise ValueError(
+            f"params: expected a value of shape {shape} for {site!r}, got {jnp.shape(params[site])}; pass those "
+            "of the guide that was trained with this module"
         )
     return params[site]
