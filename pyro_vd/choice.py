@@ -52,11 +52,13 @@ class Choice:
         random: name -> why it is random.
         deterministic: name -> why it is not, of every other parameter.
         owners: name -> the layer that a parameter belongs to.
+        rows: name -> the row that the code of the net keeps fixed, of random parameters that have one.
     """
 
     random: dict[str, str]
     deterministic: dict[str, str]
     owners: dict[str, nn.Module] = field(repr=False)
+    rows: dict[str, int] = field(default_factory=dict)
 
 
 def choose(net: nn.Module, where: Any, parameters: Mapping[str, nn.Parameter], name: str = "net") -> Choice:
@@ -84,7 +86,8 @@ def choose(net: nn.Module, where: Any, parameters: Mapping[str, nn.Parameter], n
         )
     _check(random, layers, frozen)
     reasons = {key: layers.why_not(key, where) for key in parameters if key not in random}
-    return Choice(random, reasons, {key: layers.owner(key)[1] for key in parameters})
+    owners = {key: layers.owner(key)[1] for key in parameters}
+    return Choice(random, reasons, owners, layers.reading.padding.of_all(random, name))
 
 
 def priors_of(
@@ -154,11 +157,7 @@ class _Layers:
             _, layer, key = self.owner(name)
             operation = self.reading.used.get(name)
             if _is_known_weight(layer, key):
-                if (
-                    not isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
-                    or operation
-                    or not self._is_of_positions(layer)
-                ):
+                if operation or not self._is_of_positions(layer):
                     found[name] = f"weight of {kind_of(layer).__name__}"
             elif operation is not None and parameter.dim() > 1 and getattr(layer, "max_norm", None) is None:
                 found[name] = f"weight in {operation}"
