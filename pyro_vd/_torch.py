@@ -181,6 +181,11 @@ def in_checkpointed_region() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # type: ignore[attr-defined]
 
 
+def is_checkpointing() -> bool:
+    """Whether the caller runs under activation checkpointing: in its forward pass, or in a repetition."""
+    return next(_frames_of_checkpointing(), None) is not None
+
+
 def is_repeated_with_other_noise() -> bool:
     """Whether the caller runs in a repetition by checkpointing with ``preserve_rng_state=False``."""
     return any(frame.f_locals.get("preserve_rng_state") is False for frame in _frames_of_checkpointing())
