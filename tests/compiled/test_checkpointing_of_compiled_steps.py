@@ -1,4 +1,4 @@
-"""Noise within activation checkpointing, which no program repeats in its backward pass: eager, and the reason says so."""
+"""Noise within activation checkpointing, which no program repeats in its backward pass: eager, and why is said."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ def steps(compiled, estimator, dropout=0.0):
         assert float(step(x).detach()) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("compiled", ["step", "loss"])
-@pytest.mark.parametrize(("estimator", "dropout"), [("local", 0.0), ("per_example", 0.0), ("shared", 0.5)])
+@pytest.mark.parametrize(
+    ("compiled", "estimator", "dropout"),
+    [("step", "local", 0.0), ("loss", "per_example", 0.0), ("loss", "shared", 0.5)],
+)
 def test_the_reason_names_checkpointing(compiled, estimator, dropout):
     with pytest.warns(UserWarning, match="torch.utils.checkpoint repeats a layer with noise.*call that layer without"):
         steps(compiled, estimator, dropout)
