@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Collection
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
@@ -237,7 +238,7 @@ class TraceVD_ELBO(ELBO):
             raise
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
-            check_mean_field_requirement(model_trace, guide_trace)
+            _check_order(model_trace, guide_trace)
             site: Any
             for site in (*model_trace.nodes.values(), *guide_trace.nodes.values()):
                 if site["type"] == "sample":
@@ -264,6 +265,18 @@ class TraceVD_ELBO(ELBO):
             raise ValueError(f"the model failed on non-finite input: {reason}") from error
         warn_of_single_draws(covers.weights, guide_trace, self._messenger)
         return guide_trace, model_trace
+
+
+def _check_order(model_trace: Any, guide_trace: Any) -> None:
+    """Pyro's check of the order of sites, without those that depend on no other: the weights of automatic guides."""
+    free = {name for name, site in guide_trace.nodes.items() if site.get("infer", {}).get("is_mean_field")}
+    if free:
+        traces = (model_trace, guide_trace)
+        model_trace, guide_trace = (
+            SimpleNamespace(nodes={name: site for name, site in trace.nodes.items() if name not in free})
+            for trace in traces
+        )
+    check_mean_field_requirement(model_trace, guide_trace)
 
 
 def _add(total: dict[str, Tensor], particle: dict[str, Tensor], number: int) -> None:

@@ -82,7 +82,8 @@ class ImproperLogUniform(TorchDistribution):
             "ImproperLogUniform: expected a distribution that can be sampled, got the improper density 1 / |w|, "
             "which has no draws (no prior predictive, no MCMC start, and the guide must cover the site). Write "
             "pyro_vd.TruncatedLogUniform(low, high), Normal or StudentT as the prior instead, or give the site a "
-            "guide such as pyro_vd.guides.AutoSparseVD(model)."
+            "guide such as pyro_vd.guides.AutoSparseVD(model); another automatic guide of the other sites, or of this "
+            "one, goes beside it in pyro_vd.guides.mixed_guide(model, ...)."
         )
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
