@@ -17,6 +17,7 @@ from torch.distributions import biject_to, constraints, register_kl, transform_t
 
 from pyro_vd._pyro import adopt_stored_value
 from pyro_vd.guides.coverage import Prototype
+from pyro_vd.priors import check_no_nan
 
 _START_SCALE = 0.1  # of AutoNormal
 _POSITIVE = dist.constraints.softplus_positive
@@ -42,6 +43,8 @@ class Starts(InitMessenger):
     """
 
     def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            check_no_nan(f"site {msg['name']!r}", msg["fn"])
         try:
             super()._pyro_sample(msg)
         except (ValueError, NotImplementedError):

@@ -212,6 +212,11 @@ def is_recording() -> bool:
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
+def has_values() -> bool:
+    """Whether tensors have values that can be read: nothing is recorded, compiled, or transformed by ``torch.func``."""
+    return not (is_recording() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
 def parametrizations_are_cached() -> bool:
     """Whether a ``torch.nn.utils.parametrize.cached()`` is open."""
     return parametrize._cache_enabled > 0

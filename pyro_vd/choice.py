@@ -22,6 +22,7 @@ from pyro_vd.common.choice import (
 )
 from pyro_vd.common.reports import ModuleReport, ParameterRow
 from pyro_vd.fixed import Fixed
+from pyro_vd.priors import check_no_nan
 from pyro_vd.reading import Reading, is_of_torch, kind_of
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
@@ -96,7 +97,7 @@ def priors_of(
     """The priors of the random parameters; see :func:`pyro_vd.common.choice.prior_for`.
 
     Raises:
-        ValueError: a parameter without a prior; a key of a mapping that matches none; a prior of another shape.
+        ValueError: a parameter without a prior; a key of a mapping that matches none; a prior of another shape; NaN.
         TypeError: not a distribution.
     """
     owners = {name: choice.owners[name] for name in choice.random}
@@ -105,6 +106,8 @@ def priors_of(
         for name, owner in owners.items()
     }
     check_prior_keys(prior, owners, _is_layer)
+    for name, one in priors.items():
+        check_no_nan(f"prior of {name!r}", one)
     return priors
 
 
@@ -202,11 +205,9 @@ class _Layers:
         """Whether a layer is an embedding of positions: every look-up that the net's code makes is of those."""
         if not isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
             return False
-        has_own_code = type(layer).forward not in (nn.Embedding.forward, nn.EmbeddingBag.forward)
-        if has_own_code:
+        if type(layer).forward not in (nn.Embedding.forward, nn.EmbeddingBag.forward):  # it has code of its own
             return layer not in self.reading.unread
-        lookups = self.reading.lookups.get(layer, [False])
-        return all(lookups)
+        return all(self.reading.lookups.get(layer, [False]))
 
     def why_not(self, name: str, where: Any) -> str:
         """Why a parameter is not random."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyro_vd._pyro import check_mean_field_requirement, parameters_met
 from pyro_vd._pyro_interrupted import handlers_kept
+from pyro_vd._torch import has_values
 from pyro_vd.arguments import FAILURES, check_programs, explain
 from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.checks import (
@@ -39,7 +40,7 @@ from pyro_vd.common.terms import LossTerms
 from pyro_vd.handlers import EstimatorMessenger, run_coherently
 from pyro_vd.loss_module import LossModule
 from pyro_vd.rollback import gradients_added, undone
-from pyro_vd.site_terms import kl_of_sites, nll_of_sites
+from pyro_vd.site_terms import kl_of_sites, nll_of_sites, not_finite
 
 
 class TraceVD_ELBO(ELBO):
@@ -155,8 +156,13 @@ class TraceVD_ELBO(ELBO):
         return LossTerms(nll, kl, self.kl_weight, zero)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a 0-dim tensor, without a host synchronisation and without a check for NaN."""
-        return self.terms(model, guide, *args, **kwargs).loss
+        """The loss as a 0-dim tensor; an error where it is NaN or infinite, on a CPU: it waits for no other device."""
+        with undone(only_on_failure=True):
+            terms = self._terms(model, guide, args, kwargs)
+            loss = terms.loss
+            if loss.is_cpu and has_values() and (loss - loss).is_nonzero():  # 0 unless NaN or infinite
+                raise not_finite(terms, loss, non_finite_input(guide, args, kwargs, model))
+            return loss
 
     def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
@@ -172,15 +178,7 @@ class TraceVD_ELBO(ELBO):
         # Inputs may hold NaN and infinity where the loss does not depend on them, such as the mask of an attention.
         if math.isfinite(loss.item()):
             return terms, loss
-        reason = non_finite_input(guide, args, kwargs)
-        reason = reason or "no input of the step is at fault; is a learning rate too high?"
-        for name, group in (("negative log likelihood", terms.nll), ("KL", terms.kl)):
-            for site, value in group.items():
-                if not math.isfinite(float(value.detach())):
-                    raise ValueError(f"site {site!r}: expected a finite {name}, got {float(value.detach())}: {reason}")
-        raise ValueError(
-            f"expected a finite loss, got {float(loss.detach())} with kl_weight={self.kl_weight}: {reason}"
-        )
+        raise not_finite(terms, loss, non_finite_input(guide, args, kwargs, model))
 
     @undone()
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
