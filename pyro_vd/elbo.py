@@ -40,6 +40,7 @@ from pyro_vd.common.terms import LossTerms
 from pyro_vd.handlers import EstimatorMessenger, run_coherently
 from pyro_vd.loss_module import LossModule
 from pyro_vd.rollback import gradients_added, undone
+from pyro_vd.seeded import RUNS, SeedWatch
 from pyro_vd.site_terms import kl_of_sites, nll_of_sites, not_finite
 
 
@@ -49,7 +50,8 @@ class TraceVD_ELBO(ELBO):
     Works in ``pyro.infer.SVI``, and as ``TraceVD_ELBO()(model, guide)``, a module that returns the loss, with any
     ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO`` does: plates, masks,
     auxiliary sites; and counts the ``log_density`` of a Delta, the Jacobian of an ``AutoNormal``, which it leaves out,
-    and masks of the model alone at a point, as by ``AutoDelta``.
+    and masks of the model alone at a point, as by ``AutoDelta``. A seed that model, guide or net set in the first three
+    runs, which then have the same noise, is warned of; one that was set before already cannot be seen.
 
     Args:
         estimator: how layers use a random weight: "local" (noise per output element, the local
@@ -108,6 +110,7 @@ class TraceVD_ELBO(ELBO):
         self.analytic_only = analytic_only
         self._messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict, normals=True)
         self.kl_weight = kl_weight
+        self._seeds = SeedWatch()
 
     def __repr__(self) -> str:
         options = f"num_particles={self.num_particles}, kl_weight={self.kl_weight}"
@@ -246,6 +249,7 @@ class TraceVD_ELBO(ELBO):
 
     def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         keep_plain_buffers(model, guide)
+        seed = torch.initial_seed() if self._seeds.runs < RUNS else None
         try:
             guide_trace = _Run()(self._messenger(guide)).get_trace(*args, **kwargs)
         except FAILURES as error:
@@ -262,6 +266,8 @@ class TraceVD_ELBO(ELBO):
                 raise
             raise ValueError(f"the model failed on non-finite input: {reason}") from error
         warn_of_single_draws(covers.weights, guide_trace, self._messenger)
+        if seed is not None:
+            self._seeds.end(seed)
         return guide_trace, model_trace
 
 
