@@ -34,7 +34,7 @@ class PaddingRows:
     def note_layer(self, layer: nn.Module, names: Mapping[nn.Parameter, str]) -> None:
         """Note a call of a layer of PyTorch, which may hold the same parameter."""
         for parameter in layer._parameters.values():
-            if parameter in names:
+            if parameter is not None and parameter in names:
                 self._rows.setdefault(names[parameter], set()).add(getattr(layer, "padding_idx", None))
 
     def of_all(self, parameters: Iterable[str], owner: str) -> dict[str, int]:
