@@ -50,7 +50,7 @@ class TraceVD_ELBO(ELBO):
     Works in ``pyro.infer.SVI``, and as ``TraceVD_ELBO()(model, guide)``, a module that returns the loss, with any
     ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO`` does: plates, masks,
     auxiliary sites; and counts the ``log_density`` of a Delta, the Jacobian of an ``AutoNormal``, which it leaves out,
-    and masks of the model alone at a point, as by ``AutoDelta``. A seed that model, guide or net set in the first three
+    and masks of the model alone at a point, as by ``AutoDelta``. A seed that model, guide or net set in the first two
     runs, which then have the same noise, is warned of; one that was set before already cannot be seen.
 
     Args:
