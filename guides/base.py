@@ -116,7 +116,8 @@ class WeightGuide(SiteGuide):
                 if posterior is None:
                     result[site] = getattr(self, self._others[site])(prototype)
                 else:
-                    result[site] = pyro.sample(site, posterior.to_event(prototype.event_dim - posterior.event_dim))
+                    q: Any = posterior.to_event(prototype.event_dim - posterior.event_dim)
+                    result[site] = pyro.sample(site, q, infer={"is_mean_field": True})  # read by TraceVD_ELBO
         return result
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -138,7 +139,8 @@ class WeightGuide(SiteGuide):
             raise ValueError(
                 f"site {site!r}: expected a weight on the real line for {type(self).__name__}, got a prior "
                 f"{type(base_distribution(message['fn'])).__name__} with support {support}; leave it out of where= "
-                "and cover it with pyro.infer.autoguide.AutoNormal"
+                f"and write mixed_guide(model, {type(self).__name__}(model, where=...), "
+                f"AutoNormal(pyro.poutine.block(model, expose=[{site!r}]))), with pyro.infer.autoguide.AutoNormal"
             )
         shape = tuple(message["fn"].event_shape)
         if self.unit_dim is not None and len(shape) < 2:

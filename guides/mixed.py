@@ -8,13 +8,19 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuideList
 from pyro.infer.autoguide.guides import AutoCallable, AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vd._pyro import in_handlers_of, innermost
 from pyro_vd.arguments import check_finite_state
 from pyro_vd.common.guide_options import check_parts
 from pyro_vd.guides.base import WeightGuide, init_to_net_value
+from pyro_vd.guides.sites import say_untrained
+from pyro_vd.late import MadeLate
 from pyro_vd.posteriors import WeightPosterior
+from pyro_vd.posteriors.sites import base_distribution
+from pyro_vd.priors import ImproperLogUniform
 
 
 def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
@@ -52,6 +58,8 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
 
 class MixedGuide(AutoGuideList):
     """What :func:`mixed_guide` returns."""
+
+    _late: MadeLate | None = None  # as of other guides: parameters made by a guide of Pyro
 
     def __init__(self, model: Callable):
         super().__init__(model)
@@ -97,13 +105,21 @@ class MixedGuide(AutoGuideList):
         pass
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> Any:
+        say_untrained(self)
         self._prototype_frames = {}
         part: Any
         for part in self:
             if isinstance(part, WeightGuide):
                 part.see(*args, **kwargs)
             elif part.prototype_trace is None and not isinstance(part, AutoCallable):  # which opens its own
-                part._setup_prototype(*args, **kwargs)
+                before = list(self.parameters())
+                own, part._model = part._model, (_with_starts(part.model),)
+                try:
+                    part._setup_prototype(*args, **kwargs)
+                finally:
+                    part._model = own
+                if before:
+                    self._late = MadeLate(dict(self.named_parameters()), before)
             self._prototype_frames.update(part._prototype_frames)
         return super()._create_plates(*args, **kwargs)
 
@@ -112,6 +128,19 @@ class MixedGuide(AutoGuideList):
 
     def __repr__(self) -> str:
         return f"mixed_guide({', '.join(map(repr, self))})"
+
+
+class _Starts(Messenger):
+    """Gives the weights under an improper prior, which has no draws, their start."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and isinstance(base_distribution(msg["fn"]), ImproperLogUniform):
+            msg["value"], msg["done"] = init_to_net_value(msg), True
+
+
+def _with_starts(model: Callable) -> Callable:
+    """The model, which can run before its guide: inside of handlers that hide weights from a part of the guide."""
+    return in_handlers_of(model, _Starts()(innermost(model)))
 
 
 def _weights(part: Any) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from pyro_vd._pyro import adopt_stored_value
 from pyro_vd.checks import describe
 from pyro_vd.common.guide_options import moving_support
 from pyro_vd.guides.coverage import Prototype, moves
+from pyro_vd.priors import check_no_nan
 
 _START_SCALE = 0.1  # of AutoNormal
 _POSITIVE = dist.constraints.softplus_positive
@@ -44,6 +45,8 @@ class Starts(InitMessenger):
     """
 
     def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            check_no_nan(f"site {msg['name']!r}", msg["fn"])
         try:
             super()._pyro_sample(msg)
         except (ValueError, NotImplementedError):

@@ -22,6 +22,7 @@ from pyro_vd.common.choice import matcher as site_matcher
 from pyro_vd.guides import parameters
 from pyro_vd.guides.coverage import Look, Prototype, kind_of_call, known_weights, look
 from pyro_vd.guides.other_site import NormalSite, Starts, start_of
+from pyro_vd.late import MadeLate, untrained
 from pyro_vd.posteriors.sites import base_distribution
 from pyro_vd.priors import ImproperLogUniform
 
@@ -40,6 +41,7 @@ class SiteGuide(AutoGuide):
 
     prototype_trace: Any  # of the first run of the model: no more than what it was called with
     unit_dim: Any = None  # dimension where the units lie, in families whose noise is shared by units
+    _late: MadeLate | None = None  # parameters made in the first run, until a step has moved others
 
     @torch.inference_mode(False)  # tensors that are made in it cannot be trained
     def __init__(
@@ -90,6 +92,7 @@ class SiteGuide(AutoGuide):
         Raises:
             ValueError: no weight to cover, or one that this family cannot cover.
         """
+        say_untrained(self)
         kind = None if self._calls is None else kind_of_call(args, kwargs)
         if self._calls is None or kind in self._calls:
             return
@@ -111,8 +114,11 @@ class SiteGuide(AutoGuide):
         for site, message in known.items():
             self._follow(site, message)
             self._prototypes[site] = Prototype.of(message)
+        before = list(self.parameters())
         for site, weight in new.items():
             self._cover(site, seen.latent[site].message, weight)
+        if new and before:
+            self._late = MadeLate(dict(self.named_parameters()), before)
         order = dict.fromkeys([*(site for site in seen.latent if site in self._prototypes), *self._prototypes])
         self._prototypes = {site: self._prototypes[site] for site in order}
         self._prototype_frames = {f.name: f for one in self._prototypes.values() for f in one.frames}
@@ -238,7 +244,7 @@ class SiteGuide(AutoGuide):
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's own method removes the model from the guide that is copied.
-        return {**self.__dict__, "_model": None, "master": None, "_starts": {}}
+        return {**self.__dict__, "_model": None, "master": None, "_starts": {}, "_late": None}
 
     def __deepcopy__(self, memo: dict) -> Any:
         twin = type(self).__new__(type(self))
@@ -250,6 +256,12 @@ class SiteGuide(AutoGuide):
     def __repr__(self) -> str:
         sites = ", ".join(f"{site}: {one.shape}" for site, one in self._prototypes.items())
         return f"{type(self).__name__}({sites})"
+
+
+def say_untrained(guide: Any) -> None:
+    """Warn, once, of parameters that the first run has made and a step has left alone, while it moved others."""
+    if guide._late is not None and (names := guide._late.left_alone()):
+        warnings.warn(untrained(names, "its first run", type(guide).__name__), stacklevel=6)
 
 
 def _origin(message: Any) -> tuple[Any, ...]:

@@ -181,6 +181,11 @@ def in_checkpointed_region() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # type: ignore[attr-defined]
 
 
+def is_checkpointing() -> bool:
+    """Whether the caller runs under activation checkpointing: in its forward pass, or in a repetition."""
+    return next(_frames_of_checkpointing(), None) is not None
+
+
 def is_repeated_with_other_noise() -> bool:
     """Whether the caller runs in a repetition by checkpointing with ``preserve_rng_state=False``."""
     return any(frame.f_locals.get("preserve_rng_state") is False for frame in _frames_of_checkpointing())
@@ -205,6 +210,11 @@ def gradients_are_accumulated() -> bool:
 def is_recording() -> bool:
     """Whether operations are being recorded as a graph, on tensors without values."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def has_values() -> bool:
+    """Whether tensors have values that can be read: nothing is recorded, compiled, or transformed by ``torch.func``."""
+    return not (is_recording() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def parametrizations_are_cached() -> bool:

@@ -6,6 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Independent, constraints
 
 from pyro_vd._torch import leaves_of, tree_leaves
+from pyro_vd.arguments import FAILURES
 from pyro_vd.handlers import EstimatorMessenger
 from pyro_vd.posteriors.sites import base_distribution, is_function_of
 from pyro_vd.weights import RandomWeight
@@ -253,15 +255,20 @@ def describe(fn: Any) -> str:
     return type(inner).__name__ + (f".to_event({dims})" if inner is not fn else "")
 
 
-def non_finite_input(guide: Any, args: tuple, kwargs: dict) -> str | None:
-    """Name the first NaN or infinity among guide distributions, data arguments and parameters; None without one.
+def non_finite_input(guide: Any, args: tuple, kwargs: dict, model: Any = None) -> str | None:
+    """Name the first NaN or infinity among distributions of sites, data arguments and parameters; None without one.
 
     Args:
         guide: the guide, or its trace.
         args, kwargs: what the step was called with.
+        model: for its priors too.
     """
     trace = guide if isinstance(guide, Trace) else poutine.block(poutine.trace(guide).get_trace)(*args, **kwargs)
-    inputs = (*_distributions(trace), *_data(args, kwargs), *_parameters())
+    inputs = [*_distributions(trace), *_data(args, kwargs), *_parameters()]
+    if model is not None:
+        with suppress(*FAILURES):
+            seen: Any = poutine.block(poutine.trace(poutine.replay(model, trace=trace)).get_trace)(*args, **kwargs)
+            inputs += [(where.replace(" of", " of the prior of", 1), tensor) for where, tensor in _distributions(seen)]
     bad = [(where, tensor, number) for where, tensor in inputs if (number := _count_bad(tensor))]
     # NaN first: infinity may be meant, in the mask of an attention.
     for where, tensor, number in sorted(bad, key=lambda one: not bool(torch.isnan(one[1]).any())):

@@ -22,6 +22,7 @@ from pyro_vd.common.choice import (
 )
 from pyro_vd.common.reports import ModuleReport, ParameterRow
 from pyro_vd.fixed import Fixed
+from pyro_vd.priors import check_no_nan
 from pyro_vd.reading import Reading, is_of_torch, kind_of
 
 Where = Callable[[str, nn.Module], bool] | type | str | tuple | list | None
@@ -52,11 +53,13 @@ class Choice:
         random: name -> why it is random.
         deterministic: name -> why it is not, of every other parameter.
         owners: name -> the layer that a parameter belongs to.
+        rows: name -> the row that the code of the net keeps fixed, of random parameters that have one.
     """
 
     random: dict[str, str]
     deterministic: dict[str, str]
     owners: dict[str, nn.Module] = field(repr=False)
+    rows: dict[str, int] = field(default_factory=dict)
 
 
 def choose(net: nn.Module, where: Any, parameters: Mapping[str, nn.Parameter], name: str = "net") -> Choice:
@@ -84,7 +87,8 @@ def choose(net: nn.Module, where: Any, parameters: Mapping[str, nn.Parameter], n
         )
     _check(random, layers, frozen)
     reasons = {key: layers.why_not(key, where) for key in parameters if key not in random}
-    return Choice(random, reasons, {key: layers.owner(key)[1] for key in parameters})
+    owners = {key: layers.owner(key)[1] for key in parameters}
+    return Choice(random, reasons, owners, layers.reading.padding.of_all(random, name))
 
 
 def priors_of(
@@ -93,7 +97,7 @@ def priors_of(
     """The priors of the random parameters; see :func:`pyro_vd.common.choice.prior_for`.
 
     Raises:
-        ValueError: a parameter without a prior; a key of a mapping that matches none; a prior of another shape.
+        ValueError: a parameter without a prior; a key of a mapping that matches none; a prior of another shape; NaN.
         TypeError: not a distribution.
     """
     owners = {name: choice.owners[name] for name in choice.random}
@@ -102,6 +106,8 @@ def priors_of(
         for name, owner in owners.items()
     }
     check_prior_keys(prior, owners, _is_layer)
+    for name, one in priors.items():
+        check_no_nan(f"prior of {name!r}", one)
     return priors
 
 
@@ -154,11 +160,7 @@ class _Layers:
             _, layer, key = self.owner(name)
             operation = self.reading.used.get(name)
             if _is_known_weight(layer, key):
-                if (
-                    not isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
-                    or operation
-                    or not self._is_of_positions(layer)
-                ):
+                if operation or not self._is_of_positions(layer):
                     found[name] = f"weight of {kind_of(layer).__name__}"
             elif operation is not None and parameter.dim() > 1 and getattr(layer, "max_norm", None) is None:
                 found[name] = f"weight in {operation}"
@@ -203,11 +205,9 @@ class _Layers:
         """Whether a layer is an embedding of positions: every look-up that the net's code makes is of those."""
         if not isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
             return False
-        has_own_code = type(layer).forward not in (nn.Embedding.forward, nn.EmbeddingBag.forward)
-        if has_own_code:
+        if type(layer).forward not in (nn.Embedding.forward, nn.EmbeddingBag.forward):  # it has code of its own
             return layer not in self.reading.unread
-        lookups = self.reading.lookups.get(layer, [False])
-        return all(lookups)
+        return all(self.reading.lookups.get(layer, [False]))
 
     def why_not(self, name: str, where: Any) -> str:
         """Why a parameter is not random."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Collection
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from pyro_vd._pyro import check_mean_field_requirement, parameters_met
 from pyro_vd._pyro_interrupted import handlers_kept
+from pyro_vd._torch import has_values
 from pyro_vd.arguments import FAILURES, check_programs, explain
 from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.checks import (
@@ -38,7 +40,8 @@ from pyro_vd.common.terms import LossTerms
 from pyro_vd.handlers import EstimatorMessenger, run_coherently
 from pyro_vd.loss_module import LossModule
 from pyro_vd.rollback import gradients_added, undone
-from pyro_vd.site_terms import kl_of_sites, nll_of_sites
+from pyro_vd.seeded import RUNS, SeedWatch
+from pyro_vd.site_terms import kl_of_sites, nll_of_sites, not_finite
 
 
 class TraceVD_ELBO(ELBO):
@@ -47,7 +50,8 @@ class TraceVD_ELBO(ELBO):
     Works in ``pyro.infer.SVI``, and as ``TraceVD_ELBO()(model, guide)``, a module that returns the loss, with any
     ``torch.optim``. For models without random weights it does what Pyro's ``TraceMeanField_ELBO`` does: plates, masks,
     auxiliary sites; and counts the ``log_density`` of a Delta, the Jacobian of an ``AutoNormal``, which it leaves out,
-    and masks of the model alone at a point, as by ``AutoDelta``.
+    and masks of the model alone at a point, as by ``AutoDelta``. A seed that model, guide or net set in the first two
+    runs, which then have the same noise, is warned of; one that was set before already cannot be seen.
 
     Args:
         estimator: how layers use a random weight: "local" (noise per output element, the local
@@ -106,6 +110,7 @@ class TraceVD_ELBO(ELBO):
         self.analytic_only = analytic_only
         self._messenger = EstimatorMessenger(estimator, shared_sites, reuse, strict, normals=True)
         self.kl_weight = kl_weight
+        self._seeds = SeedWatch()
 
     def __repr__(self) -> str:
         options = f"num_particles={self.num_particles}, kl_weight={self.kl_weight}"
@@ -154,8 +159,13 @@ class TraceVD_ELBO(ELBO):
         return LossTerms(nll, kl, self.kl_weight, zero)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a 0-dim tensor, without a host synchronisation and without a check for NaN."""
-        return self.terms(model, guide, *args, **kwargs).loss
+        """The loss as a 0-dim tensor; an error where it is NaN or infinite, on a CPU: it waits for no other device."""
+        with undone(only_on_failure=True):
+            terms = self._terms(model, guide, args, kwargs)
+            loss = terms.loss
+            if loss.is_cpu and has_values() and (loss - loss).is_nonzero():  # 0 unless NaN or infinite
+                raise not_finite(terms, loss, non_finite_input(guide, args, kwargs, model))
+            return loss
 
     def checked_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> LossTerms:
         """As :meth:`terms`, with an error that names the site where a term is NaN or infinite."""
@@ -171,15 +181,7 @@ class TraceVD_ELBO(ELBO):
         # Inputs may hold NaN and infinity where the loss does not depend on them, such as the mask of an attention.
         if math.isfinite(loss.item()):
             return terms, loss
-        reason = non_finite_input(guide, args, kwargs)
-        reason = reason or "no input of the step is at fault; is a learning rate too high?"
-        for name, group in (("negative log likelihood", terms.nll), ("KL", terms.kl)):
-            for site, value in group.items():
-                if not math.isfinite(float(value.detach())):
-                    raise ValueError(f"site {site!r}: expected a finite {name}, got {float(value.detach())}: {reason}")
-        raise ValueError(
-            f"expected a finite loss, got {float(loss.detach())} with kl_weight={self.kl_weight}: {reason}"
-        )
+        raise not_finite(terms, loss, non_finite_input(guide, args, kwargs, model))
 
     @undone()
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -237,7 +239,7 @@ class TraceVD_ELBO(ELBO):
             raise
         if is_validation_enabled():
             check_if_enumerated(guide_trace)
-            check_mean_field_requirement(model_trace, guide_trace)
+            _check_order(model_trace, guide_trace)
             site: Any
             for site in (*model_trace.nodes.values(), *guide_trace.nodes.values()):
                 if site["type"] == "sample":
@@ -247,6 +249,7 @@ class TraceVD_ELBO(ELBO):
 
     def _run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         keep_plain_buffers(model, guide)
+        seed = torch.initial_seed() if self._seeds.runs < RUNS else None
         try:
             guide_trace = _Run()(self._messenger(guide)).get_trace(*args, **kwargs)
         except FAILURES as error:
@@ -263,7 +266,21 @@ class TraceVD_ELBO(ELBO):
                 raise
             raise ValueError(f"the model failed on non-finite input: {reason}") from error
         warn_of_single_draws(covers.weights, guide_trace, self._messenger)
+        if seed is not None:
+            self._seeds.end(seed)
         return guide_trace, model_trace
+
+
+def _check_order(model_trace: Any, guide_trace: Any) -> None:
+    """Pyro's check of the order of sites, without those that depend on no other: the weights of automatic guides."""
+    free = {name for name, site in guide_trace.nodes.items() if site.get("infer", {}).get("is_mean_field")}
+    if free:
+        traces = (model_trace, guide_trace)
+        model_trace, guide_trace = (
+            SimpleNamespace(nodes={name: site for name, site in trace.nodes.items() if name not in free})
+            for trace in traces
+        )
+    check_mean_field_requirement(model_trace, guide_trace)
 
 
 def _add(total: dict[str, Tensor], particle: dict[str, Tensor], number: int) -> None:

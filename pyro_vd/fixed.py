@@ -32,7 +32,7 @@ class Fixed:
         return torch.where(self.mask, 0.0, quantity)
 
 
-def fixed_elements(owners: Iterable[tuple[nn.Module, str]]) -> Fixed | None:
+def fixed_elements(owners: Iterable[tuple[nn.Module, str]], row: int | None = None) -> Fixed | None:
     """What all the layers that hold a parameter keep fixed of it; None where that is nothing.
 
     That is the row ``padding_idx`` of Embedding and EmbeddingBag, at its present value, and what
@@ -41,7 +41,20 @@ def fixed_elements(owners: Iterable[tuple[nn.Module, str]]) -> Fixed | None:
 
     Args:
         owners: the modules that hold the parameter, each with the name under which it does.
+        row: one that is fixed at its present value besides, by the code of the net.
     """
+    owners = list(owners)
+    fixed = _fixed_by_all(owners)
+    if row is None or not owners:
+        return fixed
+    module, key = owners[0]
+    own: Tensor = module._parameters[key].detach()  # type: ignore[union-attr]
+    rows = torch.arange(len(own), device=own.device).view(-1, *[1] * (own.dim() - 1))
+    mask = rows == row % len(own)
+    return Fixed(mask, own) if fixed is None else Fixed(mask | fixed.mask, fixed.imposed_on(own))
+
+
+def _fixed_by_all(owners: list[tuple[nn.Module, str]]) -> Fixed | None:
     known: list[Fixed] = []
     for module, key in owners:
         if not (key.endswith("_orig") or isinstance(module, (nn.Embedding, nn.EmbeddingBag))):

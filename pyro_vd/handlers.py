@@ -37,8 +37,9 @@ def lrt(fn: Callable | None = None, *, shared_sites: Collection[str] = (), reuse
     :class:`pyro_vd.TraceVD_ELBO` does the same by itself. Sites whose distribution is a
     :class:`pyro_vd.posteriors.WeightPosterior` are replaced; every other site is left as it is.
 
-    A stock ELBO of Pyro takes the step of a loss that is not finite, with a warning for NaN: parameters and the buffers
-    of BatchNorm change. ``TraceVD_ELBO`` raises, and leaves both.
+    A stock ELBO of Pyro takes the step of a loss that is not finite, with a warning for NaN and without one for
+    infinity: parameters and the buffers of BatchNorm change. A handler of the guide never sees that loss; look at what
+    ``SVI.step`` returns, by ``math.isfinite``. ``TraceVD_ELBO`` raises, and leaves both.
 
     Args:
         fn: the guide; without one, the handler itself is returned, for ``with lrt():``.

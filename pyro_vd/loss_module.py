@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyro import poutine
@@ -15,6 +14,7 @@ from pyro_vd._pyro import parameters_met
 from pyro_vd.arguments import check_finite_state
 from pyro_vd.checks import check_gradient, holds_non_finite
 from pyro_vd.common.terms import LossTerms
+from pyro_vd.late import MadeLate, forget_late, untrained
 from pyro_vd.module import BayesianModule
 from pyro_vd.references import referenced_modules as referenced_modules
 from pyro_vd.rollback import undone
@@ -55,18 +55,6 @@ class TrainedModule(nn.Module):
         ]
 
 
-@dataclass(frozen=True)
-class _Version:
-    """A parameter as it was when it was met first."""
-
-    name: str
-    parameter: Tensor
-    version: int
-
-    def has_moved(self) -> bool:
-        return self.parameter._version != self.version
-
-
 class LossModule(TrainedModule):
     """What ``TraceVD_ELBO()(model, guide)`` returns: its call is the loss, its parameters are to be trained.
 
@@ -103,8 +91,7 @@ class LossModule(TrainedModule):
             self.referenced = nn.ModuleList(dict.fromkeys(found))
         self._listed: dict[str, nn.Parameter] | None = None  # the parameters when they were last asked for
         self.seen = False  # whether it has been called
-        self._made: list[_Version] = []  # parameters made in the first call, until a step has moved others
-        self._others: list[_Version] = []  # those that were there before
+        self._late: MadeLate | None = None  # parameters made in the first call, until a step has moved others
 
     @property
     def callables(self) -> tuple[Callable, Callable]:
@@ -155,17 +142,8 @@ class LossModule(TrainedModule):
 
     def check_stepped(self) -> None:
         """Warn of parameters made in the first call that the first step has left alone, while it moved others."""
-        if not self._made or not any(one.has_moved() for one in self._others):
-            return
-        still = [one.name for one in self._made if not one.has_moved()]
-        self._made, self._others = [], []
-        if still:
-            warnings.warn(
-                f"expected an optimizer of every parameter of this loss, got a step that moved others and not {still}, "
-                "which the first call has made: the optimizer was made before it and does not train them. Call the "
-                "loss, or the guide, once before making the optimizer",
-                stacklevel=5,
-            )
+        if self._late is not None and (names := self._late.left_alone()):
+            warnings.warn(untrained(names, "the first call", "this loss"), stacklevel=5)
 
     def _own(self) -> set[Any]:
         return {parameter for module in self.modules() for parameter in module._parameters.values()}
@@ -173,6 +151,7 @@ class LossModule(TrainedModule):
     def _check_listed(self, met: dict[str, Tensor], before: set[Any]) -> None:
         """Warn of parameters that an optimizer over those listed so far does not have."""
         own = self._own()
+        forget_late(self.modules())
         others = [name for name, parameter in met.items() if parameter not in own]
         if others:
             warnings.warn(
@@ -187,9 +166,7 @@ class LossModule(TrainedModule):
         late = [n for n, p in met.items() if p in names and not {p, names[p]} & listed]
         late = [] if self._listed is None else late
         if not late:
-            versions = [_Version(name, p, p._version) for name, p in met.items() if p in names and p.requires_grad]
-            self._made = [one for one in versions if one.parameter not in before]
-            self._others = [one for one in versions if one.parameter in before]
+            self._late = MadeLate({name: p for name, p in met.items() if p in names}, before)
         else:
             warnings.warn(
                 f"expected every parameter of this loss before its parameters were listed, for an optimizer say, got "

@@ -105,7 +105,7 @@ class BayesianModule(nn.Module):
         candidates = {key: value for key, value in parameters.items() if not key.startswith(self._nested)}
         choice = choose(net, where, candidates, name)
         self._why = {**choice.random, **choice.deterministic}
-        self.weight_names = tuple(choice.random)
+        self.weight_names, self._rows = tuple(choice.random), choice.rows
         self._owners = {
             weight: [(m, key) for m in net.modules() for key, own in m._parameters.items() if own is parameters[weight]]
             for weight in self.weight_names
@@ -233,20 +233,22 @@ class BayesianModule(nn.Module):
     def site_infer(self, parameter_name: str, parameter: nn.Parameter) -> dict[str, Any]:
         """What a site says of its weight: ``net_parameter``, where a guide starts, and what is ``fixed`` of it."""
         infer: dict[str, Any] = {"net_parameter": parameter}
-        if fixed_elements(self._owners[parameter_name]) is not None:
-            infer["fixed"] = functools.partial(fixed_elements, self._owners[parameter_name])
+        of_weight = self._owners[parameter_name], self._rows.get(parameter_name)
+        if fixed_elements(*of_weight) is not None:
+            infer["fixed"] = functools.partial(fixed_elements, *of_weight)
         return infer
 
     def fixed(self, parameter_name: str) -> Fixed | None:
         """The elements of a random parameter that its layers keep fixed: padding rows, masked elements; None without.
 
-        They are constants in every draw, and have no KL.
+        They are constants in every draw, and have no KL. The ``padding_idx`` of ``F.embedding(x, self.table,
+        padding_idx=...)`` is read in the code of the net, where it is a number, an attribute or a global.
 
         Raises:
             ValueError: not a random parameter of the net.
         """
         check_known("parameter_name", [parameter_name], list(self._owners), "random parameters of the net")
-        return fixed_elements(self._owners[parameter_name])
+        return fixed_elements(self._owners[parameter_name], self._rows.get(parameter_name))
 
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():
@@ -255,7 +257,7 @@ class BayesianModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(
-            {"_layout": Layout(), "_trainable": set(), "_sparse": set(), **state}
+            {"_layout": Layout(), "_trainable": set(), "_sparse": set(), "_rows": {}, **state}
         )  # pickled before there was one
 
     def _check_devices(self, parameters: dict[str, nn.Parameter], args: tuple, kwargs: dict) -> None:

@@ -11,8 +11,9 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.runtime import effectful
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
+from pyro_vd._torch import has_values
 from pyro_vd.common.options import as_number, check_count, shown
 from pyro_vd.scoring import deferred_log_prob
 
@@ -82,7 +83,8 @@ class ImproperLogUniform(TorchDistribution):
             "ImproperLogUniform: expected a distribution that can be sampled, got the improper density 1 / |w|, "
             "which has no draws (no prior predictive, no MCMC start, and the guide must cover the site). Write "
             "pyro_vd.TruncatedLogUniform(low, high), Normal or StudentT as the prior instead, or give the site a "
-            "guide such as pyro_vd.guides.AutoSparseVD(model)."
+            "guide such as pyro_vd.guides.AutoSparseVD(model); another automatic guide of the other sites, or of this "
+            "one, goes beside it in pyro_vd.guides.mixed_guide(model, ...)."
         )
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -205,3 +207,17 @@ def _only_shapes_count() -> bool:
     initialiser. A prior predictive has no initialiser, MCMC has log_probs, and for both ``sample`` raises.
     """
     return poutine.get_mask() is False and bool(_init_messengers())
+
+
+def check_no_nan(owner: str, prior: Any, kind: str | None = None) -> None:
+    """ValueError for a prior with NaN in a parameter, which one made with ``validate_args=False`` may have."""
+    kind = type(prior).__name__ if kind is None else kind
+    for name, value in vars(prior).items():
+        if isinstance(value, Distribution):  # under to_event, of a mixture
+            check_no_nan(owner, value, kind)
+        elif isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta and has_values():
+            if bad := int(torch.isnan(value).sum()):
+                raise ValueError(
+                    f"{owner}: expected a prior without NaN, got {kind} whose {name.strip('_')} holds "
+                    f"{bad} NaN of {value.numel()} values; give it finite parameters, as Normal(0.0, 1.0) has"
+                )

@@ -6,6 +6,7 @@ nll = -sum over data of log p(y | x, w) * plate scale,    kl = KL(q || p), or a 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vd.checks import check_scales, describe, is_point
+from pyro_vd.common.terms import LossTerms
 from pyro_vd.fixed import Fixed
 from pyro_vd.posteriors.fixed import is_by_element, kl_of_free_elements
 from pyro_vd.posteriors.sites import base_distribution
@@ -68,6 +70,16 @@ def _site_kl(name: str, model_trace: Any, guide_trace: Any, analytic_only: bool)
         raise ValueError(f"site {name!r}: {error}") from error
     kl = scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"])
     return kl.sum() if isinstance(kl, Tensor) else torch.tensor(float(kl))
+
+
+def not_finite(terms: LossTerms, loss: Tensor, reason: str | None) -> ValueError:
+    """The error for a loss that is not finite, which names the site."""
+    reason = reason or "no input of the step is at fault; is a learning rate too high?"
+    for name, group in (("negative log likelihood", terms.nll), ("KL", terms.kl)):
+        for site, value in group.items():
+            if not math.isfinite(number := value.item()):
+                return ValueError(f"site {site!r}: expected a finite {name}, got {number}: {reason}")
+    return ValueError(f"expected a finite loss, got {loss.item()} with kl_weight={terms.kl_weight}: {reason}")
 
 
 def _constants(name: str, model_trace: Any, guide_trace: Any) -> Fixed | None:

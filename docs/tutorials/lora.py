@@ -33,8 +33,6 @@ import pyro_vd as vd
 from pyro_vd.guides import AutoGroupSparse, AutoVariationalDropout, mixed_guide
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of what peft asks it for
-# Pyro warns that guide and model have their sites in a different order. That is harmless: these are independent.
-warnings.filterwarnings("ignore", message="Failed to verify mean field")
 pyro.set_rng_seed(0)
 images, digits = (torch.tensor(part) for part in load_digits(return_X_y=True))
 images = images.float().reshape(-1, 1, 8, 8) / 16

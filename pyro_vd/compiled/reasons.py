@@ -7,7 +7,7 @@ from pyro_vd.compiled.user_code import users_line
 _DEPENDS_ON_DATA = ("DataDependent", "UnbackedSymNode", "_local_scalar_dense", "memo disaster")
 
 
-class DependsOnValues(Exception):
+class Unrecordable(Exception):
     """An operation that cannot be recorded. Pyro adds the shapes of a trace to a ValueError, not to this."""
 
 
@@ -23,7 +23,7 @@ def reason_of(error: BaseException) -> str:
                 "it packs sequences (torch.nn.utils.rnn), whose shapes depend on the lengths, which are data"
                 f"{line} ({name}); give the recurrent layer the padded batch and mask its output"
             )
-        if isinstance(one, DependsOnValues):
+        if isinstance(one, Unrecordable):
             return f"{text}{line}"
         if any(part in name or part in text for part in _DEPENDS_ON_DATA):
             return (

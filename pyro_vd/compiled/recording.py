@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.func import functionalize
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vd._torch import full_name, tree_map
-from pyro_vd.compiled._compiler import graph_of, is_recorded, overrides_are_on
-from pyro_vd.compiled.reasons import DependsOnValues
+from pyro_vd._torch import full_name, in_backward_pass, is_checkpointing, tree_map
+from pyro_vd.compiled._compiler import graph_of, is_random, is_recorded, overrides_are_on
+from pyro_vd.compiled.reasons import Unrecordable
 from pyro_vd.compiled.rewriting import DECOMPOSITIONS, free_of_strides, merge_equal, realize_scalars
 from pyro_vd.weights import RandomWeight
 from pyro_vd.weights.views import METADATA
@@ -58,7 +59,7 @@ class _ReplaceTensors(TorchFunctionMode):
             args, kwargs = _scaled(func, args, kwargs, scale)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and any(type(size) is not int for size in result.shape):
-            raise DependsOnValues(
+            raise Unrecordable(
                 f"{full_name(func)} has a result whose shape depends on the values of a tensor, as x[mask] has; write "
                 "torch.where(mask, ..., ...)"
             )
@@ -74,6 +75,22 @@ class _ReplaceTensors(TorchFunctionMode):
                 self._unknown.append(argument)
             return argument
         return self._input_for[argument]
+
+
+class _NoNoiseAgain(TorchDispatchMode):
+    """Raises where activation checkpointing repeats a draw in the backward pass: a graph would draw it anew.
+
+    Checkpointing sets the random numbers back before it repeats a layer, which is no operation of a graph.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_random(func) and in_backward_pass() and is_checkpointing():
+            raise Unrecordable(
+                "torch.utils.checkpoint repeats a layer with noise of its own (a random weight, dropout) in the "
+                "backward pass, where a program would draw other noise; call that layer without checkpoint in "
+                "compiled steps, whose compiler chooses by itself what is computed again"
+            )
+        return func(*args, **kwargs or {})
 
 
 def _scaled(func: Any, args: tuple, kwargs: dict, scale: Tensor) -> tuple[tuple, dict]:
@@ -133,7 +150,8 @@ def _recorded_once(
     unknown: list[Tensor] = []
 
     def run(recorded: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-        return function(recorded, inputs, lambda stand_ins: _ReplaceTensors(tensors, stand_ins, unknown))
+        with _NoNoiseAgain():
+            return function(recorded, inputs, lambda stand_ins: _ReplaceTensors(tensors, stand_ins, unknown))
 
     # Without oneDNN, whose recurrent layers are one operation that no compiler takes apart.
     with torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None):  # type: ignore

@@ -77,6 +77,12 @@ def imports_of(code: types.CodeType) -> list[tuple[types.ModuleType, set[str]]]:
     return [(sys.modules[module], names) for module in modules if module in sys.modules]
 
 
+def reads_environment(code: types.CodeType) -> bool:
+    """Whether a function, or one within it, names ``os.environ`` or ``os.getenv``."""
+    return any(not _ENVIRONMENT.isdisjoint(each.co_names) for each in _codes_in(code))
+
+
+_ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
 _IMPORTS: WeakKeyDictionary[types.CodeType, tuple[list[str], set[str]]] = WeakKeyDictionary()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import functools
+import os
 import types
 from array import array
 from collections import deque
@@ -17,20 +18,16 @@ from pyro.infer import ELBO
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
+from pyro_vd.compiled import readers
 from pyro_vd.compiled.surroundings import PLAIN, Surroundings
-from pyro_vd.compiled.user_code import globals_of, imports_of, is_users
+from pyro_vd.compiled.user_code import globals_of, imports_of, is_users, reads_environment, warn_user
 
 _CACHED = type(functools.cache(len))
-DEPTH = 8  # references from one object to the next, counted from the model, the guide or the loss
+DEPTH = 40  # references from one object to the next, counted from the model, the guide or the loss
+LIBRARY_DEPTH = 6  # from a function or class of an installed package, whose globals lead to all of it
 MAX_ELEMENTS = 1000  # of a list, dict or array; of a longer one the length counts only
-# Objects of libraries that say what a model is. Other objects of libraries (loaders, writers) are not looked into.
-_MODELS = (nn.Module, Distribution, Messenger, ELBO)
-# Modules of the standard library whose objects hold what a user has put in: SimpleNamespace, Namespace, UserDict,
-# ChainMap, threading.local.
-_HOLDERS = {"types", "argparse", "collections", "_thread"}
 # Modules of the standard library whose objects are values: equal ones are the same, and they never change.
 _VALUES = {"datetime", "decimal", "fractions", "pathlib", "uuid"}
 
@@ -63,12 +60,20 @@ def surroundings_of(
         for value in one.values():
             walk.hold("Pyro's store, or the state of the optimizer", value)
     walk.found.key = tuple(walk.key)
+    if walk.too_deep:
+        warn_user(
+            f"expected values that are at most {DEPTH} references from model, guide and loss, got {walk.too_deep}: "
+            "a compiled step sees a change of what lies deeper only when it is next compared with the eager step. Keep "
+            "what changes nearer, in an attribute of the model, or give it to the step as a tensor"
+        )
     return walk.found.remember()
 
 
 class _Walk:
     def __init__(self, left_out: frozenset[str]):
         self.found, self.key = Surroundings(), []
+        self.too_deep = ""  # the name of what lies deeper than is looked, but for code of installed packages
+        self._in_library = False
         self._left_out, self._users = left_out, False
         self._seen: dict[int, Any] = {}  # by identity, while the walk holds every object that it has seen
 
@@ -96,28 +101,23 @@ class _Walk:
             self.visit(name, (value.start, value.stop, value.step), depth)
         elif type(value).__module__ == "numpy":
             self._array(name, value)
+        elif value is os.environ or value is os.getenv:
+            self._environment()
         elif id(value) in self._seen or depth == 0:
             self._note(name, type(value))
+            if id(value) not in self._seen and not self._in_library and readers.may_hold_more(value):
+                self.too_deep = self.too_deep or name
         else:
             self._seen[id(value)] = value
-            before, self._users = self._users, self._is_users(value)
+            before, self._users = self._users, readers.is_written_by_users(value, self._users)
             if self._users:
-                self.found.users += [
-                    value,
-                    getattr(value, "__dict__", None),
-                    *(getattr(value, "__closure__", None) or ()),
-                ]
-            # Modules nest as deep as nets do.
-            self._refers(name, value, DEPTH if isinstance(value, nn.Module) else depth - 1)
-            self._users = before
-
-    def _is_users(self, value: Any) -> bool:
-        """Whether it is a user's code that writes to an object; to containers as to what they were found in."""
-        if isinstance(value, types.FunctionType):
-            return is_users(value.__module__)
-        if type(value).__module__ in ("builtins", *_HOLDERS):
-            return self._users
-        return is_users(type(value).__module__) and not isinstance(value, (AutoGuide, ELBO, Messenger))
+                closure = getattr(value, "__closure__", None) or ()
+                self.found.users += [value, getattr(value, "__dict__", None), *closure]
+            depth = DEPTH if isinstance(value, nn.Module) else depth - 1  # modules nest as deep as nets do
+            outer, is_library = self._in_library, readers.is_of_library(value)
+            self._in_library = outer or is_library
+            self._refers(name, value, min(depth, LIBRARY_DEPTH) if is_library else depth)
+            self._in_library, self._users = outer, before
 
     def _note(self, name: str, entry: Any) -> None:
         self.key.append(entry)
@@ -126,8 +126,13 @@ class _Walk:
     def _tensor(self, name: str, value: Tensor) -> None:
         # The values of a tensor are an input of a program; its identity matters only to programs that read it.
         # Its shape is a number that programs may hold, whether they read the values or not.
-        self._note(name, ("tensor", value.is_leaf and value.requires_grad, _form(value)))
+        self._note(name, ("tensor", value.is_leaf and value.requires_grad, readers.form_of(value)))
         self.hold(name, value)
+
+    def _environment(self) -> None:
+        if readers.ENVIRONMENT not in self.found.arrays:
+            self.found.arrays.append(readers.ENVIRONMENT)
+            self._note("os.environ", readers.ENVIRONMENT.tobytes())
 
     def _array(self, name: str, value: Any) -> None:
         size = getattr(value, "size", 0)
@@ -165,7 +170,7 @@ class _Walk:
             self.found.readers += [(len, value), *((value.get, key) for key in known)]
             self._elements(name, value, value.items(), None, depth)
         elif isinstance(value, (contextvars.ContextVar, ref)):
-            reader: Any = _in_this_context if isinstance(value, contextvars.ContextVar) else ref.__call__
+            reader: Any = readers.in_this_context if isinstance(value, contextvars.ContextVar) else ref.__call__
             self.found.readers.append((reader, value))
             self.visit(name, reader(value), depth)
         elif isinstance(value, _CACHED):
@@ -195,8 +200,10 @@ class _Walk:
         self._note(name, type(value))
         if isinstance(value, nn.Module):
             self.found.modules.append(value)
-        if not (isinstance(value, _MODELS) or dataclasses.is_dataclass(value) or is_users(type(value).__module__)):
-            if type(value).__module__ not in _HOLDERS:
+        if not (
+            isinstance(value, readers.MODELS) or dataclasses.is_dataclass(value) or is_users(type(value).__module__)
+        ):
+            if type(value).__module__ not in readers.HOLDERS:
                 return
         self._attributes(name, value, depth)
         self.visit(name, type(value), depth)
@@ -225,7 +232,7 @@ class _Walk:
             slots = kind.__dict__.get("__slots__", ())
             for slot in (slots,) if isinstance(slots, str) else slots:
                 if slot not in ("__dict__", "__weakref__") and is_users(kind.__module__):
-                    self.found.readers.append((functools.partial(_slot, value), slot))
+                    self.found.readers.append((functools.partial(readers.slot_of, value), slot))
                     self.visit(f"{name}.{slot}", getattr(value, slot, None), depth)
 
     def _class(self, name: str, value: type, depth: int) -> None:
@@ -258,6 +265,8 @@ class _Walk:
             self.visit(name, vars(value), depth)
         if not is_users(value.__module__):
             return
+        if reads_environment(code):
+            self._environment()
         for path in globals_of(code):
             self._global(path, value.__globals__, depth)
         for module, names in imports_of(code):
@@ -275,18 +284,3 @@ class _Walk:
             return
         if element is not None or name in values:
             self.visit(f"the global {name!r}", element, depth)
-
-
-def _form(value: Tensor) -> Any:
-    try:
-        return value.shape, value.dtype, value.device
-    except RuntimeError:  # of a lazy module, or nested
-        return None
-
-
-def _in_this_context(variable: contextvars.ContextVar) -> Any:
-    return variable.get(None)
-
-
-def _slot(value: Any, name: str) -> Any:
-    return getattr(value, name, None)

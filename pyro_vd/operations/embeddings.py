@@ -28,7 +28,8 @@ def embedding(
 ) -> LinearOp:
     """Every token is a row with noise of its own: the same word twice comes out different, its covariance is dropped.
 
-    The row of ``padding_idx`` has noise as in weight space, and no gradient from the data. With ``sparse`` the gradient
+    The row of ``padding_idx`` has noise as in weight space, and no gradient from the data, where no BayesianModule
+    keeps it fixed: in a model that samples the table by itself, as under Pyro alone. With ``sparse`` the gradient
     is dense all the same, as that of the KL is.
     """
     _refuse_max_norm("embedding", weight, max_norm)

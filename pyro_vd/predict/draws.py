@@ -20,6 +20,7 @@ from pyro_vd.predict.blocks import Blocks, Parts
 from pyro_vd.predict.placeholders import Given
 from pyro_vd.predict.rows import guide_of_one_row
 from pyro_vd.rollback import undone
+from pyro_vd.seeded import seed_watched
 
 RETURN = "_RETURN"  # Pyro's name for what a model returns
 
@@ -96,7 +97,7 @@ def posterior_predictive(
     run = DrawsOfValues(
         model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", by_rows, sites=set(sites)
     )
-    with Prediction():
+    with Prediction(), seed_watched():
         return {site: values for site, (_, (values,)) in run.draws(num_samples).items()}
 
 

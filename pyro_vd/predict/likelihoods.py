@@ -25,6 +25,7 @@ from pyro_vd.predict.placeholders import Given, ValueIsUsed
 from pyro_vd.predict.rows import guide_of_one_row
 from pyro_vd.predict.stacking import Structure, is_along, stacked, take_apart, taken_apart
 from pyro_vd.rollback import undone
+from pyro_vd.seeded import seed_watched
 
 # Mode "moments" draws every parameter of a likelihood around its mean.
 _OF_MOMENTS = (
@@ -126,7 +127,7 @@ def predictive_distribution(
     run = DrawsOfLikelihoods(
         model, guide, (args, kwargs), pieces, lengths, mode != "local", mode == "mean", by_rows, sites=sites
     )
-    with Prediction(), data_explained("predictive_distribution", args, kwargs):
+    with Prediction(), seed_watched(), data_explained("predictive_distribution", args, kwargs):
         kept = run.of_moments(num_samples) if mode == "moments" else run.draws(num_samples, mode == "mean")
     advice = _OF_MOMENTS if mode == "moments" else ""
     return {site: Predictive(_built(site, *parts, advice), site) for site, parts in kept.items()}

@@ -198,11 +198,19 @@ class Frame:
         index = node.slice
         parts = self.reading.parts_of(value)
         if isinstance(index, ast.Constant) and isinstance(index.value, int) and -len(parts) <= index.value < len(parts):
-            return parts[index.value] if value.objects else value
+            return parts[index.value] if value.objects else replace(value, exactly=())
         if isinstance(index, ast.Slice):
-            return value
+            return replace(value, exactly=())
         self.value(index)
         return self.element(value)
+
+    def _Constant(self, node: ast.Constant) -> Value:
+        return Value(exactly=(node.value,))
+
+    def _UnaryOp(self, node: ast.UnaryOp) -> Value:
+        value = self.value(node.operand)
+        is_number = isinstance(node.op, ast.USub) and value.exactly and isinstance(value.exactly[0], int)
+        return replace(value, objects=(), exactly=(-value.exactly[0],) if is_number else ())
 
     def _BinOp(self, node: ast.BinOp) -> Value:
         return self._combined(node.op, self.value(node.left), self.value(node.right))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pyro_vd.operations import TABLE
 from pyro_vd.reading.frame import DEEPEST, Frame, TooLong
+from pyro_vd.reading.padding import PaddingRows
 from pyro_vd.reading.values import POSITIONS, Bound, Local, Super, Value, is_of_torch, joined, kind_of
 
 _ELEMENTS = {"values", "items", "children", "named_children"}
@@ -47,6 +48,7 @@ class Reading:
         self.lookups: dict[nn.Module, list[bool]] = {}
         self.unread: dict[nn.Module, None] = {}
         self.kept: dict[tuple[nn.Module, str], Value] = {}  # attributes that the code of the net sets
+        self.padding = PaddingRows()
         self._factors: list[tuple[frozenset[str], frozenset[str]]] = []
         self._known: dict[Any, Value] = {}
         self.unseen = set(self.names.values())
@@ -87,9 +89,9 @@ class Reading:
         if isinstance(thing, Tensor):
             name = frozenset({self.names[thing]}) if thing in self.names else frozenset()  # type: ignore[index]
             self.unseen -= name
-            return Value(name)
+            return Value(name, exactly=(thing,))
         if thing is None or isinstance(thing, (int, float, str, bytes, torch.dtype, torch.device)):
-            return Value()
+            return Value(exactly=(thing,))
         return Value(objects=(thing,))
 
     def run(self, function: Any, receiver: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -99,7 +101,7 @@ class Reading:
         given = joined([*args, *kwargs.values()])
         key = (
             function, receiver if isinstance(receiver, nn.Module) else None,
-            tuple((name, value.parameters, value.is_data, value.is_position)
+            tuple((name, value.parameters, value.is_data, value.is_position, value.exactly)
                   for name, value in [*enumerate(args), *sorted(kwargs.items())]),
         )  # fmt: skip
         is_plain = not any(value.objects for value in (*args, *kwargs.values()))
@@ -143,6 +145,7 @@ class Reading:
                 if is_lookup or name == "weight" or any(other.is_data for other in rest):
                     for parameter in part.parameters:
                         self.used.setdefault(parameter, getattr(function, "__name__", str(function)).strip("_"))
+                    self.padding.note(function, part, named)
         result = joined(everything)
         has_factor = any(name in factors and value.is_weight for name, value in named)
         return replace(result, is_data=True) if result.is_data or (has_factor and "weight" in factors) else result
@@ -247,6 +250,7 @@ class Reading:
 
     def _module_called(self, module: nn.Module, args: list[Value], kwargs: dict[str, Value], given: Value) -> Value:
         if is_of_torch(kind_of(module)):
+            self.padding.note_layer(module, self.names)
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
                 self.lookups.setdefault(module, []).append(given.is_position)
             return given if not any(True for _ in module.parameters()) else Value(is_data=True)

@@ -22,12 +22,14 @@ class Value:
         is_data: whether it depends on the inputs.
         is_position: whether it counts: 0, 1, 2, ...
         objects: the modules, functions and containers that it may be.
+        exactly: the parameter, number, text or None that it is, alone in a tuple; empty where that is not known.
     """
 
     parameters: frozenset[str] = frozenset()
     is_data: bool = False
     is_position: bool = False
     objects: tuple[Any, ...] = ()
+    exactly: tuple[Any, ...] = ()
 
     @property
     def is_weight(self) -> bool:
@@ -63,11 +65,14 @@ def joined(values: Iterable[Value], with_objects: bool = False) -> Value:
         if not any(one is other for other in objects):
             objects.append(one)
     is_data = any(value.is_data for value in values)
+    known = [one for value in values for one in value.exactly] if with_objects else []
+    is_one = bool(known) and len(known) == len(values) and all(one is known[0] for one in known)
     return Value(
         frozenset().union(*(value.parameters for value in values)),
         is_data,
         any(value.is_position for value in values) and not is_data,
         tuple(objects),
+        (known[0],) if is_one else (),
     )
 
 

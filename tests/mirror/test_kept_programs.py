@@ -14,7 +14,7 @@ from jax import random
 import pyro_vd.numpyro as vd
 from pyro_vd.guides.numpyro import AutoMeanField
 from pyro_vd.numpyro.predict import programs
-from pyro_vd.numpyro.predict.programs import compiled
+from pyro_vd.numpyro.predict.programs import program_of
 
 KEY = random.key(0)
 X = random.normal(random.key(1), (5, 3))
@@ -82,7 +82,7 @@ ARRAYS = [(X, X + 1), (np.asarray(X[:4]), X[:4].astype(jnp.float16))]
 def test_a_kept_program_is_that_of_the_function(what):
     for function in (*PAIRS[what], PAIRS[what][0]):
         for x, y in ARRAYS:
-            found, expected = compiled(function)(x, y), jax.jit(function)(x, y)
+            found, expected = program_of(function)(x, y), jax.jit(function)(x, y)
             assert jax.tree.structure(found) == jax.tree.structure(expected)
             for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_array_equal(ours, theirs)
@@ -101,10 +101,10 @@ def test_keys_options_and_tracers():
 
     for times in (2, 3):
         expected = times * random.normal(KEY, (2,))
-        np.testing.assert_allclose(compiled(draw)(KEY, (2,), {"times": times}), expected, rtol=1e-6)
-        inner = jax.jit(lambda key, times=times: compiled(draw)(key, (2,), {"times": times}))
+        np.testing.assert_allclose(program_of(draw)(KEY, (2,), {"times": times}), expected, rtol=1e-6)
+        inner = jax.jit(lambda key, times=times: program_of(draw)(key, (2,), {"times": times}))
         np.testing.assert_allclose(inner(KEY), expected, rtol=1e-6)
-        closed = jax.vmap(lambda a, times=times: compiled(lambda x: times * x * a)(X))(jnp.arange(2.0))
+        closed = jax.vmap(lambda a, times=times: program_of(lambda x: times * x * a)(X))(jnp.arange(2.0))
         np.testing.assert_allclose(closed[1], times * X, rtol=1e-6)
 
 
@@ -112,12 +112,12 @@ def test_few_are_kept_the_latest(monkeypatch, compilations):
     monkeypatch.setattr(programs, "MOST_KEPT", 2)
     functions = [lambda x, own=own: x * own for own in (2.0, 3.0, 4.0)]
     for own in (0, 1, 0, 2):
-        compiled(functions[own])(X)
+        program_of(functions[own])(X)
     assert len(programs._KEPT) == 2
     compilations.clear()
-    compiled(functions[0])(X), compiled(functions[2])(X)
+    program_of(functions[0])(X), program_of(functions[2])(X)
     assert not compilations
-    compiled(functions[1])(X)
+    program_of(functions[1])(X)
     assert len(compilations) == 1
 
 
@@ -125,10 +125,10 @@ def test_few_are_kept_the_latest(monkeypatch, compilations):
 def test_where_programs_are_debugged_none_is_kept(setting):
     jax.config.update(setting, True)
     try:
-        np.testing.assert_allclose(compiled(lambda x: x * 2)(X), X * 2)
+        np.testing.assert_allclose(program_of(lambda x: x * 2)(X), X * 2)
         if setting == "jax_debug_nans":
             with pytest.raises(FloatingPointError):
-                compiled(lambda x: jnp.log(-1 - x**2))(X)
+                program_of(lambda x: jnp.log(-1 - x**2))(X)
     finally:
         jax.config.update(setting, False)
     assert not programs._KEPT

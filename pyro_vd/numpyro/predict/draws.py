@@ -15,7 +15,7 @@ from pyro_vd.numpyro._numpyro import Prediction
 from pyro_vd.numpyro.arguments import check_call, check_finite, compiled
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
-from pyro_vd.numpyro.predict.programs import compiled
+from pyro_vd.numpyro.predict.programs import program_of
 from pyro_vd.numpyro.predict.sites import check_same, chosen_sites, names_of, same_sites
 from pyro_vd.numpyro.weights import run_counted
 
@@ -112,7 +112,7 @@ def posterior_predictive(
         check_parameter_sites(owner, params, first, ran)
         return chosen_sites(ran, returned, wanted, set(first))
 
-    drawer, runner = compiled(draw), compiled(run)
+    drawer, runner = program_of(draw), program_of(run)
     samples: list[dict[str, Array]] = []
     with Prediction():
         for key in jax.random.split(rng_key, num_samples):

@@ -21,7 +21,7 @@ from pyro_vd.numpyro.checks import check_parameter_sites, describe, latent_sites
 from pyro_vd.numpyro.handlers import EstimatorMessenger, Reuse, SharedSites, posterior_mean
 from pyro_vd.numpyro.predict.distribution import Predictive
 from pyro_vd.numpyro.predict.one_pass import OnePass
-from pyro_vd.numpyro.predict.programs import compiled
+from pyro_vd.numpyro.predict.programs import program_of
 from pyro_vd.numpyro.predict.sites import check_same, same_sites
 from pyro_vd.numpyro.predict.stacking import is_along, take_apart
 from pyro_vd.numpyro.weights import run_counted
@@ -164,8 +164,8 @@ def predictive_distribution(
         size = max(1, BLOCK_BYTES // max(1, weights + _TENSORS_AT_A_TIME * _largest(one.jaxpr)))
         structures.clear()
         # A loop: the random numbers of several draws side by side take twice as long to compile, and as long to run.
-        drawer = compiled(lambda keys, args, kwargs: jax.lax.map(lambda key: draw(key, args, kwargs), keys))
-        runner = compiled(
+        drawer = program_of(lambda keys, args, kwargs: jax.lax.map(lambda key: draw(key, args, kwargs), keys))
+        runner = program_of(
             lambda keys, values, args, kwargs: jax.vmap(
                 lambda key, values: run(key, values, args, kwargs), in_axes=(0, None if values is None else 0)
             )(keys, values)

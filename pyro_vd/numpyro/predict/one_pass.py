@@ -21,7 +21,7 @@ from pyro_vd.numpyro.checks import check_parameter_sites
 from pyro_vd.numpyro.handlers import base_distribution, center
 from pyro_vd.numpyro.posteriors import DropoutNormal, WeightPosterior
 from pyro_vd.numpyro.predict.moments import GaussianArray, Pass, drawn
-from pyro_vd.numpyro.predict.programs import compiled
+from pyro_vd.numpyro.predict.programs import program_of
 from pyro_vd.numpyro.predict.stacking import is_along, take_apart
 
 
@@ -66,9 +66,9 @@ class OnePass:
 
         jax.eval_shape(lambda key: one(key, 1), key)
         if not self.sampled:
-            return compiled(lambda key: one(key, number))(key)
+            return program_of(lambda key: one(key, number))(key)
         # An operation drew its input: each draw takes a pass of its own.
-        passes = compiled(jax.vmap(lambda key: jax.tree.map(lambda a: a[0], one(key, 1))))
+        passes = program_of(jax.vmap(lambda key: jax.tree.map(lambda a: a[0], one(key, 1))))
         return passes(jax.random.split(key, number))
 
     def _values(self, of: Pass) -> dict[str, Any]:

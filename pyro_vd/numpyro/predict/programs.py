@@ -22,8 +22,8 @@ MOST_KEPT = 32
 _KEPT: OrderedDict[tuple, Any] = OrderedDict()
 
 
-def compiled(function: Callable) -> Callable:
-    """``function`` under jit, with arguments that are not arrays taken as they are; they are the same in every call."""
+def program_of(function: Callable) -> Callable:
+    """``function`` as a program; what is no array among its arguments is the same in every call, and taken as it is."""
     programs: dict[Any, Callable] = {}
 
     def call(*arguments: Any) -> Any:
