@@ -117,7 +117,8 @@ class WeightGuide(SiteGuide):
                     result[site] = getattr(self, self._others[site])(prototype)
                 else:
                     q: Any = posterior.to_event(prototype.event_dim - posterior.event_dim)
-                    result[site] = pyro.sample(site, q, infer={"is_mean_field": True})  # read by TraceVD_ELBO
+                    infer: Any = {"is_mean_field": True}  # read by TraceVD_ELBO
+                    result[site] = pyro.sample(site, q, infer=infer)
         return result
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

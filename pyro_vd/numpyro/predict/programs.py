@@ -19,6 +19,7 @@ from pyro_vd.numpyro._jax import eval_jaxpr, is_traced
 
 # The programs of one prediction are two or three for each length of its pieces.
 MOST_KEPT = 32
+_CONFIG: Any = jax.config  # whose settings the stubs do not have
 _KEPT: OrderedDict[tuple, Any] = OrderedDict()
 
 
@@ -44,8 +45,7 @@ def program_of(function: Callable) -> Callable:
 
 def _program(function: Callable, arrays: list) -> Callable:
     """The program of ``function`` for arrays like these."""
-    debugged = jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs
-    if debugged or any(map(is_traced, arrays)):
+    if _CONFIG.jax_disable_jit or _CONFIG.jax_debug_nans or _CONFIG.jax_debug_infs or any(map(is_traced, arrays)):
         return jax.jit(function)
     closed, results = jax.make_jaxpr(function, return_shape=True)(arrays)
     if any(map(is_traced, closed.consts)):
@@ -64,7 +64,7 @@ def _compiled_once(lowered: Any, kinds: tuple) -> Any:
     text = lowered.as_text()
     if "callback" in text or "num_partitions = 1 " not in text:  # functions of Python; the devices of a mesh
         return lowered.compile()
-    key = text, kinds, jax.config.jax_default_device
+    key = text, kinds, _CONFIG.jax_default_device
     program = _KEPT.pop(key, None) or lowered.compile()
     _KEPT[key] = program
     while len(_KEPT) > MOST_KEPT:
