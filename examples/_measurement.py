@@ -106,7 +106,7 @@ def held(device: str) -> int:
         return torch.cuda.memory_reserved()
     tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
     tensors += [one.grad for one in tensors if one.is_leaf and one.grad is not None]
-    storages = [one.untyped_storage() for one in tensors if one.device.type == device]
+    storages = [one.untyped_storage() for one in tensors if one.device.type == device and one.layout is torch.strided]
     jax = sys.modules.get("jax")
     arrays = jax.live_arrays() if jax else ()
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values()) + sum(array.nbytes for array in arrays)

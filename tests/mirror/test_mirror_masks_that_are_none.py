@@ -23,7 +23,9 @@ PARAMS = {"net.bias": jnp.zeros(3)}
     ids=["keep_masks", "weight_bits", "sparsity_report", "prune", "threshold_curve"],
 )  # fmt: skip
 def test_no_posterior(function):
-    with pytest.raises(TypeError, match="site 'net.weight': expected a posterior .* got .*; pass the guide"):
+    with pytest.raises(
+        TypeError, match="site 'net.weight': expected the posterior of a weight, got .*; write guide.posteriors"
+    ):
         function({"net.weight": jnp.ones((3, 4))})
     with pytest.raises(TypeError, match=r"expected a guide, got the class AutoSparseVD; write AutoSparseVD\(model\)"):
         function(guides.AutoSparseVD)

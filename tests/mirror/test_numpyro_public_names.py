@@ -41,6 +41,8 @@ ONLY_PYRO_FILES = {
     "reading": "reads the source of torch modules",
     "references": "nets that a program refers to: guides.numpyro.nets",
     "rollback": "calls have no effects there",
+    "seeded": "there is no seed of all random numbers there",
+    "late": "an optimizer gets all parameters from init there",
     "exchange": "a net is a function of its weights there",
     "held": "a net is a function of its weights there",
     "layout": "a net is a function of its weights there",
@@ -59,6 +61,7 @@ ONLY_PYRO_FILES = {
     "_torch": "private corners of PyTorch",
 }
 ONLY_NUMPYRO_FILES = {
+    "quantiles": "a method of NumPyro's automatic guides, not of Pyro's",
     "nets": "three libraries of nets",
     "plates": "the Pyro side has it beside BayesianModule",
     "_jax": "private corners of JAX and Quax",
@@ -189,7 +192,7 @@ DISTRIBUTION = {
     "kl_to", "sum_over_units", "rsample", "sample", "expand",
     "tree_flatten", "tree_unflatten", "enumerate_support", "is_discrete", "infer_shapes",
 }  # fmt: skip
-GUIDE = {"see", "forward", "median", "sample_posterior", "project", "projection", "prototype_trace"}
+GUIDE = {"see", "forward", "median", "quantiles", "sample_posterior", "project", "projection", "prototype_trace"}
 
 
 def test_importing_the_numpyro_side_does_no_work():

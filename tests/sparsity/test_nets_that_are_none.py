@@ -26,7 +26,9 @@ TAKES_A_NET = {
 
 
 @pytest.mark.parametrize("owner", TAKES_A_NET)
-@pytest.mark.parametrize("net", [None, lambda x: x, nn.Linear(3, 2).state_dict(), nn.Linear], ids=["None", "function", "state", "class"])
+@pytest.mark.parametrize(
+    "net", [None, lambda x: x, nn.Linear(3, 2).state_dict(), nn.Linear], ids=["None", "function", "state", "class"]
+)
 def test_no_module(owner, net):
     with pytest.raises(TypeError, match=f"{owner}: expected a torch module, got .*; pass the net that prune returns"):
         TAKES_A_NET[owner](net)
