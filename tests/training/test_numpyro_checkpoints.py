@@ -89,6 +89,13 @@ def test_another_program(like, message, tmp_path):
         load_checkpoint(tmp_path / "run", like=like)
 
 
+@pytest.mark.parametrize("state", [None, {}, ()], ids=str)
+def test_a_state_of_nothing(state, tmp_path):
+    with pytest.raises(ValueError, match="save_checkpoint: expected the state of a training, got .* without an array"):
+        save_checkpoint(tmp_path / "run", state)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nan_truncated_and_foreign_files(tmp_path):
     state = {"a": jnp.ones(3)}
     save_checkpoint(tmp_path / "run", state)

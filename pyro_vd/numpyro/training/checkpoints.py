@@ -49,7 +49,7 @@ def save_checkpoint(path: str | os.PathLike[str], svi_state: Any, *, step: int =
     Raises:
         ImportError: safetensors is not installed.
         TypeError: a leaf that is neither an array nor a number; ``extra`` of other things.
-        ValueError: an array with NaN; nothing is written.
+        ValueError: an array with NaN, or a state without an array; nothing is written.
 
     Example:
         >>> import tempfile
@@ -75,6 +75,11 @@ def save_checkpoint(path: str | os.PathLike[str], svi_state: Any, *, step: int =
             )
         kinds[name] = _kind(leaf)
         arrays[name] = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
+    if not arrays:
+        raise ValueError(
+            f"save_checkpoint: expected the state of a training, got {type(svi_state).__name__} without an array; write "
+            "save_checkpoint(path, svi_state) with what svi.init or svi.update returned"
+        )
     weak = [name for name, leaf in _leaves(svi_state).items() if getattr(leaf, "weak_type", False)]
     state: dict[str, Any] = {"weak": weak, "leaves": encode(kinds, _no_array, "state"), "step": step}
     state["extra"] = encode(extra, _no_array, "extra")
