@@ -77,8 +77,8 @@ def save_checkpoint(path: str | os.PathLike[str], svi_state: Any, *, step: int =
         arrays[name] = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
     if not arrays:
         raise ValueError(
-            f"save_checkpoint: expected the state of a training, got {type(svi_state).__name__} without an array; write "
-            "save_checkpoint(path, svi_state) with what svi.init or svi.update returned"
+            f"save_checkpoint: expected the state of a training, got {type(svi_state).__name__} without an array; "
+            "write save_checkpoint(path, svi_state) with what svi.init or svi.update returned"
         )
     weak = [name for name, leaf in _leaves(svi_state).items() if getattr(leaf, "weak_type", False)]
     state: dict[str, Any] = {"weak": weak, "leaves": encode(kinds, _no_array, "state"), "step": step}
