@@ -8,7 +8,7 @@
 All programs predict the same random images in turn, several rounds. Printed are the median in milliseconds, the fastest
 round, and the ratio of the medians to the first program: the loop by hand, which draws every weight, runs the net and
 adds up class probabilities. --cpu-time counts the time of the processor instead of the clock's, for a machine that is
-busy. With --numpyro the first program is that of NumPyro; each of them compiles in every call, and XLA takes all cores.
+busy. With --numpyro the first program is that of NumPyro, which compiles in every call; XLA takes all cores.
 result.json in --out has the time of every round.
 """
 

@@ -113,7 +113,7 @@ def test_an_interrupt_at_a_random_line_leaves_a_whole_number_of_steps(name, step
     after = everything(task, svi)
     assert svi._steps == steps + 1 and before != after
     # A step that is tried again has fewer lines: what its surroundings are is known by then.
-    points = random.Random(steps).sample(range(1, count.lines * 2 // 3), 6)
+    points = random.Random(steps).sample(range(1, count.lines // 2), 6)
     task, svi, batch = start()
     for at in sorted(points):
         with pytest.raises(KeyboardInterrupt) as caught, Interrupt(at):
