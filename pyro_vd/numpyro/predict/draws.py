@@ -58,7 +58,8 @@ def posterior_predictive(
     Returns:
         ``{site: values}``, shape ``(num_samples, *shape of the site)``. Memory grows with the outputs
         alone: one draw of the weights is held at a time.
-        The model is compiled: noise must come from NumPyro or ``jax.random``, a number of NumPy is one constant.
+        The model is traced in every call, and compiled where its program is a new one: noise must come from NumPyro or
+        ``jax.random``, a number of NumPy is one constant.
 
     Raises:
         ValueError: unknown mode or site; num_samples or batch_size < 1; batch_size with nothing to cut, or with

@@ -81,7 +81,8 @@ def predictive_distribution(
 
     Returns:
         ``{site: Predictive}``. Draws run side by side (``jax.vmap``), as many as fit 32 MiB of weights and activations.
-        The model is compiled: noise must come from NumPyro or ``jax.random``, a number of NumPy is one constant.
+        The model is traced in every call, and compiled where its program is a new one: noise must come from NumPyro or
+        ``jax.random``, a number of NumPy is one constant.
 
     Mode "moments" takes activations for independent Gaussians, as :func:`pyro_vd.predictive_distribution` does, which
     says what is dropped. It knows products, convolutions, lookups, sums, functions of each element, averages and
