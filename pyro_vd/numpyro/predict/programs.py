@@ -54,7 +54,7 @@ def _program(function: Callable, arrays: list) -> Callable:
     lowered = jax.jit(lambda own, arrays: eval_jaxpr(closed.jaxpr, own, *arrays), keep_unused=True).lower(
         closed.consts, arrays
     )
-    program = _compiled_once(lowered, (*map(str, closed.out_avals), *map(_kind, [*closed.consts, *arrays])))
+    program = _compiled_once(lowered, (*closed.out_avals, *map(_kind, [*closed.consts, *arrays])))
     structure = jax.tree.structure(results)
     return lambda arrays: jax.tree.unflatten(structure, program(closed.consts, arrays))
 
@@ -75,4 +75,4 @@ def _compiled_once(lowered: Any, kinds: tuple) -> Any:
 def _kind(array: Any) -> tuple:
     """What a program depends on of an array besides its values."""
     placed = (array.sharding, array.committed) if isinstance(array, Array) and not is_traced(array) else ()
-    return str(jax.typeof(array)), array.dtype, array.shape, getattr(array, "weak_type", False), *placed
+    return jax.typeof(array), *placed
