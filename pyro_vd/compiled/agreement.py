@@ -12,6 +12,9 @@ from torch import Tensor
 # bias of the keys of attention. Adam, which divides by its size, moves it at full speed in a random direction.
 ROUNDING = 1e-5
 GRADIENTS = 0.02  # relative error allowed in a gradient, and in what a step adds to a parameter
+# Share of an optimizer's mean over steps that its move may be wrong by. The mean m of gradients g moves by
+# (1 - beta)(g - m): a difference of nearly equal numbers where a training has converged, smaller than g's own rounding.
+MEANS = 1e-3
 
 
 def same_noise(tensors: Iterable[Tensor]) -> Any:
@@ -20,12 +23,18 @@ def same_noise(tensors: Iterable[Tensor]) -> Any:
     return torch.random.fork_rng(devices=list(devices))
 
 
-def agree(value: Tensor, expected: Tensor, tolerance: float = 1e-3) -> bool:
-    """Whether two tensors are the same up to rounding: by their norms, relative, in the precision that they have."""
+def agree(value: Tensor, expected: Tensor, tolerance: float = 1e-3, margin: float = 1e-12) -> bool:
+    """Whether two tensors are the same up to rounding: by their norms, relative, in the precision that they have.
+
+    Args:
+        value, expected: the tensors.
+        tolerance: share of the norm of ``expected`` that the norm of the error may have, and
+        margin: what it may have besides.
+    """
     if value.dtype in (torch.float16, torch.bfloat16):
         tolerance = max(tolerance, 0.3)
     error = torch.linalg.vector_norm((value - expected).double())
-    return bool(error.isfinite() & (error <= tolerance * torch.linalg.vector_norm(expected.double()) + 1e-12))
+    return bool(error.isfinite() & (error <= tolerance * torch.linalg.vector_norm(expected.double()) + margin))
 
 
 def only_rounding(gradients: Sequence[Tensor | None]) -> list[Tensor]:
@@ -40,11 +49,20 @@ def only_rounding(gradients: Sequence[Tensor | None]) -> list[Tensor]:
     ]
 
 
-def moved_alike(before: Tensor, value: Tensor, expected: Tensor, left_out: Tensor | None = None) -> bool:
-    """Whether ``before`` has become ``value`` and ``expected`` by the same move, elements in ``left_out`` aside."""
+def moved_alike(
+    before: Tensor, value: Tensor, expected: Tensor, left_out: Tensor | None = None, kept: float = 0.0
+) -> bool:
+    """Whether ``before`` has become ``value`` and ``expected`` by the same move, elements in ``left_out`` aside.
+
+    Args:
+        before, value, expected: as above.
+        left_out: a mask.
+        kept: share of the size of ``before`` by which a move may be wrong besides; never less than its rounding.
+    """
     if not before.is_floating_point():
         return True
     moves = [value - before, expected - before]
     if left_out is not None:
         moves = [move.masked_fill(left_out.to(move.device), 0.0) for move in moves]
-    return agree(*moves, GRADIENTS)
+    share = max(kept, torch.finfo(before.dtype).eps)
+    return agree(*moves, GRADIENTS, 1e-12 + share * float(torch.linalg.vector_norm(before.double())))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vd.compiled.agreement import agree, moved_alike, only_rounding, same_noise
+from pyro_vd.compiled.agreement import MEANS, agree, moved_alike, only_rounding, same_noise
 from pyro_vd.compiled.optimizers import StepOptimizer
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ class Trial:
     ) -> bool:
         """Whether an eager step, taken since, has the same loss and has changed the same tensors alike."""
         only_noise = _moved_by_rounding(gradients, parameters, optimizer)
+        means = set(optimizer.state()).difference(optimizer.counts())
         return agree(self.outputs[0], loss) and all(
-            moved_alike(old, copy, now.detach(), only_noise.get(now))
+            moved_alike(old, copy, now.detach(), only_noise.get(now), MEANS if now in means else 0.0)
             for now, copy, old in zip(self.program.tensors, self.after, self.before, strict=True)
         )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from pyro_vd.compiled.agreement import ROUNDING, agree, moved_alike, only_rounding, same_noise
+from pyro_vd.compiled.agreement import MEANS, ROUNDING, agree, moved_alike, only_rounding, same_noise
+from pyro_vd.compiled.comparison import Trial
 
 
 def test_agree_is_relative_to_the_norm_in_the_precision_of_the_value():
@@ -49,3 +52,28 @@ def test_same_noise():
 def test_what_is_not_finite_never_agrees(value):
     before, moved = torch.zeros(3), torch.tensor([1.0, value, 1.0])
     assert not moved_alike(before, moved, torch.ones(3)) and not moved_alike(before, torch.ones(3), moved)
+
+
+def test_the_mean_of_gradients_may_move_by_what_a_gradient_is_known_to():
+    mean, gradient = torch.full((3,), 3e-3), torch.full((3,), 3.02e-3)
+    expected, rounded = mean.lerp(gradient, 0.1), mean.lerp(gradient + 1e-6, 0.1)
+    assert not moved_alike(mean, rounded, expected) and moved_alike(mean, rounded, expected, kept=MEANS)
+    assert not moved_alike(mean, mean.lerp(2 * gradient, 0.1), expected, kept=MEANS)
+
+
+def test_a_move_in_the_last_digits_of_a_parameter_is_compared_up_to_them():
+    before = torch.full((3,), 1000.0)
+    expected = before + 3e-4  # five steps of 6.1e-5, which is a float's distance to the next one there
+    assert moved_alike(before, expected + 1e-4, expected) and not moved_alike(before, before + 2e-3, expected)
+
+
+@pytest.mark.parametrize("wrong", ["none", "mean", "count"])
+def test_the_means_of_an_optimizer_have_a_margin_and_its_counts_have_none(wrong):
+    weight, mean, count = torch.ones(3), torch.full((3,), 3.0), torch.tensor(5000.0)
+    optimizer = SimpleNamespace(owners=lambda _: [[weight, mean]], state=lambda: [mean, count], counts=lambda: [count])
+    before = [tensor.clone() for tensor in (weight, mean, count)]
+    after = [weight + 0.1, mean + (2e-5 if wrong != "mean" else 1e-2), count + (1 if wrong != "count" else 2)]
+    trial = Trial(SimpleNamespace(tensors=[weight, mean, count]), [torch.tensor(1.0)], before, after)
+    for tensor, move in ((weight, 0.1), (mean, 1e-5), (count, 1.0)):
+        tensor += move
+    assert trial.agrees(torch.tensor(1.0), [torch.ones(3)], [weight], optimizer) == (wrong == "none")

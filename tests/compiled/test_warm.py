@@ -160,7 +160,7 @@ def test_the_program_of_the_other_process_is_found_here(monkeypatch, tmp_path):
     deadline = time.monotonic() + 300
     while not svi._compiled.done:
         assert time.monotonic() < deadline
-        run(svi.step, task.batches, 1)
+        svi.step(*task.batches[0])
     assert found["fxgraph_cache_hit"] == 1 and not found["fxgraph_cache_miss"]
     assert all(process.returncode == 0 for process in svi._compiled._elsewhere._begun.values())
     assert isinstance(next(iter(svi._compiled._elsewhere._begun.values())), subprocess.Popen)
