@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,8 @@ from pyro_vd.common.options import check_callable, shown
 
 # Errors of PyTorch, Pyro and Python that data of the wrong kind run into.
 FAILURES = (TypeError, AttributeError, RuntimeError, ValueError, IndexError, KeyError)
-_TYPE_WORDS = ("dtype", "scalar type", "not implemented for", "Long", "Int", "Bool", "Double", "Half", "Complex")
+# Types that PyTorch calls by other names in some of its errors.
+_IN_C = {"Byte": "unsigned char", "Char": "signed char", "ComplexFloat": "complex<float>"}
 
 
 class _WrongData(TypeError):
@@ -140,13 +142,22 @@ def _problem(argument: Any, parameters: Collection[Tensor], error: str) -> tuple
             return shown(leaf), "write torch.as_tensor(numpy.asarray(x))"
         if library in ("pandas", "polars", "tensorflow"):
             return f"{library}'s {type(leaf).__name__}", "write torch.as_tensor(x.to_numpy())"
-        if isinstance(leaf, Tensor) and any(word in error for word in _TYPE_WORDS):
+        if isinstance(leaf, Tensor) and "'indices'" in error and leaf.dtype not in (torch.int64, torch.int32):
+            return f"a tensor of {leaf.dtype}, which are no indices", "write x.long()"
+        if isinstance(leaf, Tensor) and _is_over(leaf, error):
             own = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), leaf.dtype)
             if leaf.dtype != own:
                 return f"a tensor of {leaf.dtype}, parameters are of {own}", f"write x.to({own})"
     if argument is None or (kind not in (bool, int, float) and not isinstance(argument, Tensor) and not _has(argument)):
         return shown(argument), "write a tensor"
     return None
+
+
+def _is_over(tensor: Tensor, error: str) -> bool:
+    """Whether an error of PyTorch is over the type of a tensor: it names that, in one of the ways PyTorch does."""
+    word = tensor.type().rpartition(".")[-1].removesuffix("Tensor")
+    names = str(tensor.dtype), word, word.lower(), _IN_C.get(word, word)
+    return "mixed dtype" in error or any(re.search(rf"\b{re.escape(name)}(?![A-Za-z0-9])", error) for name in names)
 
 
 def _has(argument: Any) -> bool:

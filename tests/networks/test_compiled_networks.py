@@ -26,7 +26,7 @@ from helpers.real_networks import CATALOGUE, INSTALLED  # noqa: E402
 from helpers.svi_runs import without_compiler  # noqa: E402
 from pyro_vd.guides import AutoSparseVD  # noqa: E402
 
-RECORDED = ("bert", "gpt2", "gcn", "lora")
+RECORDED = ("bert", "gpt2", "sage", "lora")
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
