@@ -31,7 +31,8 @@ def reason_of(error: BaseException) -> str:
                 f"{text.splitlines()[0][:200] if text else 'no message'}); write it with torch.where, or give the step "
                 "the number as an argument"
             )
-    return f"{type(error).__name__}: {str(error).strip()}{users_line(error)}"
+    text = str(error).partition("Trace Shapes:")[0].strip()  # Pyro's table, of the whole program
+    return f"{type(error).__name__}: {text}{users_line(error)}"
 
 
 def _packs_sequences(error: BaseException) -> bool:

@@ -97,6 +97,8 @@ class _Walk:
             self._tensor(name, value)
         elif isinstance(value, PLAIN) or type(value).__module__.partition(".")[0] in _VALUES:
             self._note(name, (type(value), value))
+        elif isinstance(value, (types.GenericAlias, types.UnionType)):
+            self._note(name, repr(value))
         elif isinstance(value, slice):
             self.visit(name, (value.start, value.stop, value.step), depth)
         elif type(value).__module__ == "numpy":
@@ -111,7 +113,7 @@ class _Walk:
             self._seen[id(value)] = value
             before, self._users = self._users, readers.is_written_by_users(value, self._users)
             if self._users:
-                closure = getattr(value, "__closure__", None) or ()
+                closure = (value.__closure__ or ()) if isinstance(value, types.FunctionType) else ()
                 self.found.users += [value, getattr(value, "__dict__", None), *closure]
             depth = DEPTH if isinstance(value, nn.Module) else depth - 1  # modules nest as deep as nets do
             outer, is_library = self._in_library, readers.is_of_library(value)
@@ -210,7 +212,9 @@ class _Walk:
 
     def _attributes(self, name: str, value: Any, depth: int) -> None:
         own = getattr(value, "__dict__", None)
-        if own is not None:
+        if not isinstance(own, dict):  # an object that stands for another may show that one's
+            self.visit(f"the attributes of {name}", own, depth)
+        else:
             left_out = self._left_out if isinstance(value, (ELBO, Messenger)) else frozenset()
             if left_out & own.keys():
                 self.found.readers += [(own.get, attribute) for attribute in own if attribute not in left_out]
