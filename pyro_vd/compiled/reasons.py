@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from pyro.util import warn_if_nan
+
 from pyro_vd.compiled.user_code import users_line
 
 _DEPENDS_ON_DATA = ("DataDependent", "UnbackedSymNode", "_local_scalar_dense", "memo disaster")
@@ -25,6 +29,11 @@ def reason_of(error: BaseException) -> str:
             )
         if isinstance(one, Unrecordable):
             return f"{text}{line}"
+        if _passes(one, warn_if_nan):
+            return (
+                "an ELBO of Pyro reads its loss, to warn of NaN (pyro.util.warn_if_nan); write "
+                "pyro_vd.TraceVD_ELBO(analytic_only=False), which has the same gradients in expectation"
+            )
         if any(part in name or part in text for part in _DEPENDS_ON_DATA):
             return (
                 f"what it does depends on the value of a tensor (if, float(), .item(), a shape){line} ({name}: "
@@ -33,6 +42,16 @@ def reason_of(error: BaseException) -> str:
             )
     text = str(error).partition("Trace Shapes:")[0].strip()  # Pyro's table, of the whole program
     return f"{type(error).__name__}: {text}{users_line(error)}"
+
+
+def _passes(error: BaseException, function: Callable) -> bool:
+    """Whether an error came from ``function`` or what it called."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code is function.__code__:
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 def _packs_sequences(error: BaseException) -> bool:
