@@ -65,6 +65,17 @@ def test_the_steps_are_those_of_a_plain_loop_and_there_is_one_program(name, opti
     assert betas == optimizer.param_groups[0]["betas"] != optimizer.defaults["betas"]
 
 
+def test_a_scheduler_of_epochs_has_one_program_from_the_first_epoch_on(graphs):
+    task, adam, batch = made()
+    svi = vd.CompiledSVI(task.model, task.guide, adam, vd.TraceVD_ELBO(), strict=True)
+    scheduler = SCHEDULERS["OneCycleLR"](svi.optimizer)
+    for _ in range(3):
+        for _ in range(3):
+            svi.step(*batch)
+        scheduler.step()
+    assert len(graphs) == 1
+
+
 def test_a_training_goes_on_bit_for_bit():
     def start():
         task, adam, batch = made()
