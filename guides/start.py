@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_vd._torch import has_values
+
 
 @dataclass(frozen=True)
 class Start:
@@ -18,7 +20,7 @@ class Start:
     Attributes:
         device, dtype: of the parameter.
         values: of the parameter and of the mean; None where the mean has been given values, which stay.
-        version: of the mean, for those on the meta device, which have no values.
+        version: of the mean, where there are no values to compare, as on the meta device.
     """
 
     device: torch.device
@@ -44,7 +46,7 @@ class Start:
         if self.values is None:
             return False
         before, start = self.values
-        if start.is_meta:
+        if start.is_meta or not has_values():
             return loc._version == self.version
         return not _equal(parameter, before) and _equal(loc, start)
 

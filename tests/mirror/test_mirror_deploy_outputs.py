@@ -29,8 +29,8 @@ def test_what_is_wrong_with_an_output_is_said():
     one = jnp.array([1.0, 2.0, jnp.nan])
     assert _difference((one, 3), (one, 3)) == _difference(one + 1e-5, one) == ""
     assert _difference(one.at[1].set(2.5), one) == "outputs up to 0.5 apart"
-    assert _difference(one[:2], one) == "an output f32[2] for f32[3]"
-    assert _difference(one.astype(jnp.float16), one) == "an output f16[3] for f32[3]"
+    assert _difference(one[:2], one) == "an output of ('float32', (2,)) for ('float32', (3,))"
+    assert _difference(one.astype(jnp.float16), one) == "an output of ('float16', (3,)) for ('float32', (3,))"
 
 
 @pytest.mark.parametrize("forms", [(), "bcsr", ("csr",), (1,), (["dense"],)])

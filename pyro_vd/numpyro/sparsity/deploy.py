@@ -157,8 +157,9 @@ def _sparse(adapted: Net, form: str, share: float) -> dict[str, Any]:
 def _difference(output: Any, reference: Any) -> str:
     """What is wrong with an output, in words; empty where nothing is."""
     for one, other in zip(jax.tree.leaves(output), jax.tree.leaves(reference), strict=True):
-        if jax.typeof(one).str_short() != jax.typeof(other).str_short():
-            return f"an output {jax.typeof(one).str_short()} for {jax.typeof(other).str_short()}"
+        ours, theirs = ((jnp.result_type(a).name, jnp.shape(a)) for a in (one, other))
+        if ours != theirs:
+            return f"an output of {ours} for {theirs}"
         if not np.allclose(one, other, TOLERANCE, TOLERANCE, equal_nan=True):
             return f"outputs up to {np.nanmax(np.abs(np.subtract(one, other))):.3g} apart"
     return ""
