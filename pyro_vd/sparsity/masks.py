@@ -204,8 +204,9 @@ def posteriors_of(guide: Posteriors) -> Mapping[str, WeightPosterior]:
                 )
             check_whole(f"site {site!r}", q.given().items())
         return guide
-    if isinstance(guide, AutoGuideList):
-        return {site: q for part in guide for site, q in posteriors_of(part).items()}
+    if isinstance(guide, AutoGuideList):  # whose parts may be guides of Pyro, of a noise scale
+        parts = [part for part in guide if isinstance(part, AutoGuideList) or hasattr(part, "posteriors")]
+        return {site: q for part in parts for site, q in posteriors_of(part).items()}
     if isinstance(guide, type):
         raise TypeError(f"expected a guide, got the class {guide.__name__}; write {guide.__name__}(model)")
     try:
