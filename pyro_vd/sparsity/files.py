@@ -121,7 +121,7 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
 def _checksum(text: str, stored: dict[str, Tensor]) -> Tensor:
     found = zlib.crc32(text.encode())
     for _, tensor in sorted(stored.items()):
-        found = zlib.crc32(tensor.view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensor.view(torch.uint8).numpy().data, found)
     return torch.tensor(list(found.to_bytes(CHECKSUM, "little")), dtype=torch.uint8)
 
 
