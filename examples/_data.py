@@ -62,8 +62,11 @@ def load(name: str, data_dir: str | Path) -> Data:
     """Read a data set; download it into ``data_dir`` where its files are absent.
 
     Raises:
-        SystemExit: no file and no network, saying where to put the files.
+        SystemExit: no file and no network, saying where to put the files; a file that is not as it should be, by name;
+            an unknown data set.
     """
+    if name not in NAMES:
+        raise SystemExit(f"data set: expected one of {NAMES}, got {name!r}")
     if name == "digits":
         return _digits()
     folder = Path(data_dir)
@@ -96,10 +99,15 @@ def _digits() -> Data:
 
 def _find(name: str, folder: Path, index: int) -> Path:
     file = _FILES[index]
-    for candidate in (folder / name / file, folder / file):
-        for path in (candidate, candidate.with_name(f"{file}.gz")):
-            if path.exists():
-                return path
+    try:
+        for candidate in (folder / name / file, folder / file):
+            for path in (candidate, candidate.with_name(f"{file}.gz")):
+                if path.exists():
+                    return path
+    except OSError as error:  # no permission to look, a name that is too long
+        raise SystemExit(
+            f"{name}: expected a folder that can be read, got {str(folder)[:200]!r} ({error.strerror})"
+        ) from error
     known = f"sha256:{_SHA256[f'{name}/{file}.gz']}"
     try:
         fetched = pooch.retrieve(
@@ -108,8 +116,8 @@ def _find(name: str, folder: Path, index: int) -> Path:
     except Exception as error:
         raise SystemExit(
             f"{name}: expected {file} or {file}.gz in {folder / name}, found neither, and could not download it "
-            f"({type(error).__name__}); put the four IDX files of {name} there, or give --data-dir the folder they "
-            "are in"
+            f"({type(error).__name__}: {str(error)[:200]}); put the four IDX files of {name} there, or give "
+            "--data-dir the folder they are in"
         ) from error
     return Path(fetched)
 
@@ -118,6 +126,8 @@ def _idx(path: Path, name: str, index: int) -> np.ndarray:
     """An IDX file of unsigned bytes: magic number, sizes, values (big-endian); of images three axes, of labels one."""
     axes = 1 if index % 2 else 3
     try:
+        if not path.is_file():
+            raise ValueError("a folder, a pipe or a device")
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = bytearray(file.read(_LARGEST + 1))  # a bytearray, since torch wants to write
         magic, kind, rank = struct.unpack_from(">HBB", content)

@@ -106,11 +106,19 @@ class MixedGuide(AutoGuideList):
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> Any:
         say_untrained(self)
+        self._see(args, kwargs)
+        _check_one_guide_each(self)
+        return super()._create_plates(*args, **kwargs)
+
+    def _see(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Have every part see the model, and note the plates of their sites."""
         self._prototype_frames = {}
         part: Any
         for part in self:
             if isinstance(part, WeightGuide):
                 part.see(*args, **kwargs)
+            elif isinstance(part, MixedGuide):
+                part._see(args, kwargs)
             elif part.prototype_trace is None and not isinstance(part, AutoCallable):  # which opens its own
                 before = list(self.parameters())
                 own, part._model = part._model, (_with_starts(part.model),)
@@ -121,13 +129,31 @@ class MixedGuide(AutoGuideList):
                 if before:
                     self._late = MadeLate(dict(self.named_parameters()), before)
             self._prototype_frames.update(part._prototype_frames)
-        return super()._create_plates(*args, **kwargs)
 
     __getstate__ = WeightGuide.__getstate__
     __deepcopy__ = WeightGuide.__deepcopy__
 
     def __repr__(self) -> str:
         return f"mixed_guide({', '.join(map(repr, self))})"
+
+
+def _sites(part: Any) -> list[str]:
+    """Names of the latent sites that a part has been seen to cover."""
+    if isinstance(part, AutoGuideList):
+        return [site for inner in part for site in _sites(inner)]
+    if isinstance(part, WeightGuide):
+        return list(part._prototypes)
+    return [] if part.prototype_trace is None else [name for name, _ in part.prototype_trace.iter_stochastic_nodes()]
+
+
+def _check_one_guide_each(guide: MixedGuide) -> None:
+    sites = _sites(guide)
+    twice = list(dict.fromkeys(site for site in sites if sites.count(site) > 1))
+    if twice:
+        raise ValueError(
+            f"mixed_guide: expected one guide for each site, got two or more for {twice}; give guides of this library "
+            f"where=, and others poutine.block(model, hide={twice})"
+        )
 
 
 class _Starts(Messenger):
@@ -144,6 +170,8 @@ def _with_starts(model: Callable) -> Callable:
 
 
 def _weights(part: Any) -> tuple[str, ...]:
+    if isinstance(part, MixedGuide):
+        return tuple(site for inner in part for site in _weights(inner))
     if not isinstance(part, WeightGuide):
         return ()
     return tuple(site for site in part._prototypes if site not in part._others)

@@ -22,6 +22,7 @@ from pyro_vd.common.choice import matcher as site_matcher
 from pyro_vd.guides import parameters
 from pyro_vd.guides.coverage import Look, Prototype, kind_of_call, known_weights, look
 from pyro_vd.guides.other_site import NormalSite, Starts, start_of
+from pyro_vd.guides.start import Start, check_trainable
 from pyro_vd.late import MadeLate, untrained
 from pyro_vd.posteriors.sites import base_distribution
 from pyro_vd.priors import ImproperLogUniform
@@ -52,13 +53,13 @@ class SiteGuide(AutoGuide):
         self._named, self._where = where, None if where is None else site_matcher(where)
         self._others: dict[str, str] = {}  # site that is not a weight -> name of its NormalSite
         self._prototypes: dict[str, Prototype] = {}  # of every site that is covered, in the order of the model
-        self._starts: dict[str, Any] = {}  # site of a net -> what it started from, until the model has run
+        self._starts: dict[str, Start] = {}  # site of a net -> what it started from, until the model has run
         self._calls: set[Any] | None = set()  # the kinds of calls seen; None once one has observed something
         for site, message in known_weights(self.model).items():
             if self._where is None or self._where(site):
                 self._check_site(site, message)
                 self._cover(site, message, weight=True)
-                self._starts[site] = _origin(message), self._loc(site)._version
+                self._starts[site] = Start.of(message["infer"]["net_parameter"], self._loc(site), site)
 
     @property
     def weight_sites(self) -> tuple[str, ...]:
@@ -168,13 +169,13 @@ class SiteGuide(AutoGuide):
         """If a net was moved, or given other values, before the model first ran, the start of its weight follows."""
         if site not in self._starts:
             return
-        origin, version = self._starts.pop(site)
-        now = _origin(message)
-        if now[2:] != origin[2:]:
+        start, now = self._starts.pop(site), message["infer"]["net_parameter"]
+        check_trainable(now, site)
+        if (now.device, now.dtype) != (start.device, start.dtype):
             for table, name in parameters.tables(self, site):
-                table[name].data = table[name].data.to(now[2], now[3])
+                table[name].data = table[name].data.to(now.device, now.dtype)
         loc = self._loc(site)
-        if (now[0] is not origin[0] or now[1] != origin[1]) and loc._version == version:
+        if start.is_followed(now, loc):
             loc.data.copy_(message["value"])
 
     def _leave_out(self, missing: list[str]) -> None:
@@ -224,6 +225,8 @@ class SiteGuide(AutoGuide):
         if made and own != {key: tensor.shape for key, tensor in state.items()}:  # torch names the mismatch
             for site in made:
                 self._forget(site)
+        for site in self._starts.keys() & {key.removeprefix("locs.") for key in state}:
+            self._starts[site] = self._starts[site].given()
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 
     def _foreseen(self, state: Mapping[str, Tensor]) -> Iterator[str]:
@@ -262,14 +265,3 @@ def say_untrained(guide: Any) -> None:
     """Warn, once, of parameters that the first run has made and a step has left alone, while it moved others."""
     if guide._late is not None and (names := guide._late.left_alone()):
         warnings.warn(untrained(names, "its first run", type(guide).__name__), stacklevel=6)
-
-
-def _origin(message: Any) -> tuple[Any, ...]:
-    """A net's parameter, as it is now."""
-    parameter = message["infer"]["net_parameter"]
-    if parameter.is_inference():
-        raise ValueError(
-            f"site {message['name']!r}: expected a parameter that can be trained, got one that was made within "
-            "torch.inference_mode(); make the net outside of it"
-        )
-    return parameter, parameter._version, parameter.device, parameter.dtype

@@ -18,7 +18,7 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 
-_CALLS = {PyroModule.__call__.__code__, pyro_method(lambda self: None).__code__}
+_CALLS = (PyroModule.__call__.__code__, pyro_method(lambda self: None).__code__)
 
 
 @contextmanager
@@ -47,15 +47,19 @@ def handlers_kept() -> Iterator[None]:
 
 def _end_calls(error: BaseException) -> None:
     """End the calls of modules that ``error`` has left."""
-    running = [frame.f_locals["self"]._pyro_context for frame in _stack() if frame.f_code in _CALLS]
+    running = [frame.f_locals["self"]._pyro_context for frame in _stack() if _is_call(frame)]
     left: Any = error.__traceback__
     while left is not None:
-        if left.tb_frame.f_code in _CALLS:
+        if _is_call(left.tb_frame):
             context = left.tb_frame.f_locals["self"]._pyro_context
             context.active = sum(context is other for other in running)
             if not context.active:
                 context.cache.clear()
         left = left.tb_next
+
+
+def _is_call(frame: FrameType) -> bool:
+    return any(frame.f_code is code for code in _CALLS)  # code that torch.compile has made may have no hash
 
 
 def _stack() -> Iterator[FrameType]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,16 @@ def check_guide(guide: Any) -> Any:
     return check_callable(
         "guide", guide, "a Pyro guide, a function or module", "write AutoSparseVD(model), or def guide(x, y=None): ..."
     )
+
+
+def check_whole(owner: str, tensors: Iterable[tuple[str, Any]]) -> None:
+    """Raise for shards of tensors: a sum over one is that of a part of the numbers."""
+    shards = [name for name, tensor in tensors if hasattr(tensor, "to_local")]
+    if shards:
+        raise ValueError(
+            f"{owner}: expected parameters as a whole, got shards of {shards}, by FSDP2; call loss.unshard() on every "
+            "process before, and loss.reshard() afterwards"
+        )
 
 
 @contextmanager

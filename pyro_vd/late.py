@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from pyro_vd._torch import has_values
+
+FEW = 16  # values of a parameter that are compared
 
 
 class MadeLate:
@@ -18,21 +23,33 @@ class MadeLate:
 
     def __init__(self, met: Mapping[str, Tensor], before: Iterable[Tensor]):
         known = set(before)
-        versions = [(name, one, one._version) for name, one in met.items() if one.requires_grad]
-        self._made = [entry for entry in versions if entry[1] not in known]
-        self._others = [entry for entry in versions if entry[1] in known]
+        states = [(name, one, _state(one)) for name, one in met.items() if one.requires_grad]
+        self._made = [entry for entry in states if entry[1] not in known]
+        self._others = [entry for entry in states if entry[1] in known]
 
     def left_alone(self) -> list[str]:
         """Names of those that a step has not changed, while it changed others; once, after the first such step."""
-        if not self._made or not any(one._version != version for _, one, version in self._others):
+        if not self._made or not has_values() or not any(_has_moved(one, state) for _, one, state in self._others):
             return []
-        names = [name for name, one, version in self._made if one._version == version]
+        names = [name for name, one, state in self._made if one.requires_grad and not _has_moved(one, state)]
         self.forget()
         return names
 
     def forget(self) -> None:
         """Say nothing from here on."""
         self._made = self._others = []
+
+
+def _state(parameter: Tensor) -> tuple[int, Tensor]:
+    """The version of a parameter, and a few of its values: an optimizer that writes to ``.data`` changes no version."""
+    return parameter._version, parameter.detach().flatten()[:FEW].clone()
+
+
+def _has_moved(parameter: Tensor, state: tuple[int, Tensor]) -> bool:
+    version, values = state
+    if parameter._version != version or parameter.is_meta:
+        return parameter._version != version
+    return not torch.equal(parameter.detach().flatten()[:FEW], values.to(parameter.device, parameter.dtype))
 
 
 def untrained(names: list[str], maker: str, owner: str) -> str:

@@ -73,15 +73,19 @@ def metadata_of(state: Any, kind: str) -> dict[str, str]:
 
 
 def write_sealed(path: Any, content: bytes) -> None:
-    """Write the file with its digest, under another name in the same folder, and rename it when it is on the disk."""
+    """Write the file with its digest."""
     blank = f'"sha256":"{_BLANK}"'.encode()
     assert content.count(blank) == 1
-    sealed = content.replace(blank, f'"sha256":"{hashlib.sha256(content).hexdigest()}"'.encode())
+    write_whole(path, content.replace(blank, f'"sha256":"{hashlib.sha256(content).hexdigest()}"'.encode()))
+
+
+def write_whole(path: Any, content: bytes) -> None:
+    """Write a file under another name in the same folder, and rename it when it is on the disk."""
     target = Path(path).resolve()
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         with open(part, "xb") as file:
-            file.write(sealed)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vd._pyro import Prediction
-from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.arguments import check_programs, check_whole, data_explained
 from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.common.options import check_known, check_names, shown
 from pyro_vd.common.predictions import MODES, check_prediction, pieces_of
@@ -87,6 +87,7 @@ def posterior_predictive(
         :func:`pyro_vd.predictive_distribution`, :func:`pyro_vd.to_arviz`.
     """
     check_programs(model, guide)
+    check_whole("posterior_predictive", guide.named_parameters() if isinstance(guide, nn.Module) else ())
     keep_plain_buffers(model, guide)
     sites = (return_sites,) if isinstance(return_sites, str) else check_names("return_sites", return_sites)
     check_prediction(MODES, mode, num_samples, batch_size)

@@ -10,10 +10,10 @@ import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vd._pyro import Prediction
-from pyro_vd.arguments import check_programs, data_explained
+from pyro_vd.arguments import check_programs, check_whole, data_explained
 from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.common.predictions import MODES, check_on_unknown, check_prediction, pieces_of, wanted_sites
 from pyro_vd.handlers import EstimatorMessenger, posterior_mean, run_coherently
@@ -114,6 +114,7 @@ def predictive_distribution(
         :class:`pyro_vd.Predictive`, :func:`pyro_vd.posterior_predictive`, :func:`pyro_vd.metrics.accuracy`.
     """
     check_programs(model, guide)
+    check_whole("predictive_distribution", guide.named_parameters() if isinstance(guide, nn.Module) else ())
     keep_plain_buffers(model, guide)
     check_prediction((*MODES, "moments"), mode, num_samples, batch_size)
     check_on_unknown(mode, on_unknown)

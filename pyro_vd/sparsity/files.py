@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vd.common.checkpoint_file import write_whole
 from pyro_vd.common.extras import imported
 from pyro_vd.common.options import kind_of
 from pyro_vd.sparsity.parts import joined
@@ -17,8 +19,10 @@ from pyro_vd.sparsity.places import decode, encode, pack, unpack
 from pyro_vd.sparsity.prune import remove_masks
 
 # The metadata have, as JSON, the tensors of each dtype in the order of their values: [name, sizes] of one that is
-# stored whole, [name, sizes, values, k] of one whose places are in the bits; see places.py.
+# stored whole, [name, sizes, values, k] of one whose places are in the bits; see places.py. The last four bytes of the
+# places are a CRC-32 of the metadata, the values and the other places.
 TOLD, PLACES = "pyro_vd", "places"
+CHECKSUM = 4  # bytes
 ENTRY = 8  # bytes in the header of a sparse tensor more than of a whole one, about
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
@@ -61,9 +65,10 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
 
     Raises:
         ImportError: safetensors is not installed.
-        TypeError: ``net`` is no torch module, or is a BayesianModule; its state has something else than dense tensors.
+        TypeError: ``net`` is no torch module, or is a BayesianModule; its state has something else than dense tensors,
+            or a dtype that safetensors has not.
         ValueError: a tensor without values, on the meta device.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; what was there stays.
 
     Example:
         >>> import tempfile
@@ -82,25 +87,42 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
     files = imported("safetensors.torch", "safetensors", "save_sparse")
     told: dict[str, list[list]] = {}
     values: dict[str, list[Tensor]] = {}
-    bits = [torch.zeros(0, dtype=torch.uint8)]
+    bits: dict[str, list[Tensor]] = {}  # of each dtype too, since a reader takes one dtype after the other
     for name, tensor in remove_masks(net, "save_sparse").state_dict().items():
         flat = _checked(name, tensor).cpu().flatten()
         raw, entry = _raw(flat), [name, list(tensor.shape)]
-        places = raw.nonzero()[:, 0]
+        kind, places = str(flat.dtype).removeprefix("torch."), raw.nonzero()[:, 0]
+        codes = bits.setdefault(kind, [])
         if (own := len(places) * raw.element_size() + ENTRY) < raw.nbytes:
             k, code = encode(places)
             if own + len(code) / 8 < raw.nbytes:
                 raw, entry = raw[places], [*entry, len(places), k]
-                bits.append(code)
-        kind = str(flat.dtype).removeprefix("torch.")
+                codes.append(code)
         told.setdefault(kind, []).append(entry)
         values.setdefault(kind, []).append(raw)
     held = {kind: torch.cat(found).view(getattr(torch, kind)) for kind, found in values.items()}
+    held[PLACES] = pack(torch.cat([torch.zeros(0, dtype=torch.uint8), *(one for of in bits.values() for one in of)]))
+    text = json.dumps(told, separators=(",", ":"))
+    held[PLACES] = torch.cat([held[PLACES], _checksum(text, held)])
     try:
-        files.save_file(held | {PLACES: pack(torch.cat(bits))}, path, {TOLD: json.dumps(told, separators=(",", ":"))})
-    except imported("safetensors", "safetensors", "save_sparse").SafetensorError as error:
+        content = files.save(held, {TOLD: text})
+    except KeyError as error:
+        raise TypeError(
+            f"save_sparse: expected tensors of dtypes that safetensors can store, got {error} in {list(told)}; write "
+            "torch.save(net.state_dict(), path)"
+        ) from error
+    try:
+        write_whole(path, content)
+    except OSError as error:
         raise OSError(f"save_sparse: expected a path that can be written, got {str(path)!r}: {error}") from error
     return Path(path).stat().st_size
+
+
+def _checksum(text: str, stored: dict[str, Tensor]) -> Tensor:
+    found = zlib.crc32(text.encode())
+    for _, tensor in sorted(stored.items()):
+        found = zlib.crc32(tensor.view(torch.uint8).numpy().data, found)
+    return torch.tensor(list(found.to_bytes(CHECKSUM, "little")), dtype=torch.uint8)
 
 
 def _checked(name: str, tensor: Any) -> Tensor:
@@ -131,7 +153,8 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: another file, or a truncated one; parts of a tensor are missing, or say otherwise than the rest.
+        ValueError: another file, a truncated or changed one; parts of a tensor are missing, or say otherwise than the
+            rest.
         OSError: the file cannot be read.
 
     Example:
@@ -153,22 +176,29 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
     if told is None:
         return joined(held)
     try:
-        return _spread(held, json.loads(told))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return _spread(held, told)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"load_sparse: expected {str(path)!r} as save_sparse writes it, got tensors that are not those which its "
             f"metadata tell of ({error}); write it again"
         ) from error
 
 
-def _spread(stored: dict[str, Tensor], told: dict[str, list[list]]) -> dict[str, Tensor]:
+def _spread(stored: dict[str, Tensor], text: str) -> dict[str, Tensor]:
     """The dense tensors of a file."""
+    told: dict[str, list[list]] = json.loads(text)
     bits, held = unpack(stored[PLACES]), {}
+    if stored.keys() != {PLACES, *told}:
+        raise ValueError(f"expected tensors {[PLACES, *told]}, got {list(stored)}")
     for kind, tensors in told.items():
         dtype, values = getattr(torch, kind), _raw(stored[kind])
+        if stored[kind].dtype != dtype:
+            raise ValueError(f"{kind!r}: expected values of this dtype, got {stored[kind].dtype}")
         for name, shape, *sparse in tensors:
             size = math.prod(shape)
             count, k = sparse or (size, 0)
+            if name in held or not 0 <= k < 64 or min([count, *shape], default=0) < 0:
+                raise ValueError(f"{name!r}: expected one tensor with sizes, values and bits, got {shape}, {sparse}")
             flat, values = values[:count], values[count:]
             if len(flat) != count:
                 raise ValueError(f"{name!r}: expected {count} values, got {len(flat)}")
@@ -180,6 +210,11 @@ def _spread(stored: dict[str, Tensor], told: dict[str, list[list]]) -> dict[str,
             held[name] = flat.view(dtype).reshape(shape).clone()
         if len(values):
             raise ValueError(f"{len(values)} values of {kind} are left")
-    if len(bits) >= 8:
+    left, rest = divmod(len(bits), 8)
+    if left not in (0, CHECKSUM) or bits[:rest].any():  # 0: written before there was a checksum
         raise ValueError(f"{len(bits)} bits of places are left")
+    if left:
+        places, checksum = stored[PLACES].tensor_split([-CHECKSUM])
+        if not torch.equal(checksum, _checksum(text, {**stored, PLACES: places})):
+            raise ValueError("values, places or names with another checksum")
     return held

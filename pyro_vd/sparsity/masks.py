@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor
 
+from pyro_vd.arguments import check_whole
 from pyro_vd.common.options import check_callable, kind_of
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.posteriors.sites import base_distribution
@@ -201,16 +202,19 @@ def posteriors_of(guide: Posteriors) -> Mapping[str, WeightPosterior]:
                     f"site {site!r}: expected a posterior such as a DropoutNormal, got {kind_of(q)}; pass the guide, "
                     "or what guide.posteriors() returns"
                 )
+            check_whole(f"site {site!r}", q.given().items())
         return guide
-    if isinstance(guide, AutoGuideList):
-        return {site: q for part in guide for site, q in posteriors_of(part).items()}
+    if isinstance(guide, AutoGuideList):  # whose parts may be guides of Pyro, of a noise scale
+        parts = [part for part in guide if isinstance(part, AutoGuideList) or hasattr(part, "posteriors")]
+        return {site: q for part in parts for site, q in posteriors_of(part).items()}
     if isinstance(guide, type):
         raise TypeError(f"expected a guide, got the class {guide.__name__}; write {guide.__name__}(model)")
     try:
         with poutine.block():
-            return guide.posteriors()  # type: ignore[attr-defined]
+            found = guide.posteriors()  # type: ignore[attr-defined]
     except AttributeError:
         raise TypeError(
             f"expected a guide of pyro_vd.guides or a dict of posteriors, got {type(guide).__name__}; write "
             "weight_posteriors(guide, *args) for a guide written by hand"
         ) from None
+    return posteriors_of(found)

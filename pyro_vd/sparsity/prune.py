@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.weight_norm import WeightNorm
 
+from pyro_vd.arguments import check_whole
 from pyro_vd.common.options import check_flag, kind_of
 from pyro_vd.held import copied, refresh_derived_weights
 from pyro_vd.module import BayesianModule
@@ -66,6 +67,7 @@ def prune(
     check_flag("masked", masked)
     posteriors = posteriors_of(guide)
     masks = keep_masks(posteriors, log_alpha_threshold, sparsity)
+    check_whole("prune", bnn.net.named_parameters())
     net = copied(bnn.net)
     parameters = dict(net.named_parameters())
     for name in bnn.weight_names:
@@ -142,6 +144,7 @@ def check_net(owner: str, net: Any) -> None:
     """Raise unless a net is a torch module without a BayesianModule, whose weights are those of its start."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"{owner}: expected a torch module, got {kind_of(net)}; pass the net that prune returns")
+    check_whole(owner, net.named_parameters())
     if any(isinstance(layer, BayesianModule) for layer in net.modules()):
         raise TypeError(
             f"{owner}: expected a net with trained weights, got a BayesianModule, whose weights the guide has; pass "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.server
 import importlib.util
+import os
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ SPEC = importlib.util.spec_from_file_location("_data", EXAMPLES / "_data.py")
 assert SPEC is not None and SPEC.loader is not None
 _data = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(_data)
+
+RETRIEVE = _data.pooch.retrieve
 
 IMAGES, LABELS, TEST_IMAGES = "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
@@ -150,3 +155,65 @@ def test_hashes_are_those_of_sha_256_and_all_different():
     assert set(_data._SHA256) == expected and len(set(_data._SHA256.values())) == 16
     assert all(len(known) == 64 and int(known, 16) for known in _data._SHA256.values())
     assert all(url.startswith("https://") for url in _data._SOURCES.values())
+
+
+@pytest.mark.parametrize("name", ["MNIST", "cifar", ""])
+def test_unknown_data_sets_are_named(name, tmp_path):
+    with pytest.raises(SystemExit, match=f"expected one of .*'fashion-mnist'.*, got {name!r}"):
+        _data.load(name, tmp_path)
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_wait(tmp_path):
+    write(tmp_path)
+    (tmp_path / "mnist" / LABELS).unlink()
+    os.mkfifo(tmp_path / "mnist" / LABELS)
+    with pytest.raises(SystemExit, match=f"{LABELS}: expected an IDX file, got one that cannot be read .a folder, "):
+        _data.load("mnist", tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="mnist: expected a folder that can be read, got 'xxx.*too long"):
+        _data.load("mnist", "x" * 5000)
+
+    def exists(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_data.Path, "exists", exists)
+    with pytest.raises(SystemExit, match="mnist: expected a folder that can be read, got .*Permission denied"):
+        _data.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["as published", "another file", "cut"])
+def test_what_is_downloaded_is_the_file_or_nothing(kind, tmp_path, monkeypatch):
+    """From a server of this test, by the library that the examples download with."""
+    files = {name: zipped(idx(shape)) for name, shape in SHAPES.items()}
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            content = files[self.path.strip("/").removesuffix(".gz")]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content) + 9 * (kind == "cut")))
+            self.end_headers()
+            self.wfile.write(zipped(content) if kind == "another file" else content)
+
+    monkeypatch.setattr(_data.pooch, "retrieve", RETRIEVE)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for name, content in files.items():
+        monkeypatch.setitem(_data._SHA256, f"mnist/{name}.gz", hashlib.sha256(content).hexdigest())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        monkeypatch.setitem(_data._SOURCES, "mnist", f"http://127.0.0.1:{server.server_port}/")
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            if kind == "as published":
+                assert _data.load("mnist", tmp_path).x_train.shape == (4, 9)
+            else:
+                problem = "SHA256" if kind == "another file" else "Incomplete|broken"
+                with pytest.raises(SystemExit, match=f"{IMAGES}.* could not download it .*({problem})"):
+                    _data.load("mnist", tmp_path)
+        finally:
+            server.shutdown()
+    left = sorted(path.name for path in tmp_path.rglob("*.*") if path.is_file())
+    assert left == (sorted(f"{name}.gz" for name in SHAPES) if kind == "as published" else [])

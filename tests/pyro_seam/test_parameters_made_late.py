@@ -61,3 +61,42 @@ def test_no_warning_where_they_are_trained_or_nothing_is():
     step(loss, optimizer)
     step(loss, optimizer)
     loss(X, Y)
+
+
+class ByData(torch.optim.Optimizer):
+    """An optimizer of the old kind, whose writes change no version of a parameter."""
+
+    def __init__(self, parameters, replace):
+        super().__init__(parameters, {})
+        self.replace = replace
+
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None and self.replace:
+                parameter.data = parameter.data - 1e-3 * parameter.grad
+            elif parameter.grad is not None:
+                parameter.data.sub_(1e-3 * parameter.grad)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_an_optimizer_that_writes_to_data(all_of_them, replace):
+    loss, guide = program()
+    if all_of_them:
+        loss(X, Y)
+    optimizer = ByData(list(guide.parameters()), replace)
+    step(loss, optimizer)
+    if not all_of_them:
+        with pytest.warns(UserWarning, match=r"a step that moved others and not \['AutoMeanField.other_0.locs.noise'"):
+            loss(X, Y)
+    step(loss, optimizer)  # no second warning, and none where all are trained
+
+
+def test_no_warning_of_parameters_that_the_user_has_frozen():
+    loss, guide = program()
+    loss(X, Y)
+    for name, parameter in guide.named_parameters():
+        parameter.requires_grad_("noise" not in name)
+    optimizer = torch.optim.SGD([p for p in guide.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(3):
+        step(loss, optimizer)

@@ -56,7 +56,8 @@ def deploy(
         A :class:`Deployment`: ``.net``, a compiled function of the inputs, ``.form``, ``.rows``; it prints as a table.
 
     Raises:
-        ValueError: ``net`` does not take the examples; a form unknown; a share outside of 0..1; no form that works.
+        ValueError: ``net`` does not take the examples, or gives nothing for them that can be compared; a form unknown;
+            a share outside of 0..1; no form that works.
         TypeError: ``net`` is none of flax or equinox, or is a BayesianModule; a timer that is no function, or gives no
             number.
 
@@ -72,7 +73,7 @@ def deploy(
     See also:
         :class:`pyro_vd.numpyro.Deployment`, :func:`pyro_vd.numpyro.prune`.
     """
-    if isinstance(forms, str) or not isinstance(forms, Sequence) or not forms or not set(forms) <= set(FORMS):
+    if isinstance(forms, str) or not isinstance(forms, Sequence) or not forms or not all(f in FORMS for f in forms):
         raise ValueError(f"forms: expected several of {FORMS}, got {forms!r}")
     share = check_share("min_sparsity", min_sparsity)
     seconds_of: Timer = _median if timer is None else check_callable("timer", timer, "a function", "", "deploy")
@@ -95,6 +96,13 @@ def deploy(
             f"deploy: expected example_inputs that the net takes, got {shapes}: {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}; pass an array, a tuple of arguments or a mapping of keyword arguments"
         ) from error
+    found = jax.tree.leaves(reference)
+    if not any(np.any(np.equal(one, one)) for one in found):
+        raise ValueError(
+            "deploy: expected outputs to compare, arrays with an element that is not NaN, got shapes "
+            f"{[jnp.shape(one) for one in found]}; pass examples of a batch that is not empty, without NaN, to a net "
+            "that returns arrays"
+        )
     made: dict[str, Callable] = {}
     rows = []
     for form in dict.fromkeys(forms):
@@ -149,8 +157,11 @@ def _sparse(adapted: Net, form: str, share: float) -> dict[str, Any]:
 def _difference(output: Any, reference: Any) -> str:
     """What is wrong with an output, in words; empty where nothing is."""
     for one, other in zip(jax.tree.leaves(output), jax.tree.leaves(reference), strict=True):
-        if jnp.shape(one) != jnp.shape(other) or not np.allclose(one, other, TOLERANCE, TOLERANCE, equal_nan=True):
-            return f"outputs of shape {jnp.shape(one)} that are not those of the net"
+        ours, theirs = ((jnp.result_type(a).name, jnp.shape(a)) for a in (one, other))
+        if ours != theirs:
+            return f"an output of {ours} for {theirs}"
+        if not np.allclose(one, other, TOLERANCE, TOLERANCE, equal_nan=True):
+            return f"outputs up to {np.nanmax(np.abs(np.subtract(one, other))):.3g} apart"
     return ""
 
 
