@@ -62,7 +62,8 @@ class BayesianModule(nn.Module):
             random weights have a rule for (``F.linear``, ``@``, ``torch.einsum``, ...). No biases, no gains, no
             class tokens and no embeddings of positions. Of a masked (``torch.nn.utils.prune``) or parametrized weight
             it is the tensor that the mask or parametrization is applied to. Where less than half of the elements of
-            matrices are chosen, or the source of a layer cannot be read, a warning names the layers left out.
+            matrices are chosen, or the source of a layer cannot be read or gives one, with data, to an operation
+            without a rule (``torch.cdist``, an index), a warning names the layers left out.
             A module type, or several: the weights of modules of these types. A parameter name or pattern, or several.
             A callable ``(parameter_name, owning_module) -> bool``. A frozen parameter (``requires_grad=False``) is
             random only by its full name or a callable; its own value never changes.
