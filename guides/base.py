@@ -19,7 +19,7 @@ from pyro_vd.fixed import Fixed
 from pyro_vd.guides import parameters
 from pyro_vd.guides.sites import SiteGuide, Where
 from pyro_vd.posteriors import WeightPosterior
-from pyro_vd.posteriors.fixed import PartlyFixed, with_fixed
+from pyro_vd.posteriors.fixed import with_fixed
 from pyro_vd.posteriors.sites import base_distribution
 from pyro_vd.priors import ImproperLogUniform
 
@@ -77,10 +77,6 @@ class WeightGuide(SiteGuide):
     ):
         super().__init__(model, where, init_loc_fn, create_plates)
 
-    @abstractmethod
-    def _free_posterior(self, site: str) -> WeightPosterior:
-        """The distribution of the weight at ``site`` as this family has it, whatever the layers of a net keep fixed."""
-
     def posterior(self, site: str) -> WeightPosterior:
         """The distribution of the weight at ``site``, without ``to_event``, from the current parameters.
 
@@ -91,20 +87,20 @@ class WeightGuide(SiteGuide):
         """
         if site not in self._prototypes or site in self._others:
             self._known(site)  # raises
-        return self._with_fixed(site, self._free_posterior(site))
+        return self._posterior(site)
 
     def posteriors(self) -> dict[str, WeightPosterior]:
         """The distribution of every weight site, as :meth:`posterior` has it."""
         return {site: self._posterior(site) for site in self.weight_sites}
 
-    def _posterior(self, site: str) -> WeightPosterior:
-        """As :meth:`posterior`, also of a subclass that has one of its own."""
-        posterior = self.posterior(site)
-        return posterior if isinstance(posterior, PartlyFixed) else self._with_fixed(site, posterior)
+    @abstractmethod
+    def _free_posterior(self, site: str) -> WeightPosterior:
+        """The distribution of the weight at ``site`` as this family has it, whatever the layers of a net keep fixed."""
+        return self.posterior(site)  # a family that has a method of this name alone
 
-    def _with_fixed(self, site: str, posterior: WeightPosterior) -> WeightPosterior:
-        fixed = self._fixed(site)
-        return posterior if fixed is None else with_fixed(posterior, fixed)
+    def _posterior(self, site: str) -> WeightPosterior:
+        fixed = self._prototypes[site].fixed
+        return self._free_posterior(site) if fixed is None else with_fixed(self._free_posterior(site), fixed())
 
     def _fixed(self, site: str) -> Fixed | None:
         """What the layers keep fixed of the weight at ``site``, now."""
