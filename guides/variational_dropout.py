@@ -66,7 +66,7 @@ class AutoVariationalDropout(WeightGuide):
     ):
         allowed = ("unit", "layer") if correlated else ("weight", "unit", "layer")
         granularity = allowed[0] if granularity is None else granularity
-        if granularity not in allowed:
+        if not isinstance(granularity, str) or granularity not in allowed:
             raise ValueError(
                 f"granularity: expected one of {', '.join(map(repr, allowed))} with correlated={correlated}, got "
                 f"{granularity!r}"
