@@ -24,7 +24,7 @@ class AdditiveGuide(WeightGuide):
         self.init_log_sigma2 = float(init_log_sigma2)
         super().__init__(model, **options)
 
-    def posterior(self, site: str) -> DropoutNormal:
+    def _free_posterior(self, site: str) -> DropoutNormal:
         return DropoutNormal(self._read("locs", site), log_sigma2=self._read("log_sigma2s", site), kl=self.kl)
 
     def _init_weight(self, site: str, value: Tensor) -> None:
@@ -74,8 +74,8 @@ class AutoSparseVD(AdditiveGuide):
         self.zero_above = zero_above
         super().__init__(model, init_log_sigma2, **options)
 
-    def posterior(self, site: str) -> DropoutNormal:
-        posterior = super().posterior(site)
+    def _free_posterior(self, site: str) -> DropoutNormal:
+        posterior = super()._free_posterior(site)
         if self.zero_above is not None:
             # On .data, as a projection, which is not part of the graph.
             posterior.loc.data.masked_fill_(posterior.log_alpha.detach() > self.zero_above, 0.0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vd.common.guide_options import check_site, sites_to_set
+from pyro_vd.fixed import Fixed
 from pyro_vd.guides import parameters
 from pyro_vd.guides.sites import SiteGuide, Where
 from pyro_vd.posteriors import WeightPosterior
@@ -76,18 +77,35 @@ class WeightGuide(SiteGuide):
     ):
         super().__init__(model, where, init_loc_fn, create_plates)
 
-    @abstractmethod
     def posterior(self, site: str) -> WeightPosterior:
-        """The distribution of the weight at ``site``, without ``to_event``, from the current parameters."""
+        """The distribution of the weight at ``site``, without ``to_event``, from the current parameters.
+
+        Elements that a layer keeps fixed, padding rows and masked ones, are constants of it.
+
+        Raises:
+            ValueError: not a weight site of this guide.
+        """
+        if site not in self._prototypes or site in self._others:
+            self._known(site)  # raises
+        return self._posterior(site)
 
     def posteriors(self) -> dict[str, WeightPosterior]:
-        """The distribution of every weight site."""
+        """The distribution of every weight site, as :meth:`posterior` has it."""
         return {site: self._posterior(site) for site in self.weight_sites}
 
+    @abstractmethod
+    def _free_posterior(self, site: str) -> WeightPosterior:
+        """The distribution of the weight at ``site`` as this family has it, whatever the layers of a net keep fixed."""
+        return self.posterior(site)  # a family that has a method of this name alone
+
     def _posterior(self, site: str) -> WeightPosterior:
-        """The distribution at ``site``, with the elements that a layer keeps fixed as constants."""
         fixed = self._prototypes[site].fixed
-        return self.posterior(site) if fixed is None else with_fixed(self.posterior(site), fixed())
+        return self._free_posterior(site) if fixed is None else with_fixed(self._free_posterior(site), fixed())
+
+    def _fixed(self, site: str) -> Fixed | None:
+        """What the layers keep fixed of the weight at ``site``, now."""
+        fixed = self._prototypes[site].fixed
+        return None if fixed is None else fixed()
 
     def log_alpha(self, site: str) -> Tensor:
         """Natural log of the noise ratio at ``site``, of a shape that broadcasts with the weight.

@@ -18,6 +18,7 @@ from pyro_vd.posteriors import (
     DropoutNormal,
     WeightPosterior,
 )
+from pyro_vd.posteriors.fixed import with_fixed_ratio
 
 
 class AutoBernoulliDropout(WeightGuide):
@@ -65,11 +66,11 @@ class AutoBernoulliDropout(WeightGuide):
         self.unit_dim = unit_dim
         super().__init__(model, **options)
 
-    def posterior(self, site: str) -> BernoulliDropout:
+    def _free_posterior(self, site: str) -> BernoulliDropout:
         return BernoulliDropout(self._read("locs", site), self._read("dropout_rates", site), unit_dim=self.unit_dim)
 
     def dropout_rate(self, site: str) -> Tensor:
-        return self.posterior(self._known(site)).dropout_rate
+        return self._posterior(self._known(site)).dropout_rate
 
     def _init_weight(self, site: str, value: Tensor) -> None:
         self._store("locs", site, value)
@@ -125,7 +126,7 @@ class AutoConcreteDropout(WeightGuide):
         self.unit_dim = unit_dim
         super().__init__(model, **options)
 
-    def posterior(self, site: str) -> ConcreteDropout:
+    def _free_posterior(self, site: str) -> ConcreteDropout:
         logit = self._read("logit_dropout_rates", site)
         return ConcreteDropout(self._read("locs", site), logit, temperature=self.temperature, unit_dim=self.unit_dim)
 
@@ -181,14 +182,14 @@ class AutoGaussianDropout(WeightGuide):
         self.unit_dim = unit_dim if correlated else None
         super().__init__(model, **options)
 
-    def posterior(self, site: str) -> WeightPosterior:
+    def _free_posterior(self, site: str) -> WeightPosterior:
         loc, log_alpha = self._read("locs", site), self._read("log_alphas", site)
         if self.correlated:
             return CorrelatedDropoutNormal(loc, log_alpha, unit_dim=self.unit_dim)
         return DropoutNormal(loc, log_alpha)
 
     def log_alpha(self, site: str) -> Tensor:
-        return self._read("log_alphas", self._known(site))
+        return with_fixed_ratio(self._read("log_alphas", self._known(site)), self._fixed(site))
 
     def _init_weight(self, site: str, value: Tensor) -> None:
         self._store("locs", site, value)

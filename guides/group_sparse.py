@@ -56,7 +56,7 @@ class AutoGroupSparse(WeightGuide):
         self.kl: LogUniformKL = kl
         super().__init__(model, **options)
 
-    def posterior(self, site: str) -> GroupNormal:
+    def _free_posterior(self, site: str) -> GroupNormal:
         parameters = (
             self._read(quantity, site) for quantity in ("locs", "log_sigma2s", "unit_locs", "unit_log_sigma2s")
         )

@@ -58,7 +58,7 @@ class AutoLowRank(WeightGuide):
         self.kl: LogUniformKL = kl
         super().__init__(model, **options)
 
-    def posterior(self, site: str) -> LowRankNormal:
+    def _free_posterior(self, site: str) -> LowRankNormal:
         return LowRankNormal(
             self._read("locs", site), self._read("log_sigma2s", site), self._read("factors", site), kl=self.kl
         )

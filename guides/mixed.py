@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vd._pyro import in_handlers_of, innermost
-from pyro_vd.arguments import check_finite_state
+from pyro_vd.arguments import check_finite_state, check_model
 from pyro_vd.common.guide_options import check_parts
 from pyro_vd.guides.base import WeightGuide, init_to_net_value
 from pyro_vd.guides.sites import say_untrained
@@ -50,6 +50,7 @@ def mixed_guide(model: Callable, *guides: AutoGuide) -> MixedGuide:
         :class:`pyro_vd.guides.AutoSparseVD`, :class:`pyro_vd.guides.AutoMeanField`.
     """
     check_parts(model, guides, AutoGuide)
+    check_model(model)
     mixed = MixedGuide(InitMessenger(init_to_net_value)(model))
     for guide in guides:
         mixed.append(guide)
@@ -70,8 +71,13 @@ class MixedGuide(AutoGuideList):
         """Add a guide.
 
         Raises:
-            ValueError: it covers a weight that another part covers.
+            ValueError: it covers a weight that another part covers; it is a part of a mixed guide already.
         """
+        if getattr(part, "master", None) is not None:
+            raise ValueError(
+                f"mixed_guide: expected a guide of its own, got {type(part).__name__}, which is a part of another "
+                "mixed guide; make one for each"
+            )
         own = set(_weights(part)) & {site for other in self for site in _weights(other)}
         if own:
             raise ValueError(

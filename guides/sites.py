@@ -16,7 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vd.arguments import check_finite_state
+from pyro_vd.arguments import check_finite_state, check_model
 from pyro_vd.common.choice import check_matched
 from pyro_vd.common.choice import matcher as site_matcher
 from pyro_vd.guides import parameters
@@ -48,6 +48,13 @@ class SiteGuide(AutoGuide):
     def __init__(
         self, model: Callable, where: Where, init_loc_fn: Callable[[Any], Tensor], create_plates: Callable | None
     ):
+        check_model(model)
+        for name, value in (("where", where), ("init_loc_fn", init_loc_fn), ("create_plates", create_plates)):
+            if isinstance(value, torch.nn.Module):
+                raise TypeError(
+                    f"{name}: expected a function or names of sites, got the module {type(value).__name__}; write "
+                    f"{type(self).__name__}(model, where='net.0.*')"
+                )
         super().__init__(Starts(init_loc_fn)(model), create_plates=create_plates)
         self.register_load_state_dict_pre_hook(check_finite_state)
         self._named, self._where = where, None if where is None else site_matcher(where)

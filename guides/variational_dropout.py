@@ -11,6 +11,7 @@ from pyro_vd.common.guide_options import checked_options
 from pyro_vd.common.options import LogUniformKL
 from pyro_vd.guides.base import WeightGuide
 from pyro_vd.posteriors import CorrelatedDropoutNormal, DropoutNormal, WeightPosterior
+from pyro_vd.posteriors.fixed import with_fixed_ratio
 
 
 class AutoVariationalDropout(WeightGuide):
@@ -65,7 +66,7 @@ class AutoVariationalDropout(WeightGuide):
     ):
         allowed = ("unit", "layer") if correlated else ("weight", "unit", "layer")
         granularity = allowed[0] if granularity is None else granularity
-        if granularity not in allowed:
+        if not isinstance(granularity, str) or granularity not in allowed:
             raise ValueError(
                 f"granularity: expected one of {', '.join(map(repr, allowed))} with correlated={correlated}, got "
                 f"{granularity!r}"
@@ -79,14 +80,14 @@ class AutoVariationalDropout(WeightGuide):
         self.unit_dim = unit_dim if correlated else None
         super().__init__(model, **options)
 
-    def posterior(self, site: str) -> WeightPosterior:
+    def _free_posterior(self, site: str) -> WeightPosterior:
         loc, log_alpha = self._read("locs", site), self._projected(site)
         if self.correlated:
             return CorrelatedDropoutNormal(loc, log_alpha, unit_dim=self.unit_dim, kl=self.kl)
         return DropoutNormal(loc, log_alpha, kl=self.kl)
 
     def log_alpha(self, site: str) -> Tensor:
-        return self._projected(self._known(site))
+        return with_fixed_ratio(self._projected(self._known(site)), self._fixed(site))
 
     def _projected(self, site: str) -> Tensor:
         log_alpha = self._read("log_alphas", site)

@@ -60,7 +60,7 @@ class _Registered:
 _registered = _Registered()
 
 
-def adopt_stored_value(name: str, parameter: nn.Parameter, constraint: Any = constraints.real) -> None:
+def adopt_stored_value(name: str, parameter: nn.Parameter, constraint: Any = constraints.real) -> bool:
     """Put ``parameter`` into Pyro's store under ``name``; a value that was loaded into the store is copied to it first.
 
     A loaded store has priority, since it may hold a checkpoint. But the tensor stays that of the module,
@@ -72,13 +72,16 @@ def adopt_stored_value(name: str, parameter: nn.Parameter, constraint: Any = con
         parameter: in unconstrained space.
         constraint: its constraint in Pyro.
 
+    Returns:
+        Whether the store did not have it before.
+
     Raises:
         ValueError: the store's tensor has another shape.
     """
     store = pyro.get_param_store()
     stored = store._params.get(name)
     if stored is parameter and _registered._table is store._params and _registered._tensors.get(name) is parameter:
-        return
+        return False
     if stored is not None and stored is not parameter:
         if stored.shape != parameter.shape:
             raise ValueError(
@@ -93,6 +96,7 @@ def adopt_stored_value(name: str, parameter: nn.Parameter, constraint: Any = con
     store._params[name] = parameter
     store._param_to_name[parameter] = name
     _registered[name] = parameter
+    return True
 
 
 def under_handler(fn: Any) -> Callable | None:
@@ -121,14 +125,15 @@ def _split(fn: Any) -> tuple[Messenger, Callable] | None:
     return None
 
 
-def net_parameter(name: str, parameter: nn.Parameter) -> Tensor:
-    """``pyro.param(name, parameter)``, without a weak reference at the parameter.
+def net_parameter(name: str, parameter: nn.Parameter, owner: str | None = None) -> Tensor:
+    """``pyro.param(name, parameter)`` of the BayesianModule ``owner``, without a weak reference at the parameter.
 
     What Pyro returns has a weak reference to the unconstrained tensor, and a net that holds one cannot be pickled. Here
     a view of the parameter has it. A reference that was there stays: that of a PyroModule around the net, whose
     ``pyro.module`` has put the parameter into a trace.
     """
-    return _net_parameter(name, parameter, constraint=constraints.real, event_dim=None, name=name)  # type: ignore
+    options: Any = {"constraint": constraints.real, "event_dim": None, "name": name, "infer": {"net_name": owner}}
+    return _net_parameter(name, parameter, **options)
 
 
 @effectful(type="param")
@@ -170,12 +175,13 @@ class Noted(Messenger):
         msg.update(self.infer)
 
 
-def node_of_trace(site: str) -> Any:
-    """A sample site in the trace that is being made; None without one."""
+def node_of_trace(site: str, parameters: bool = False) -> Any:
+    """What has a name in the trace that is being made; None without one. ``parameters``: in any trace of the stack."""
     for messenger in reversed(_PYRO_STACK):
-        if isinstance(messenger, TraceMessenger) and not messenger.param_only:
+        if isinstance(messenger, TraceMessenger) and (parameters or not messenger.param_only):
             node: Any = messenger.trace.nodes.get(site)
-            return node if node is not None and node["type"] == "sample" else None
+            if node is not None or not parameters:
+                return node
     return None
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 
+from pyro_vd._pyro import innermost
 from pyro_vd._torch import tree_leaves
 from pyro_vd.common.options import check_callable, shown
 
@@ -19,16 +21,41 @@ FAILURES = (TypeError, AttributeError, RuntimeError, ValueError, IndexError, Key
 # Types that PyTorch calls by other names in some of its errors.
 _IN_C = {"Byte": "unsigned char", "Char": "signed char", "ComplexFloat": "complex<float>"}
 
+_A_MODEL = "a Pyro model, a function or module", "write def model(x, y=None): ... , or BayesianModule(...)"
+
 
 class _WrongData(TypeError):
     """Data that a model cannot take, found after it failed on them."""
 
 
-def check_programs(model: Any, guide: Any) -> None:
-    """TypeError unless model and guide are functions or modules."""
-    check_callable(
-        "model", model, "a Pyro model, a function or module", "write def model(x, y=None): ... , or BayesianModule(...)"
+def check_model(model: Any) -> None:
+    """TypeError unless the model is a function or module, and no automatic guide, in handlers or not."""
+    check_callable("model", model, *_A_MODEL)
+    if isinstance(own := innermost(model), AutoGuide):
+        raise _guide_in_place_of_model(own)
+
+
+def _guide_in_place_of_model(guide: AutoGuide) -> TypeError:
+    return TypeError(
+        f"model: expected a Pyro model, got the guide {type(guide).__name__}; write the model in its place, before the "
+        "guide: AutoSparseVD(model), SVI(model, guide, ...)"
     )
+
+
+def check_instance_given(kind: type, first: Any) -> None:
+    """TypeError where the class of a loss is called with a model, as ``SVI`` calls what it is given as its loss."""
+    if callable(first):
+        raise TypeError(
+            f"loss: expected an ELBO such as {kind.__name__}(), got the class {kind.__name__}, called with a model; "
+            f"write SVI(model, guide, optim, {kind.__name__}()), or {kind.__name__}()(model, guide)"
+        )
+
+
+def check_programs(model: Any, guide: Any) -> None:
+    """TypeError unless model and guide are functions or modules, each in its place."""
+    check_callable("model", model, *_A_MODEL)
+    if isinstance(model, AutoGuide):
+        raise _guide_in_place_of_model(model)
     check_guide(guide)
 
 

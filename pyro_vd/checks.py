@@ -32,9 +32,6 @@ _PARTICLES = "num_particles_vectorized"  # Pyro's name for the plate of vectoris
 class GuideCovers(ReplayMessenger):
     """Replays a guide's trace; raises at a latent site that the guide does not have, before its prior is drawn.
 
-    It raises at a repeated name as well. One handler does both, because a replay overwrites what the model says of a
-    site.
-
     Attributes:
         weights: the sites that are weights, as far as the model has come: those of a BayesianModule, each with the
             parameter of its net, and with None those of two dimensions or more on the real line, outside of plates.
@@ -52,11 +49,6 @@ class GuideCovers(ReplayMessenger):
             super()._pyro_sample(msg)
             return
         name, parameter = msg["name"], msg["infer"].get("net_parameter")
-        if parameter is not None and self.weights.get(name, parameter) is not parameter:
-            raise ValueError(
-                f"site {name!r}: expected every BayesianModule of a model to have a name of its own, got two of one "
-                "name; write BayesianModule(..., name=...) for one of them"
-            )
         if parameter is not None or _is_matrix(msg):
             self.weights[name] = parameter
         if msg["is_observed"] or name in self._covered:

@@ -100,11 +100,8 @@ def priors_of(
         ValueError: a parameter without a prior; a key of a mapping that matches none; a prior of another shape; NaN.
         TypeError: not a distribution.
     """
-    owners = {name: choice.owners[name] for name in choice.random}
-    priors = {
-        name: prior_for(prior, name, parameters[name], owner, _is_layer, TorchDistributionMixin)
-        for name, owner in owners.items()
-    }
+    owners, kind = {name: choice.owners[name] for name in choice.random}, TorchDistributionMixin
+    priors = {name: prior_for(prior, name, parameters[name], own, _is_layer, kind) for name, own in owners.items()}
     check_prior_keys(prior, owners, _is_layer)
     for name, one in priors.items():
         check_no_nan(f"prior of {name!r}", one)
@@ -128,7 +125,7 @@ def report_of(
     for name, parameter in parameters.items():
         kind = "random" if name in priors else "deterministic" if parameter.requires_grad else "frozen"
         known = why.get(name, "of a BayesianModule inside, or made since")
-        known = known if kind != "frozen" or known.startswith("frozen") else "frozen since: requires_grad=False"
+        known = "frozen since: requires_grad=False" if kind == "frozen" and not known.startswith("frozen") else known
         prior = str(priors[name]) if name in priors else ""
         layer = kind_of(layers.owner(name)[1]).__name__
         held = int(fixed[name].mask.expand(parameter.shape).sum()) if name in fixed else 0
@@ -224,13 +221,17 @@ class _Layers:
             return f"of {parameter.dtype}, and weights are real"
         if layer in self.reading.unread:
             return f"the code of {kind_of(layer).__name__} has no source to read"
+        if name in self.reading.met:
+            return f"used with data in {self.reading.met[name]}, which is no operation of the table"
         if self._is_unread(name):
             return f"no code of {kind_of(layer).__name__} that can be read multiplies by it"
         return "not multiplied by data in an operation of the table"
 
     def _is_unread(self, name: str) -> bool:
-        """Whether a parameter is not real, or its use was not found: nothing says that it is no weight."""
-        unseen = name in self.reading.unseen and not is_of_torch(kind_of(self.owner(name)[1]))
+        """Whether a parameter is not real, or its use was not found or is not known: nothing says it is no weight."""
+        unseen = (name in self.reading.unseen or name in self.reading.met) and not is_of_torch(
+            kind_of(self.owner(name)[1])
+        )
         return unseen or not self.parameters[name].is_floating_point()
 
     def say_what_is_left_out(self, random: Mapping[str, str], name: str) -> None:
@@ -256,13 +257,11 @@ class _Layers:
 
     def by_class(self, names: Any) -> dict[str, list[str]]:
         """Class of a layer -> paths of such layers."""
-        layers: dict[str, list[str]] = {}
+        layers: dict[str, dict[str, None]] = {}
         for name in names:
             path, layer, _ = self.owner(name)
-            paths = layers.setdefault(kind_of(layer).__name__, [])
-            if path not in paths:
-                paths.append(path)
-        return layers
+            layers.setdefault(kind_of(layer).__name__, {}).setdefault(path)
+        return {kind: list(paths) for kind, paths in layers.items()}
 
 
 def _is_known_weight(layer: nn.Module, key: str) -> bool:

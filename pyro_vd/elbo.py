@@ -6,6 +6,7 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from torch import Tensor
 from pyro_vd._pyro import check_mean_field_requirement, parameters_met
 from pyro_vd._pyro_interrupted import handlers_kept
 from pyro_vd._torch import has_values
-from pyro_vd.arguments import FAILURES, check_programs, explain
+from pyro_vd.arguments import FAILURES, check_instance_given, check_programs, explain
 from pyro_vd.buffers import keep_plain_buffers
 from pyro_vd.checks import (
     GuideCovers,
@@ -41,7 +42,7 @@ from pyro_vd.handlers import EstimatorMessenger, run_coherently
 from pyro_vd.loss_module import LossModule
 from pyro_vd.rollback import gradients_added, undone
 from pyro_vd.seeded import RUNS, SeedWatch
-from pyro_vd.site_terms import kl_of_sites, nll_of_sites, not_finite
+from pyro_vd.site_terms import add_share, kl_of_sites, nll_of_sites, not_finite
 
 
 class TraceVD_ELBO(ELBO):
@@ -112,6 +113,11 @@ class TraceVD_ELBO(ELBO):
         self.kl_weight = kl_weight
         self._seeds = SeedWatch()
 
+    @functools.wraps(__init__)  # whose signature it has
+    def __new__(cls, estimator: Any = "local", *args: Any, **options: Any) -> TraceVD_ELBO:
+        check_instance_given(cls, estimator)
+        return super().__new__(cls)
+
     def __repr__(self) -> str:
         options = f"num_particles={self.num_particles}, kl_weight={self.kl_weight}"
         return f"TraceVD_ELBO(estimator={self.estimator!r}, {options})"
@@ -153,8 +159,8 @@ class TraceVD_ELBO(ELBO):
         with handlers_kept():
             for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
                 kl_of_run = kl_of_sites(model_trace, guide_trace, self.analytic_only)
-                _add(nll, nll_of_sites(model_trace), self.num_particles)
-                _add(kl, kl_of_run, self.num_particles)
+                add_share(nll, nll_of_sites(model_trace), self.num_particles)
+                add_share(kl, kl_of_run, self.num_particles)
         zero = 0.0 if nll and kl else torch.zeros(())
         return LossTerms(nll, kl, self.kl_weight, zero)
 
@@ -213,7 +219,7 @@ class TraceVD_ELBO(ELBO):
                 if number == 1:
                     return float(loss.detach())
                 for total, values in ((nll, terms.nll), (kl, terms.kl)):
-                    _add(total, {site: value.detach() for site, value in values.items()}, number)
+                    add_share(total, {site: value.detach() for site, value in values.items()}, number)
                 del terms, loss  # before the next particle is evaluated
             return float(LossTerms(nll, kl, self.kl_weight).loss)  # an interrupt here adds no gradient either
 
@@ -281,13 +287,6 @@ def _check_order(model_trace: Any, guide_trace: Any) -> None:
             for trace in traces
         )
     check_mean_field_requirement(model_trace, guide_trace)
-
-
-def _add(total: dict[str, Tensor], particle: dict[str, Tensor], number: int) -> None:
-    """Add the share of one of so many particles to the mean of each site."""
-    for site, value in particle.items():
-        value = value / number if number > 1 else value
-        total[site] = total[site] + value if site in total else value
 
 
 class _Run(TraceMessenger):

@@ -30,6 +30,7 @@ from pyro_vd.devices import placed_like
 from pyro_vd.exchange import ONE_RUN, call_with, check_net, in_use
 from pyro_vd.fixed import Fixed, fixed_elements
 from pyro_vd.layout import Layout
+from pyro_vd.one_name import check_parameter, value_so_far
 from pyro_vd.operations.embeddings import with_dense_gradient
 from pyro_vd.rollback import undone
 from pyro_vd.weights import RandomWeight
@@ -61,8 +62,9 @@ class BayesianModule(nn.Module):
             parameter of two dimensions or more that its source is seen to multiply data by, in an operation that
             random weights have a rule for (``F.linear``, ``@``, ``torch.einsum``, ...). No biases, no gains, no
             class tokens and no embeddings of positions. Of a masked (``torch.nn.utils.prune``) or parametrized weight
-            it is the tensor that the mask or parametrization is applied to. Where less than half of the elements of
-            matrices are chosen, or the source of a layer cannot be read, a warning names the layers left out.
+            it is the tensor that the mask or parametrization is applied to. A warning names the layers left out where
+            less than half of the elements of matrices are chosen, the source of a layer cannot be read, or an operation
+            without a rule (``torch.cdist``) gets one with data.
             A module type, or several: the weights of modules of these types. A parameter name or pattern, or several.
             A callable ``(parameter_name, owning_module) -> bool``. A frozen parameter (``requires_grad=False``) is
             random only by its full name or a callable; its own value never changes.
@@ -182,10 +184,11 @@ class BayesianModule(nn.Module):
                 values[parameter] = self._sample(name, parameter)
             elif parameter.requires_grad and not name.startswith(self._nested):
                 full_name = f"{self.name}.{name}"
-                adopt_stored_value(full_name, parameter)
+                if adopt_stored_value(full_name, parameter):
+                    check_parameter(self.name, full_name, parameter)
                 if not parameters_are_seen():
                     continue
-                value: Any = net_parameter(full_name, parameter)
+                value: Any = net_parameter(full_name, parameter, self.name)
                 unconstrained = getattr(value, "unconstrained", None)
                 if unconstrained is None or unconstrained() is not parameter:
                     values[parameter] = value  # a handler has given another
@@ -193,9 +196,8 @@ class BayesianModule(nn.Module):
 
     def _sample(self, parameter_name: str, parameter: nn.Parameter) -> Tensor:
         site, infer = self.site(parameter_name), self.site_infer(parameter_name, parameter)
-        earlier = node_of_trace(site)
-        if earlier is not None and earlier.get("net_parameter") is parameter:
-            value: Any = earlier["value"]  # a second call in one run of the model has the same weights
+        if (earlier := node_of_trace(site)) is not None:
+            value: Any = value_so_far(self.name, site, parameter, earlier)
         else:
             prior = placed_like(self.priors[parameter_name], parameter).expand(parameter.shape)
             with Noted(infer):
@@ -232,7 +234,7 @@ class BayesianModule(nn.Module):
 
     def site_infer(self, parameter_name: str, parameter: nn.Parameter) -> dict[str, Any]:
         """What a site says of its weight: ``net_parameter``, where a guide starts, and what is ``fixed`` of it."""
-        infer: dict[str, Any] = {"net_parameter": parameter}
+        infer: dict[str, Any] = {"net_parameter": parameter, "net_name": self.name}
         of_weight = self._owners[parameter_name], self._rows.get(parameter_name)
         if fixed_elements(*of_weight) is not None:
             infer["fixed"] = functools.partial(fixed_elements, *of_weight)

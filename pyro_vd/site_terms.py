@@ -106,3 +106,10 @@ def _log_prob(site: Any, fixed: Fixed | None) -> Tensor:
 
 def _log_prob_sum(site: Any, fixed: Fixed | None = None) -> Tensor:
     return scale_and_mask(_log_prob(site, fixed), scale=site["scale"], mask=site["mask"]).sum()
+
+
+def add_share(total: dict[str, Tensor], particle: dict[str, Tensor], number: int) -> None:
+    """Add the share of one of so many particles to the mean of each site."""
+    for site, value in particle.items():
+        value = value / number if number > 1 else value
+        total[site] = total[site] + value if site in total else value

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pyro_vd.common.options import check_path
+
 _BLANK = "0" * 64
 _DICTS: dict[str, type] = {"dict": dict, "counter": Counter, "ordered": OrderedDict}
 
@@ -74,6 +76,7 @@ def metadata_of(state: Any, kind: str) -> dict[str, str]:
 
 def write_sealed(path: Any, content: bytes) -> None:
     """Write the file with its digest."""
+    check_path(path, "save_checkpoint")
     blank = f'"sha256":"{_BLANK}"'.encode()
     assert content.count(blank) == 1
     write_whole(path, content.replace(blank, f'"sha256":"{hashlib.sha256(content).hexdigest()}"'.encode()))
@@ -106,7 +109,7 @@ def read_sealed(path: Any, kind: str) -> tuple[bytes, Any]:
         OSError: a file that cannot be read.
         ValueError: a file of something else, a truncated or changed one.
     """
-    content = Path(path).read_bytes()
+    content = Path(check_path(path, "load_checkpoint")).read_bytes()
     size = int.from_bytes(content[:8], "little")
     metadata: Any = None
     try:

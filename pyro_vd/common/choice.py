@@ -64,10 +64,13 @@ def matching(
         TypeError: anything else.
     """
     several: list[Any] = list(where) if isinstance(where, (tuple, list)) else [where]
-    if len(several) == 1 and callable(several[0]) and not isinstance(several[0], type):
+    if len(several) == 1 and _is_function(several[0]):
         return {name: "where=, a function" for name in parameters if several[0](name, owners[name])}
     if not several or not any(all(isinstance(one, sort) for one in several) for sort in (str, type)):
-        raise TypeError(f"where: expected {kind} types, parameter names or one callable, got {where!r}")
+        raise TypeError(
+            f"where: expected {kind} types, parameter names or one callable, got {shown(where)}; write where='0.*', or "
+            f"where=lambda name, {kind}: ..."
+        )
     if lost := unmatched([one for one in several if isinstance(one, str)], parameters):
         raise ValueError(f"where: expected parameter names or patterns of {list(parameters)}, got {lost}")
     weights = {one: set(of_types((one,))) for one in several if isinstance(one, type)}
@@ -84,6 +87,11 @@ def matching(
             "leave them out"
         )
     return chosen
+
+
+def _is_function(value: Any) -> bool:
+    """Whether a value can be called and is no class, and no layer of a net."""
+    return callable(value) and not isinstance(value, type) and not hasattr(value, "named_parameters")
 
 
 def prior_for(

@@ -140,7 +140,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "init_log_alpha": functools.partial(check_number, at_most=0, why="alpha <= 1"),
     "temperature": functools.partial(check_number, above=0),
     "zero_above": _or_none(check_threshold),
-    "unit_dim": _or_none(check_count),
+    "unit_dim": check_count,
     "rank": check_count,
     "correlated": check_flag,
     "kl": functools.partial(check_choice, choices=KL_METHODS),

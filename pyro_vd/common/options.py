@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Collection, Iterable
 from numbers import Number, Real
 from typing import Any, Literal, get_args
@@ -30,6 +31,13 @@ def check_choice(name: str, value: Any, choices: Iterable[str], owner: str = "")
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{_expected(name, owner)} one of {', '.join(map(repr, choices))}, got {shown(value)}")
+    return value
+
+
+def check_path(value: Any, owner: str) -> Any:
+    """The value, or TypeError unless it is the path of a file: text that is not empty, or an ``os.PathLike``."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise TypeError(f"{owner}: expected path to be that of a file, got {shown(value)}; write 'net.safetensors'")
     return value
 
 

@@ -36,10 +36,12 @@ class StepOptimizer:
     """
 
     def __init__(self, optim: PyroOptim | Callable[[list[Tensor]], Optimizer], clip_norm: float | None = None):
-        if isinstance(optim, Optimizer) or not (isinstance(optim, PyroOptim) or callable(optim)):
+        wrong = isinstance(optim, type) and not issubclass(optim, Optimizer)  # a class that makes something else
+        if wrong or isinstance(optim, (Optimizer, nn.Module)) or not (isinstance(optim, PyroOptim) or callable(optim)):
             raise TypeError(
                 "optim: expected a pyro.optim optimizer or a callable from parameters to a torch.optim.Optimizer, such "
-                f"as functools.partial(torch.optim.Adam, lr=1e-3), got {type(optim).__name__}"
+                "as functools.partial(torch.optim.Adam, lr=1e-3), got "
+                f"{shown(optim) if wrong else type(optim).__name__}"
             )
         _refuse_sparse(getattr(optim, "pt_optim_constructor", getattr(optim, "func", optim)))
         if clip_norm is not None and not 0 < (as_number(clip_norm) or 0) < math.inf:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pyro_vd._torch import full_name, parameters_of
-from pyro_vd.common.options import check_callable
+from pyro_vd.common.options import check_callable, shown
 from pyro_vd.common.reports import markdown_table
 from pyro_vd.estimators import LinearOp
 
@@ -131,12 +131,18 @@ def register_rule(
         raise ValueError(
             "register_rule: expected the operations the rule is for, got none; write register_rule(F.linear)"
         )
-    if kind not in KINDS[:2]:
-        raise ValueError(f"register_rule: expected kind to be 'exact' or 'approximate', got {kind!r}")
+    if not isinstance(kind, str) or kind not in KINDS[:2]:
+        raise ValueError(f"register_rule: expected kind to be 'exact' or 'approximate', got {shown(kind)}")
+    given = (weight,) if isinstance(weight, str) else weight
+    if given is not None and not (isinstance(given, Collection) and all(isinstance(one, str) for one in given)):
+        raise TypeError(
+            f"register_rule: expected weight to be the name of a parameter of the rule, or several, got {shown(weight)}"
+            "; write weight='weight'"
+        )
 
     def register(rule: R) -> R:
         check_callable("rule", rule, "a function", "write def rule(input, weight): ...", "register_rule")
-        weights = (weight,) if isinstance(weight, str) else weight
+        weights = given
         if weights is None:
             weights = [name for name in ("weight", "bias") if name in inspect.signature(rule).parameters]
         for operation in operations:

@@ -55,9 +55,15 @@ class PartlyFixed(WeightPosterior):
     @property
     def log_alpha(self) -> Tensor:
         """Natural log of the noise ratio; of a constant minus infinity, or infinity where that is 0."""
-        zero = torch.as_tensor(self.fixed.value, device=self.loc.device) == 0
-        constant = torch.where(zero, math.inf, -math.inf).to(self.loc.dtype)
-        return torch.where(self.fixed.mask, constant, self.free.log_alpha)
+        return with_fixed_ratio(self.free.log_alpha, self.fixed)
+
+    @property
+    def log_sigma2(self) -> Tensor:
+        """Natural log of the variance, in families that have it; of a constant minus infinity."""
+        return torch.where(self.fixed.mask, -math.inf, self.free.log_sigma2)  # type: ignore[attr-defined]
+
+    def given(self) -> dict[str, Tensor]:
+        return {**self.free.given(), "loc": self.loc}
 
     def noise(self) -> WeightNoise:
         return pinned(self.free.noise(), self.fixed.mask, self.fixed.value)
@@ -87,6 +93,14 @@ def with_fixed(q: Any, fixed: Fixed | None) -> Any:
         return q
     base = PartlyFixed(base, fixed)
     return base.to_event(q.reinterpreted_batch_ndims) if isinstance(q, Independent) else base
+
+
+def with_fixed_ratio(log_alpha: Tensor, fixed: Fixed | None) -> Tensor:
+    """The log noise ratio of a weight some of whose elements are fixed; see :attr:`PartlyFixed.log_alpha`."""
+    if fixed is None:
+        return log_alpha
+    zero = torch.as_tensor(fixed.value, device=log_alpha.device) == 0
+    return torch.where(fixed.mask, torch.where(zero, math.inf, -math.inf).to(log_alpha.dtype), log_alpha)
 
 
 def is_by_element(fn: Any) -> bool:

@@ -201,7 +201,9 @@ class Frame:
             return parts[index.value] if value.objects else replace(value, exactly=())
         if isinstance(index, ast.Slice):
             return replace(value, exactly=())
-        self.value(index)
+        places = index.elts if isinstance(index, ast.Tuple) else [index]
+        indices = [self.value(place) for place in places if not isinstance(place, ast.Slice)]
+        self.reading.meet("indexing", [replace(value, objects=()), *indices])
         return self.element(value)
 
     def _Constant(self, node: ast.Constant) -> Value:
@@ -269,6 +271,7 @@ class Frame:
                 return self._method(owner, function.attr, args, kwargs)
         called = self.value(function)
         if not called.objects:
+            self.reading.meet(ast.unparse(function)[:60], [called, *args, *kwargs.values()])
             return joined([called, *args, *kwargs.values()])
         return joined([self.reading.call(one, args, kwargs) for one in called.objects], with_objects=True)
 
@@ -279,6 +282,7 @@ class Frame:
         method = getattr(Tensor, name, None)
         if method in TABLE:
             return self.reading.operation(method, [owner, *args], kwargs)
+        self.reading.meet(name, [owner, *args, *kwargs.values()])
         return joined([owner, *args, *kwargs.values()])
 
     def _attribute_by_name(self, owner: Value, name: ast.expr | None) -> Value:

@@ -7,11 +7,9 @@ self.weight[i]``. A parameter that is added to data (positions), joined to it (c
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 import sys
-import textwrap
 import types
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,7 +21,9 @@ from torch import Tensor, nn
 
 from pyro_vd.operations import TABLE
 from pyro_vd.reading.frame import DEEPEST, Frame, TooLong
+from pyro_vd.reading.met import factors, name_of, puts_beside
 from pyro_vd.reading.padding import PaddingRows
+from pyro_vd.reading.source import own_functions, tree_of
 from pyro_vd.reading.values import POSITIONS, Bound, Local, Super, Value, is_of_torch, joined, kind_of
 
 _ELEMENTS = {"values", "items", "children", "named_children"}
@@ -38,6 +38,7 @@ class Reading:
     Attributes:
         used: name of a parameter -> name of the operation that multiplies data by it.
         lookups: embedding layers -> for each call of one, whether it looks up positions.
+        met: name of a parameter -> name of a function that is not in the table and is given data beside it.
         unread: modules whose code has no source (written in C, or by ``exec``), or more than is read.
         unseen: names of parameters that no code read uses (a hook, a lambda), or that are given to code without source.
     """
@@ -45,6 +46,7 @@ class Reading:
     def __init__(self, net: nn.Module):
         self.names: dict[nn.Parameter, str] = {parameter: name for name, parameter in net.named_parameters()}
         self.used: dict[str, str] = {}
+        self.met: dict[str, str] = {}
         self.lookups: dict[nn.Module, list[bool]] = {}
         self.unread: dict[nn.Module, None] = {}
         self.kept: dict[tuple[nn.Module, str], Value] = {}  # attributes that the code of the net sets
@@ -62,8 +64,8 @@ class Reading:
         self._leave_out_gains({name: parameter.numel() for parameter, name in self.names.items()})
 
     def _read(self, module: nn.Module) -> None:
-        for function in _own_functions(module):
-            tree = _tree(function)
+        for function in own_functions(module):
+            tree = tree_of(function)
             if tree is None:
                 self.unread.setdefault(module)
                 continue
@@ -97,7 +99,7 @@ class Reading:
     def run(self, function: Any, receiver: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
         """What a call of a Python function returns."""
         function = inspect.unwrap(function)
-        tree = _tree(function)
+        tree = tree_of(function)
         given = joined([*args, *kwargs.values()])
         key = (
             function, receiver if isinstance(receiver, nn.Module) else None,
@@ -149,6 +151,15 @@ class Reading:
         result = joined(everything)
         has_factor = any(name in factors and value.is_weight for name, value in named)
         return replace(result, is_data=True) if result.is_data or (has_factor and "weight" in factors) else result
+
+    def meet(self, function: Any, values: Iterable[Value]) -> None:
+        """Note the parameters that a function which is not in the table is given beside data."""
+        parts = [part for value in values for part in self.parts_of(value)]
+        name = function if isinstance(function, str) else name_of(function)
+        if name.startswith("fft_") or (any(part.is_data for part in parts) and not puts_beside(name)):
+            for part in parts:
+                for parameter in part.parameters if part.is_weight else ():
+                    self.met.setdefault(parameter, name)
 
     def product(self, *factors: Value) -> None:
         """Note an elementwise product of two values."""
@@ -235,9 +246,16 @@ class Reading:
                 return self.operation(function, args, kwargs)
             if function is torch.arange:
                 return Value(is_position=True)
-            return given if is_of_torch(function) else self._helper_called(function, None, args, kwargs)
-        if isinstance(function, (classmethod, types.ClassMethodDescriptorType)):  # Function.apply; from torch 2.14 in C
+            if not is_of_torch(function):
+                return self._helper_called(function, None, args, kwargs)
+        elif isinstance(function, (classmethod, types.ClassMethodDescriptorType)):  # of Function; from torch 2.14 in C
             self._given_away |= given.parameters
+        elif isinstance(
+            own := inspect.getattr_static(type(function), "__call__", None), FunctionType
+        ) and not is_of_torch(own):
+            if not isinstance(function, type):  # an object that can be called
+                return self._helper_called(own, function, args, kwargs)
+        self.meet(function, factors(function, args, kwargs))
         return given
 
     def _helper_called(self, function: Any, receiver: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
@@ -246,14 +264,20 @@ class Reading:
         things = [receiver, *(one for value in given for one in value.objects)]
         has_parameters = any(value.parameters for value in given) or any(isinstance(one, nn.Module) for one in things)
         is_of_python = function.__module__ in sys.stdlib_module_names if function.__module__ else True
-        return joined(given) if is_of_python or not has_parameters else self.run(function, receiver, args, kwargs)
+        if is_of_python or not has_parameters:
+            self.meet(function, given)
+            return joined(given)
+        return self.run(function, receiver, args, kwargs)
 
     def _module_called(self, module: nn.Module, args: list[Value], kwargs: dict[str, Value], given: Value) -> Value:
         if is_of_torch(kind_of(module)):
             self.padding.note_layer(module, self.names)
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
                 self.lookups.setdefault(module, []).append(given.is_position)
-            return given if not any(True for _ in module.parameters()) else Value(is_data=True)
+            if any(True for _ in module.parameters()):
+                return Value(is_data=True)
+            self.meet(kind_of(module), [*args, *kwargs.values()])
+            return given
         if given.parameters or given.is_position or not given.is_data:
             forward = self.attribute(module, "forward").objects
             return joined([self.call(one, args, kwargs) for one in forward]) if forward else Value(is_data=True)
@@ -262,38 +286,3 @@ class Reading:
 
 def _input(name: str) -> Value:
     return Value(is_position=True) if POSITIONS.search(name) else Value(is_data=True)
-
-
-def _own_functions(module: nn.Module) -> list[Any]:
-    """The functions of a module that run on data: ``forward``, and those that name a parameter of it.
-
-    All are those of its class, down to the class that has its ``forward``.
-    """
-    given = vars(module).get("forward")
-    if given is not None:
-        return [getattr(given, "__func__", given)]
-    found: dict[str, Any] = {}
-    for one in kind_of(module).__mro__:
-        if one is nn.Module or is_of_torch(one):
-            break
-        for name, value in vars(one).items():
-            if isinstance(value, FunctionType) and not name.startswith(("__", "reset", "init", "_init", "extra_repr")):
-                found.setdefault(name, value)
-        if "forward" in vars(one):
-            break
-    if "forward" not in found:
-        return list(found.values())
-    return [
-        one for name, one in found.items() if name == "forward" or set(one.__code__.co_names) & set(module._parameters)
-    ]
-
-
-@functools.lru_cache(maxsize=4096)
-def _tree(function: Any) -> Any:
-    """The syntax tree of a function; None where there is no source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
-        tree = ast.parse(source).body[0]
-    except (OSError, TypeError, SyntaxError, IndexError):
-        return None
-    return tree if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)) else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_vd._torch import without_autocast
 from pyro_vd.sparsity.masks import check_share
 from pyro_vd.sparsity.prune import remove_masks
-from pyro_vd.sparsity.replaced import is_plain_linear, replace_layers
+from pyro_vd.sparsity.replaced import check_linear, is_plain_linear, replace_layers
 
 DTYPES = (torch.float32, torch.float64)  # for which PyTorch multiplies compressed rows on every device
 
@@ -20,6 +20,9 @@ class CSRLinear(nn.Module):
 
     Args:
         linear: the layer whose weight and bias are taken over.
+
+    Raises:
+        TypeError: another thing than a Linear layer.
 
     Attributes:
         weight: the weight as a dense tensor, made at each access.
@@ -39,6 +42,7 @@ class CSRLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
+        check_linear(linear, "CSRLinear")
         self.out_features, self.in_features = linear.weight.shape
         with warnings.catch_warnings():  # PyTorch's warning of a "beta state", given once
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")

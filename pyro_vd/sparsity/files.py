@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vd.common.checkpoint_file import write_whole
 from pyro_vd.common.extras import imported
-from pyro_vd.common.options import kind_of
+from pyro_vd.common.options import check_path, kind_of
 from pyro_vd.sparsity.parts import joined
 from pyro_vd.sparsity.places import decode, encode, pack, unpack
 from pyro_vd.sparsity.prune import remove_masks
@@ -84,6 +84,7 @@ def save_sparse(net: nn.Module, path: str | Path) -> int:
     See also:
         :func:`pyro_vd.load_sparse`, :func:`pyro_vd.prune`.
     """
+    check_path(path, "save_sparse")
     files = imported("safetensors.torch", "safetensors", "save_sparse")
     told: dict[str, list[list]] = {}
     values: dict[str, list[Tensor]] = {}
@@ -163,6 +164,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
     See also:
         :func:`pyro_vd.save_sparse`.
     """
+    check_path(path, "load_sparse")
     files = imported("safetensors", "safetensors", "load_sparse")
     try:
         with files.safe_open(path, "pt") as file:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vd.sparsity.masks import check_share
 from pyro_vd.sparsity.prune import remove_masks
-from pyro_vd.sparsity.replaced import is_plain_linear, replace_layers
+from pyro_vd.sparsity.replaced import check_linear, is_plain_linear, replace_layers
 
 
 class IndexedLinear(nn.Module):
@@ -36,6 +36,7 @@ class IndexedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
+        check_linear(linear, "IndexedLinear")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.register_buffer("index", (linear.weight != 0).any(0).nonzero()[:, 0])
         columns = linear.weight.detach().index_select(1, self.index)

@@ -71,6 +71,12 @@ def keep_masks(
 
 def keep_mask(posterior: WeightPosterior, log_alpha_threshold: float = DEFAULT_THRESHOLD) -> Tensor:
     """True where a weight stays: ``log_alpha <= log_alpha_threshold``, in the shape of the weight."""
+    if not isinstance(posterior, WeightPosterior):
+        raise TypeError(
+            f"keep_mask: expected a posterior such as a DropoutNormal, got {kind_of(posterior)}; write "
+            "keep_mask(guide.posterior(site)), or keep_masks(guide)"
+        )
+    check_number("log_alpha_threshold", log_alpha_threshold, "3.0, or math.inf for the mean network")
     return (posterior.log_alpha.detach() <= log_alpha_threshold).expand(posterior.loc.shape)
 
 

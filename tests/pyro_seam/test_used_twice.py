@@ -205,7 +205,7 @@ def test_two_calls_of_one_net_have_the_same_weights():
     assert torch.equal(first, second) and list(trace.stochastic_nodes) == ["net.weight"]
     assert not torch.equal(first, poutine.trace(model).get_trace(X).nodes["_RETURN"]["value"][0])
     other = vd.BayesianModule(nn.Linear(4, 4), dist.Normal(0.0, 1.0))
-    with pytest.raises(RuntimeError, match="Multiple sample sites named 'net.weight'"):
+    with pytest.raises(ValueError, match="site 'net.weight': .* two BayesianModules named 'net'"):
         poutine.trace(lambda x: (bnn(x), other(x))).get_trace(X)
 
 
