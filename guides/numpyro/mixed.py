@@ -12,6 +12,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from pyro_vd.common.guide_options import check_parts
 from pyro_vd.common.predictions import check_quantiles
+from pyro_vd.common.shapes import check_sizes
 from pyro_vd.guides.numpyro.base import Params, WeightGuide
 from pyro_vd.numpyro.arguments import check_params, check_program, kind_of, require_key
 from pyro_vd.numpyro.posteriors import WeightPosterior
@@ -66,6 +67,7 @@ class MixedGuide(AutoGuide):
         self, rng_key: Array, params: Params, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
     ) -> dict[str, Any]:
         """Draws of every site of every part."""
+        sample_shape = check_sizes("mixed_guide.sample_posterior", "sample_shape", sample_shape, "(10,)")
         keys = jax.random.split(require_key("mixed_guide.sample_posterior", rng_key), len(self.guides))
         parts = [
             guide.sample_posterior(key, params, *args, sample_shape=sample_shape, **kwargs)

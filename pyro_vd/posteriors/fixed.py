@@ -63,10 +63,10 @@ class PartlyFixed(WeightPosterior):
         return pinned(self.free.noise(), self.fixed.mask, self.fixed.value)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PartlyFixed:
-        return PartlyFixed(self.free.expand(torch.Size(batch_shape)), self.fixed)
+        return PartlyFixed(self.free.expand(batch_shape), self.fixed)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.fixed.imposed_on(self.free.rsample(torch.Size(sample_shape)))
+        return self.fixed.imposed_on(self.free.rsample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """That of the elements that are not fixed, 0 for the others."""
