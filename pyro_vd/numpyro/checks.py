@@ -14,6 +14,7 @@ from jax import Array
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
+from pyro_vd.common.options import check_number
 from pyro_vd.numpyro._jax import is_traced
 from pyro_vd.numpyro.arguments import check_names
 from pyro_vd.numpyro.handlers import base_distribution
@@ -136,11 +137,11 @@ def check_finite_number(name: str, value: Any) -> None:
     if isinstance(value, (jax.Array, np.ndarray)):
         if value.ndim != 0:
             raise ValueError(f"{name}: expected a number or a 0-dim array, got shape {tuple(value.shape)}")
+        if value.dtype.kind not in "iuf" and not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"{name}: expected a finite number >= 0, got an array of {value.dtype}; write 1.0")
         if is_traced(value):
             return
-        value = float(value)
-    if isinstance(value, bool) or not (isinstance(value, (int, float, np.number)) and 0 <= value < math.inf):
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+    check_number(name, value, at_least=0)
 
 
 def latent_sites(trace: Any) -> list[tuple[str, Any]]:
