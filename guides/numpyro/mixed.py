@@ -38,7 +38,15 @@ class MixedGuide(AutoGuide):
         result: dict[str, Any] = {}
         for guide in self.guides:
             part: Any = guide if isinstance(guide, WeightGuide) else handlers.infer_config(guide, config_fn=_estimated)
-            drawn = part(*args, **kwargs)
+            try:
+                drawn = part(*args, **kwargs)
+            except AssertionError as error:  # of NumPyro's trace, as the second guide samples the site
+                if "unique names" not in str(error):
+                    raise
+                raise ValueError(
+                    f"mixed_guide: expected no two guides on the same site, got one twice: {error}; give each guide a "
+                    "where= of its own, one of NumPyro numpyro.handlers.block(model, hide=[...])"
+                ) from error
             twice = sorted(result.keys() & drawn.keys())
             if twice:
                 raise ValueError(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro.distributions import constraints
+from numpyro.distributions import CategoricalLogits, CategoricalProbs, constraints
 from numpyro.primitives import Messenger
 
 from pyro_vd.common.options import check_number
@@ -88,7 +88,7 @@ def warn_of_single_draws(model_trace: Any, guide_trace: Any, estimator: str, sha
 
 
 def check_labels(model_trace: Any) -> None:
-    """Raise where an observed value would be broadcast against its likelihood, or the other way round."""
+    """Raise where an observed value would be broadcast against its likelihood, or is no class of a Categorical."""
     for name, site in model_trace.items():
         if site["type"] != "sample" or not site["is_observed"]:
             continue
@@ -99,6 +99,15 @@ def check_labels(model_trace: Any) -> None:
                 f"site {name!r}: expected an observed value of shape {tuple(expected)}, that of its likelihood "
                 f"{describe(fn)} (batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}), got {tuple(got)}, "
                 f"which would be broadcast; {_reshaped(tuple(expected), tuple(got))}"
+            )
+        inner: Any = fn
+        while hasattr(inner, "base_dist"):  # of to_event, expand, mask
+            inner = inner.base_dist
+        dtype = jnp.result_type(site["value"])
+        if isinstance(inner, (CategoricalLogits, CategoricalProbs)) and not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(
+                f"site {name!r}: expected classes as whole numbers for {type(inner).__name__}, got {dtype}; write "
+                "obs=y.astype(int), after a look that y holds no NaN"
             )
 
 
