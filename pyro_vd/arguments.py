@@ -116,12 +116,23 @@ def explain(
 
 
 def check_finite_state(module: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    """A hook before ``load_state_dict``: ValueError for a checkpoint with NaN or infinity; nothing is loaded then.
+    """A hook before ``load_state_dict``: an error for NaN, infinity or complex numbers; nothing is loaded then.
 
     An element of a buffer that is not finite as it is, in the mask of an attention say, may be so in the checkpoint.
     """
     buffers = dict(module.named_buffers(remove_duplicate=False))
+    known = {**dict(module.named_parameters(remove_duplicate=False)), **buffers}
     for name, value in state.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"load_state_dict: expected the names of tensors for keys, got {shown(name)}; write '0.bias'"
+            )
+        own = known.get(name.removeprefix(prefix))
+        if isinstance(value, Tensor) and value.is_complex() and own is not None and not own.is_complex():
+            raise TypeError(
+                f"load_state_dict: {name!r}: expected real numbers, got {value.dtype}, whose imaginary parts would be "
+                "lost; load the checkpoint of this net"
+            )
         if name.startswith(prefix) and isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta:
             own, where = buffers.get(name.removeprefix(prefix)), f"load_state_dict: {name!r}"
             check_finite_tensor(where, value, "load a checkpoint from before training failed", own)

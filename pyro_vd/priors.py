@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vd._torch import has_values
-from pyro_vd.common.options import as_number, check_count, shown
+from pyro_vd.common.options import as_number, shown
+from pyro_vd.common.shapes import check_sizes, check_value_shape, expanded_shape, sample_shape_of
 from pyro_vd.scoring import deferred_log_prob
 
 
@@ -49,20 +50,16 @@ class ImproperLogUniform(TorchDistribution):
     has_rsample = False
 
     def __init__(self, batch_shape: Sequence[int] = (), *, validate_args: bool | None = None):
-        if isinstance(batch_shape, (Tensor, str)) or not isinstance(batch_shape, Iterable):
-            raise TypeError(
-                f"ImproperLogUniform: expected batch_shape to be a tuple of sizes, got {shown(batch_shape)}; write "
-                "ImproperLogUniform(), which a BayesianModule expands, or ImproperLogUniform((out, in))"
-            )
-        sizes = [check_count("batch_shape", size, 0, "ImproperLogUniform") for size in batch_shape]
+        cure = "ImproperLogUniform(), which a BayesianModule expands, or ImproperLogUniform((out, in))"
+        sizes = check_sizes("ImproperLogUniform", "batch_shape", batch_shape, cure)
         super().__init__(torch.Size(sizes), validate_args=validate_args)
 
     def __repr__(self) -> str:
         return f"ImproperLogUniform(batch_shape: {tuple(self.batch_shape)})"
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ImproperLogUniform:
-        if type(batch_shape) is not torch.Size or min(batch_shape, default=0) < 0:
-            return ImproperLogUniform(batch_shape, validate_args=False)
+        if self.batch_shape or type(batch_shape) is not torch.Size or min(batch_shape, default=0) < 0:
+            batch_shape = torch.Size(expanded_shape(self, batch_shape))
         new = ImproperLogUniform.__new__(ImproperLogUniform)  # of a parameter's own shape, in every step
         super(ImproperLogUniform, new).__init__(batch_shape, validate_args=False)
         return new
@@ -71,6 +68,7 @@ class ImproperLogUniform(TorchDistribution):
         """``-log |value|``, not normalised, in nats; plus infinity at 0."""
         if (deferred := deferred_log_prob(self, value)) is not None:
             return deferred
+        check_value_shape(self, value.shape)
         if self._validate_args:
             self._validate_sample(value)
         log_prob = -value.abs().log()
@@ -78,7 +76,7 @@ class ImproperLogUniform(TorchDistribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         if _only_shapes_count():
-            return torch.ones((*sample_shape, *self.batch_shape))
+            return torch.ones((*sample_shape_of(self, sample_shape), *self.batch_shape))
         raise ValueError(
             "ImproperLogUniform: expected a distribution that can be sampled, got the improper density 1 / |w|, "
             "which has no draws (no prior predictive, no MCMC start, and the guide must cover the site). Write "
@@ -152,11 +150,13 @@ class TruncatedLogUniform(TorchDistribution):
         return (self.high / self.low).log()
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TruncatedLogUniform:
+        batch_shape = expanded_shape(self, batch_shape)
         low, high = self.low.expand(batch_shape), self.high.expand(batch_shape)
         return TruncatedLogUniform(low, high, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Normalised, in nats; -inf outside ``low <= |value| <= high``."""
+        check_value_shape(self, value.shape)
         if self._validate_args:
             self._validate_sample(value)
         size = value.abs()
@@ -166,7 +166,7 @@ class TruncatedLogUniform(TorchDistribution):
         return torch.where(inside, density, -math.inf)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
+        shape = self._extended_shape(torch.Size(sample_shape_of(self, sample_shape)))
         return self.icdf(torch.rand(shape, dtype=self.low.dtype, device=self.low.device))
 
     def cdf(self, value: Tensor) -> Tensor:

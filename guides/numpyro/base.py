@@ -18,6 +18,7 @@ from pyro_vd.common.choice import check_matched
 from pyro_vd.common.choice import matcher as site_matcher
 from pyro_vd.common.guide_options import check_site, sites_to_set
 from pyro_vd.common.predictions import check_quantiles
+from pyro_vd.common.shapes import check_sizes
 from pyro_vd.guides.base import Where
 from pyro_vd.guides.numpyro.coverage import check_weights, covered_sites, is_weight, plate_sizes, unit_dim
 from pyro_vd.guides.numpyro.nets import forget_start, known_weights, nets_of
@@ -168,6 +169,7 @@ class WeightGuide(AutoGuide):
     ) -> dict[str, Any]:
         """Draws of every site, shape ``sample_shape + shape of the site``; coherent weight draws."""
         require_key(f"{type(self).__name__}.sample_posterior", rng_key)
+        sample_shape = check_sizes(f"{type(self).__name__}.sample_posterior", "sample_shape", sample_shape, "(10,)")
         posteriors, order = self.posteriors(params), self._sites(params)
         keys = jax.random.split(rng_key, len(order))
         return {

@@ -12,6 +12,7 @@ from numpyro.infer.autoguide import AutoGuide
 
 from pyro_vd.common.guide_options import check_parts
 from pyro_vd.common.predictions import check_quantiles
+from pyro_vd.common.shapes import check_sizes
 from pyro_vd.guides.numpyro.base import Params, WeightGuide
 from pyro_vd.numpyro.arguments import check_params, check_program, kind_of, require_key
 from pyro_vd.numpyro.posteriors import WeightPosterior
@@ -37,7 +38,15 @@ class MixedGuide(AutoGuide):
         result: dict[str, Any] = {}
         for guide in self.guides:
             part: Any = guide if isinstance(guide, WeightGuide) else handlers.infer_config(guide, config_fn=_estimated)
-            drawn = part(*args, **kwargs)
+            try:
+                drawn = part(*args, **kwargs)
+            except AssertionError as error:  # of NumPyro's trace, as the second guide samples the site
+                if "unique names" not in str(error):
+                    raise
+                raise ValueError(
+                    f"mixed_guide: expected no two guides on the same site, got one twice: {error}; give each guide a "
+                    "where= of its own, one of NumPyro numpyro.handlers.block(model, hide=[...])"
+                ) from error
             twice = sorted(result.keys() & drawn.keys())
             if twice:
                 raise ValueError(
@@ -66,6 +75,7 @@ class MixedGuide(AutoGuide):
         self, rng_key: Array, params: Params, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
     ) -> dict[str, Any]:
         """Draws of every site of every part."""
+        sample_shape = check_sizes("mixed_guide.sample_posterior", "sample_shape", sample_shape, "(10,)")
         keys = jax.random.split(require_key("mixed_guide.sample_posterior", rng_key), len(self.guides))
         parts = [
             guide.sample_posterior(key, params, *args, sample_shape=sample_shape, **kwargs)

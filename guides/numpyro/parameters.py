@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from pyro_vd.numpyro.arguments import check_params, check_precision
+from pyro_vd.numpyro.arguments import check_params, check_real
 
 Params = Mapping[str, Any]
 
@@ -68,6 +68,7 @@ class Parameters:
 
         Raises:
             ValueError: it is not there, or has another shape.
+            TypeError: it is not real and of floating point.
         """
         name = self.name(quantity, site)
         if name not in self.fixed and name not in params:
@@ -76,7 +77,7 @@ class Parameters:
                 "write svi.get_params(svi_state)"
             )
         value = self.starts[name] if name in self.fixed else params[name]
-        check_precision(f"parameter {name!r}", "its value", value)
+        check_real(f"parameter {name!r}", "its value", value)
         if jnp.shape(value) != jnp.shape(self.starts[name]):
             raise ValueError(
                 f"parameter {name!r}: expected a value of shape {jnp.shape(self.starts[name])}, as this guide starts "

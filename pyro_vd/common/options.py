@@ -141,6 +141,13 @@ def check_names(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def check_site_names(name: str, sites: Iterable[Any]) -> None:
+    """TypeError unless every key of a dict from sites is text: the place of a weight in a list is no name."""
+    for site in sites:
+        if not isinstance(site, str):
+            raise TypeError(f'{name}: expected the names of sites for keys, got {shown(site)}; write "net.0.weight"')
+
+
 def check_known(name: str, given: Iterable[str], known: Iterable[str], what: str = "sites", instead: str = "") -> None:
     """ValueError for a name that there is not, with those that there are."""
     known = list(known)

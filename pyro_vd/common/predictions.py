@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro_vd.common.examples import batch_bounds, number_of_examples, take_examples
 from pyro_vd.common.options import as_number, check_choice, check_count, check_names, shown
+from pyro_vd.common.shapes import check_sizes
 
 MODES = ("weights", "local", "mean")
 SAMPLES = 4000  # for quantiles of a likelihood without a cdf
@@ -76,6 +77,13 @@ def check_shape(site: str, value: Any, shape: Iterable[int], sampled: bool = Tru
     if got[len(got) - len(shape) :] != shape or (not sampled and got != shape):
         before = ", any sample shape before it" if sampled else ""
         raise ValueError(f"site {site!r}: expected a value of shape {shape}{before}, got {got}")
+
+
+def several_draws(site: str, sample_shape: Any) -> tuple[int, ...]:
+    """The sample shape of draws from a site, given as a number of them or as a tuple of sizes."""
+    is_number = not hasattr(sample_shape, "__iter__") or getattr(sample_shape, "ndim", None) == 0
+    sizes = (sample_shape,) if is_number else sample_shape
+    return check_sizes(f"site {site!r}", "sample_shape", sizes, "10 or (10,)")
 
 
 def pieces_of(args: tuple, kwargs: dict, batch_size: int | None) -> tuple[list[tuple[tuple, dict]], list[int]]:

@@ -51,3 +51,11 @@ def is_traced(value: Any) -> bool:
     ``jax.core.Tracer`` is public and missing in the stubs: https://docs.jax.dev/en/latest/jax.core.html
     """
     return isinstance(value, jax.core.Tracer)  # type: ignore[attr-defined]
+
+
+def is_known_false(condition: Any) -> bool:
+    """Whether an array of one truth value is False and known to be, as under ``jax.grad`` alone, not under jit."""
+    try:
+        return not bool(condition)
+    except jax.errors.ConcretizationTypeError:
+        return False

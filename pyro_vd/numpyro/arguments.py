@@ -66,6 +66,21 @@ def check_precision(owner: str, name: str, value: Any) -> None:
         )
 
 
+def check_real(owner: str, name: str, value: Any) -> None:
+    """TypeError for what no gradient step can move: an array of complex numbers, integers or truth values.
+
+    The derivative of a real loss in a complex number is the conjugate of the way up, and optimizers step along it.
+    """
+    check_precision(owner, name, value)
+    kind = getattr(value, "dtype", None) or np.dtype(type(value))
+    if not (jnp.issubdtype(kind, jnp.floating) or (is_number(value) and not isinstance(value, jax.Array))):
+        instead = "write it as two real arrays" if jnp.issubdtype(kind, jnp.complexfloating) else "write .astype(float)"
+        raise TypeError(
+            f"{owner}: expected {name} to be real and of floating point, got {kind}; {instead}, or keep what is not "
+            "trained out of the parameters of the net"
+        )
+
+
 def is_number(value: Any) -> bool:
     """Whether a value counts as a number: of Python or NumPy, also in an array without dimensions; a whole one of JAX.
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro.distributions import constraints
+from numpyro.distributions import CategoricalLogits, CategoricalProbs, constraints
 from numpyro.primitives import Messenger
 
+from pyro_vd.common.options import check_number
 from pyro_vd.numpyro._jax import is_traced
 from pyro_vd.numpyro.arguments import check_names
 from pyro_vd.numpyro.handlers import base_distribution
@@ -87,7 +88,7 @@ def warn_of_single_draws(model_trace: Any, guide_trace: Any, estimator: str, sha
 
 
 def check_labels(model_trace: Any) -> None:
-    """Raise where an observed value would be broadcast against its likelihood, or the other way round."""
+    """Raise where an observed value would be broadcast against its likelihood, or is no class of a Categorical."""
     for name, site in model_trace.items():
         if site["type"] != "sample" or not site["is_observed"]:
             continue
@@ -98,6 +99,15 @@ def check_labels(model_trace: Any) -> None:
                 f"site {name!r}: expected an observed value of shape {tuple(expected)}, that of its likelihood "
                 f"{describe(fn)} (batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}), got {tuple(got)}, "
                 f"which would be broadcast; {_reshaped(tuple(expected), tuple(got))}"
+            )
+        inner: Any = fn
+        while hasattr(inner, "base_dist"):  # of to_event, expand, mask
+            inner = inner.base_dist
+        dtype = jnp.result_type(site["value"])
+        if isinstance(inner, (CategoricalLogits, CategoricalProbs)) and not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(
+                f"site {name!r}: expected classes as whole numbers for {type(inner).__name__}, got {dtype}; write "
+                "obs=y.astype(int), after a look that y holds no NaN"
             )
 
 
@@ -136,11 +146,11 @@ def check_finite_number(name: str, value: Any) -> None:
     if isinstance(value, (jax.Array, np.ndarray)):
         if value.ndim != 0:
             raise ValueError(f"{name}: expected a number or a 0-dim array, got shape {tuple(value.shape)}")
+        if value.dtype.kind not in "iuf" and not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"{name}: expected a finite number >= 0, got an array of {value.dtype}; write 1.0")
         if is_traced(value):
             return
-        value = float(value)
-    if isinstance(value, bool) or not (isinstance(value, (int, float, np.number)) and 0 <= value < math.inf):
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+    check_number(name, value, at_least=0)
 
 
 def latent_sites(trace: Any) -> list[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from numpyro.util import check_model_guide_match
 
 from pyro_vd.common.options import check_count, check_flag
 from pyro_vd.common.terms import LossTerms
-from pyro_vd.numpyro._jax import is_traced
+from pyro_vd.numpyro._jax import is_known_false
 from pyro_vd.numpyro._numpyro import check_mean_field_requirement
 from pyro_vd.numpyro.arguments import check_call
 from pyro_vd.numpyro.checks import (
@@ -66,9 +66,12 @@ class TraceVD_ELBO(ELBO):
     Raises:
         ValueError: a guide that misses or adds a site, or has one that the model observes; a pair without a KL rule;
             a model scale that differs from the guide's; observed values of another shape than their likelihood;
-            ``params`` that miss a parameter or have one more; no random key; outside of jit and grad, NaN or
-            infinity in a term. (In a compiled step ``svi.stable_update`` keeps the state of before where the loss
-            is not finite.)
+            ``params`` that miss a parameter or have one more; no random key; outside of jit, NaN or infinity in a
+            term: from :meth:`loss`, ``svi.evaluate`` and an ``svi.update`` that is not compiled, whose state is then
+            that of before. A compiled step (``jax.jit(svi.update)``, ``svi.run``) knows no values and cannot raise:
+            it returns the loss that is not finite and parameters that are NaN; there
+            ``jax.jit(svi.stable_update)`` keeps the state of before (not compiled, it raises as ``svi.update``).
+            ``svi.init`` computes no loss and takes any data.
         TypeError: a model, guide, parameter or data of a wrong type.
         NotImplementedError: a latent site that is not reparameterised.
 
@@ -145,11 +148,11 @@ class TraceVD_ELBO(ELBO):
     ) -> dict[str, Any]:
         """The loss as a 0-dim array, and the mutable sites after it, averaged over particles (None without one)."""
         terms, state = self._terms(rng_key, param_map, model, guide, args, kwargs)
-        if not is_traced(terms.loss):
+        finite = jnp.isfinite(terms.loss)
+        if is_known_false(finite):  # under the gradient of an update that is not compiled too
             self._check_finite(terms, rng_key, param_map, guide, args, kwargs)
         # In a compiled step, which cannot raise, a loss that is not finite leaves the state as it was.
         before = {name: param_map[name] for name in state if name in param_map}
-        finite = jnp.isfinite(terms.loss)
         kept = {name: jax.tree.map(partial(jnp.where, finite), state[name], old) for name, old in before.items()}
         return {"loss": terms.loss, "mutable_state": (state | kept) or None}
 
@@ -244,15 +247,16 @@ class TraceVD_ELBO(ELBO):
     ) -> None:
         if bool(jnp.isfinite(terms.loss)):
             return
+        nll, kl, loss = jax.lax.stop_gradient((terms.nll, terms.kl, terms.loss))  # known under a gradient too
         kwargs = {name: value for name, value in kwargs.items() if name != "kl_weight"}
         guide_trace = self._guide_trace(rng_key, params, guide, args, kwargs)
         reason = non_finite_input(params, guide_trace, args, kwargs)
         reason = reason or "no input of the step is at fault; is a learning rate too high?"
-        for name, group in (("negative log likelihood", terms.nll), ("KL", terms.kl)):
+        for name, group in (("negative log likelihood", nll), ("KL", kl)):
             for site, value in group.items():
                 if not bool(jnp.isfinite(value)):
                     raise ValueError(f"site {site!r}: expected a finite {name}, got {float(value)}: {reason}")
-        raise ValueError(f"expected a finite loss, got {float(terms.loss)} with kl_weight={terms.kl_weight}: {reason}")
+        raise ValueError(f"expected a finite loss, got {float(loss)} with kl_weight={terms.kl_weight}: {reason}")
 
 
 def _explain(program: str, error: ValueError, reason: str | None) -> None:

@@ -16,7 +16,7 @@ from numpyro.primitives import mutable
 from pyro_vd.common.choice import check_prior_keys, prior_for
 from pyro_vd.common.reports import ModuleReport
 from pyro_vd.numpyro._numpyro import current_key, handlers_are_active
-from pyro_vd.numpyro.arguments import check_data, check_precision, kind_of, require_key
+from pyro_vd.numpyro.arguments import check_data, check_real, kind_of, require_key
 from pyro_vd.numpyro.choice import Where, choose, report_of, say_what_is_left_out
 from pyro_vd.numpyro.nets import Net, adapt, is_layer
 from pyro_vd.numpyro.weights import RandomWeight, run_counted
@@ -63,6 +63,7 @@ class BayesianModule:
         ValueError: no parameter is chosen; a name or pattern that matches nothing; a parameter without a prior; use
             inside a plate; no random key; a net with a state but without the state it was trained to; float64
             parameters while JAX has float64 switched off.
+        TypeError: a net with parameters that are complex numbers, integers or truth values.
 
     Example:
         >>> import equinox as eqx, jax, numpyro
@@ -107,7 +108,6 @@ class BayesianModule:
                 site = f"{self.name}.{parameter_name}"
                 stored = numpyro.param(site) if handlers_are_active() else None
                 trained = trained or stored is not None
-                check_precision(f"parameter {site!r}", "its value", stored)
                 _check_shape(site, stored, parameter)
                 values[parameter_name] = numpyro.param(site, parameter) if stored is None else stored
         holder = self._holder(trained)
@@ -185,7 +185,7 @@ class BayesianModule:
     def _choose(self) -> None:
         parameters = self.adapted.parameters
         for parameter_name, parameter in parameters.items():
-            check_precision(f"BayesianModule {self.name!r}", f"parameter {parameter_name!r} of the net", parameter)
+            check_real(f"BayesianModule {self.name!r}", f"parameter {parameter_name!r} of the net", parameter)
         self._why = choose(self.adapted, self._where)
         weights = list(self._why)
         self.priors = self._priors_of(self.adapted, weights)
@@ -261,7 +261,10 @@ def _expanded(net: Net, name: str, prior: Distribution) -> tuple[Distribution, d
 
 
 def _check_shape(site: str, stored: Any, parameter: Array) -> None:
-    if stored is not None and jnp.shape(stored) != parameter.shape:
+    if stored is None:
+        return
+    check_real(f"parameter {site!r}", "its value", stored)
+    if jnp.shape(stored) != parameter.shape:
         raise ValueError(
             f"parameter {site!r}: expected a value of shape {tuple(parameter.shape)}, as in the net, got "
             f"{jnp.shape(stored)}; give the parameters that this net was trained to"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -14,7 +14,8 @@ from jax.core import Tracer
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
 
-from pyro_vd.common.options import check_count, shown
+from pyro_vd.common.options import shown
+from pyro_vd.common.shapes import check_sizes, check_value_shape, expanded_shape, sample_shape_of
 from pyro_vd.numpyro.arguments import check_precision, is_number, require_key
 
 
@@ -49,12 +50,8 @@ class ImproperLogUniform(Distribution):
     support: Any = constraints.real
 
     def __init__(self, batch_shape: Sequence[int] = (), *, validate_args: bool | None = None):
-        if hasattr(batch_shape, "dtype") or isinstance(batch_shape, str) or not isinstance(batch_shape, Iterable):
-            raise TypeError(
-                f"ImproperLogUniform: expected batch_shape to be a tuple of sizes, got {shown(batch_shape)}; write "
-                "ImproperLogUniform(), which a BayesianModule expands, or ImproperLogUniform((in_, out))"
-            )
-        sizes = tuple(check_count("batch_shape", size, 0, "ImproperLogUniform") for size in batch_shape)
+        cure = "ImproperLogUniform(), which a BayesianModule expands, or ImproperLogUniform((in_, out))"
+        sizes = check_sizes("ImproperLogUniform", "batch_shape", batch_shape, cure)
         super().__init__(sizes, validate_args=validate_args)
 
     def __repr__(self) -> str:
@@ -65,11 +62,12 @@ class ImproperLogUniform(Distribution):
         return False
 
     def expand(self, batch_shape: Sequence[int]) -> ImproperLogUniform:
-        return ImproperLogUniform(batch_shape, validate_args=False)
+        return ImproperLogUniform(expanded_shape(self, batch_shape), validate_args=False)
 
     @validate_sample
     def log_prob(self, value: Array) -> Array:
         """``-log |value|``, not normalised, in nats; plus infinity at 0."""
+        check_value_shape(self, jnp.shape(value))
         log_prob = -jnp.log(jnp.abs(value))
         return jnp.broadcast_to(log_prob, jnp.broadcast_shapes(log_prob.shape, self.batch_shape))
 
@@ -165,19 +163,21 @@ class TruncatedLogUniform(Distribution):
         return jnp.log(self.high / self.low)
 
     def expand(self, batch_shape: Sequence[int]) -> TruncatedLogUniform:
+        batch_shape = expanded_shape(self, batch_shape)
         low, high = jnp.broadcast_to(self.low, batch_shape), jnp.broadcast_to(self.high, batch_shape)
         return TruncatedLogUniform(low, high, validate_args=False)
 
     @validate_sample
     def log_prob(self, value: Array) -> Array:
         """Normalised, in nats; -inf outside ``low <= |value| <= high``."""
+        check_value_shape(self, jnp.shape(value))
         size = jnp.abs(value)
         inside = (size >= self.low) & (size <= self.high)
         safe = jnp.where(inside, size, self.high)
         return jnp.where(inside, -jnp.log(safe) - jnp.log(2 * self._log_ratio), -math.inf)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        shape = (*sample_shape, *self.batch_shape)
+        shape = (*sample_shape_of(self, sample_shape), *self.batch_shape)
         return self.icdf(jax.random.uniform(require_key("TruncatedLogUniform", key), shape, self._dtype))
 
     def cdf(self, value: Array) -> Array:

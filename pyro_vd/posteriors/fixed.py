@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints, kl_divergence, register_kl
 
+from pyro_vd.common.shapes import expanded_shape, sample_shape_of
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.fixed import Fixed, pinned
 from pyro_vd.posteriors.base import WeightPosterior
@@ -69,10 +70,10 @@ class PartlyFixed(WeightPosterior):
         return pinned(self.free.noise(), self.fixed.mask, self.fixed.value)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PartlyFixed:
-        return PartlyFixed(self.free.expand(torch.Size(batch_shape)), self.fixed)
+        return PartlyFixed(self.free.expand(torch.Size(expanded_shape(self.free, batch_shape))), self.fixed)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.fixed.imposed_on(self.free.rsample(torch.Size(sample_shape)))
+        return self.fixed.imposed_on(self.free.rsample(torch.Size(sample_shape_of(self.free, sample_shape))))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """That of the elements that are not fixed, 0 for the others."""

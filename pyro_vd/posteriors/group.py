@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence, register_kl
 
 from pyro_vd.common.options import LOG_UNIFORM_METHODS, LogUniformKL, check_choice
+from pyro_vd.common.shapes import sample_shape_of
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.kl import kl_log_uniform, log_alpha_additive
 from pyro_vd.posteriors.base import (
@@ -117,7 +118,8 @@ class GroupNormal(UnitPosterior):
         return WeightNoise(self.v.loc, self.v.variance, self.rsample, self.unit_dim, self.draw_units)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.along_units(self.draw_units(torch.Size(sample_shape))) * self.v.rsample(sample_shape)
+        shape = torch.Size(sample_shape_of(self, sample_shape))
+        return self.along_units(self.draw_units(shape)) * self.v.rsample(shape)
 
     def kl_to(self, prior: Independent, free: Tensor | None = None) -> Tensor:
         prior_of_weight(self, prior, ImproperLogUniform)

@@ -17,6 +17,7 @@ from torch.distributions import (
 )
 
 from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice, check_rank
+from pyro_vd.common.shapes import check_one_weight, check_value_shape, sample_shape_of
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.kl import log_alpha_additive
 from pyro_vd.posteriors.base import (
@@ -120,19 +121,21 @@ class LowRankNormal(WeightPosterior):
         return WeightNoise(self.loc, self._log_sigma2.exp(), self.rsample, factor=self.factor)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LowRankNormal:
-        if tuple(batch_shape):
-            raise ValueError(f"LowRankNormal: expected one weight, got a batch of shape {tuple(batch_shape)}")
+        check_one_weight(self, batch_shape)
         return self
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        sample_shape = sample_shape_of(self, sample_shape)
         options: Any = {"dtype": self.loc.dtype, "device": self.loc.device}
         diagonal = torch.randn((*sample_shape, *self.loc.shape), **options) * (0.5 * self._log_sigma2).exp()
         z = torch.randn((*sample_shape, self.factor.shape[0]), **options)
         return self.loc + diagonal + torch.tensordot(z, self.factor, dims=1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        check_value_shape(self, value.shape)
         if self._validate_args:
             self._validate_sample(value)
+        value = value.expand(torch.broadcast_shapes(value.shape, self.loc.shape))
         return self._flat().log_prob(value.reshape(*value.shape[: value.dim() - self.loc.dim()], -1))
 
     def entropy(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch.distributions import Normal, constraints, register_kl
 
 from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice
 from pyro_vd.common.options import LOG_UNIFORM_METHODS as LOG_UNIFORM_METHODS
+from pyro_vd.common.shapes import check_value_shape, expanded_shape, sample_shape_of
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.kl import kl_additive, kl_ard, kl_log_uniform, log_alpha_additive
 from pyro_vd.posteriors.base import WeightPosterior, broadcast_parameters, real_arguments
@@ -134,12 +135,12 @@ class DropoutNormal(WeightPosterior):
         return {"log_alpha": self._log_alpha, "log_sigma2": self._log_sigma2}
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DropoutNormal:
-        batch_shape = torch.Size(batch_shape)
+        batch_shape = expanded_shape(self, batch_shape)
         noise: Any = {name: None if v is None else v.expand(batch_shape) for name, v in self._given.items()}
         return DropoutNormal(self.loc.expand(batch_shape), **noise, kl=self.kl, validate_args=False)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
+        shape = self._extended_shape(torch.Size(sample_shape_of(self, sample_shape)))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         # |loc| rather than loc in the multiplicative scale: the same distribution.
         return self.loc + self.scale * noise
@@ -150,6 +151,7 @@ class DropoutNormal(WeightPosterior):
     def log_prob(self, value: Tensor) -> Tensor:
         if (deferred := deferred_log_prob(self, value)) is not None:
             return deferred
+        check_value_shape(self, value.shape)
         if self._validate_args:
             self._validate_sample(value)
         return self._normal().log_prob(value)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Independent, constraints
 
 from pyro_vd.common.options import NoDensity, check_count
+from pyro_vd.common.shapes import check_one_weight, sample_shape_of
 from pyro_vd.estimators import WeightNoise
 from pyro_vd.posteriors.base import WeightPosterior, as_tensor, check_tensor
 
@@ -76,7 +77,7 @@ class UnitPosterior(WeightPosterior):
         return WeightNoise(self.loc, None, self.rsample, self.unit_dim, self.draw_units)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.along_units(self.draw_units(torch.Size(sample_shape))) * self.loc
+        return self.along_units(self.draw_units(torch.Size(sample_shape_of(self, sample_shape)))) * self.loc
 
     def along_units(self, values: Tensor) -> Tensor:
         """Values of shape ``(..., units)`` or ``(..., 1)``, shaped to broadcast with the weight."""
@@ -87,11 +88,7 @@ class UnitPosterior(WeightPosterior):
         return (*(1,) * self.unit_dim, units, *(1,) * (self.loc.dim() - self.unit_dim - 1))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> UnitPosterior:
-        if tuple(batch_shape):
-            raise ValueError(
-                f"{type(self).__name__}: expected one weight, got a batch of shape {tuple(batch_shape)}; sample it "
-                "outside of every plate"
-            )
+        check_one_weight(self, batch_shape)
         return self
 
     def log_prob(self, value: Tensor) -> NoReturn:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, LowRankMultivariateNormal, MultivariateNormal
 
 from pyro_vd.checks import describe
-from pyro_vd.common.predictions import SAMPLES, check_probability, check_shape
+from pyro_vd.common.predictions import SAMPLES, check_probability, check_shape, several_draws
 from pyro_vd.predict.outcomes import as_sampled, entropies_of_density, in_support, outcomes
 from pyro_vd.predict.quantiles import has_cdf, mixture_cdf, mixture_quantile, sample_quantile, unmoved
 from pyro_vd.predict.stacking import take_apart
@@ -107,7 +107,7 @@ class Predictive:
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Values, shape ``(*sample_shape, *batch, *event)``; each takes one draw for all examples: one function."""
-        sample_shape = torch.Size((sample_shape,) if isinstance(sample_shape, int) else sample_shape)
+        sample_shape = torch.Size(several_draws(self.site, sample_shape))
         structure, tensors = take_apart(self.draws)
         which = torch.randint(self.num_samples, (sample_shape.numel(),), device=tensors[0].device)
         drawn = structure.build([tensor[which] for tensor in tensors]).sample()

@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor
 
 from pyro_vd.arguments import check_whole
-from pyro_vd.common.options import check_callable, kind_of
+from pyro_vd.common.options import check_callable, check_site_names, kind_of
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.posteriors.sites import base_distribution
 
@@ -114,7 +114,7 @@ def shares_of_sites(sites: list[str], log_alpha_threshold: Any, sparsity: Any) -
     if not isinstance(sparsity, Mapping):
         return check_share("sparsity", sparsity)
     for pattern in sparsity:
-        if not fnmatch.filter(sites, str(pattern)):
+        if not isinstance(pattern, str) or not fnmatch.filter(sites, pattern):
             raise ValueError(f"sparsity: expected sites or patterns of {sites}, got {pattern!r}")
     found: dict[str, float] = {}
     for site in sites:
@@ -202,6 +202,7 @@ def weight_posteriors(guide: Callable, *args: Any, **kwargs: Any) -> dict[str, W
 def posteriors_of(guide: Posteriors) -> Mapping[str, WeightPosterior]:
     """The distribution of every weight: of a guide, of the parts of a mixed one, or as given."""
     if isinstance(guide, Mapping):
+        check_site_names("guide", guide)
         for site, q in guide.items():
             if not isinstance(q, WeightPosterior):
                 raise TypeError(

@@ -17,6 +17,7 @@ from numpyro.distributions import Distribution, ExpandedDistribution, Independen
 from numpyro.distributions.kl import kl_divergence
 
 from pyro_vd.common.options import check_number, shown
+from pyro_vd.common.shapes import sample_shape_of
 from pyro_vd.numpyro.arguments import check_precision, is_number, require_key
 from pyro_vd.numpyro.estimators import ESTIMATORS, WeightNoise, safe_sqrt
 
@@ -95,7 +96,7 @@ class WeightPosterior(Distribution):
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         """Whole weights, differentiable in the parameters."""
-        return self.noise().draw(require_key(type(self).__name__, key), tuple(sample_shape))
+        return self.noise().draw(require_key(type(self).__name__, key), sample_shape_of(self, sample_shape))
 
 
 def broadcast_parameters(owner: str, loc: Array, name: str, value: Any) -> tuple[Array, Array]:

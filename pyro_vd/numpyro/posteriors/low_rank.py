@@ -12,6 +12,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import validate_sample
 
 from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice, check_rank
+from pyro_vd.common.shapes import check_one_weight, check_value_shape
 from pyro_vd.numpyro.estimators import WeightNoise
 from pyro_vd.numpyro.kl import log_alpha_additive
 from pyro_vd.numpyro.posteriors.base import (
@@ -118,12 +119,13 @@ class LowRankNormal(WeightPosterior):
         return WeightNoise(self.loc, jnp.exp(self._log_sigma2), factor=self.factor)
 
     def expand(self, batch_shape: Sequence[int]) -> LowRankNormal:
-        if tuple(batch_shape):
-            raise ValueError(f"LowRankNormal: expected one weight, got a batch of shape {tuple(batch_shape)}")
+        check_one_weight(self, batch_shape)
         return self
 
     @validate_sample
     def log_prob(self, value: Array) -> Array:
+        check_value_shape(self, jnp.shape(value))
+        value = jnp.broadcast_to(value, jnp.broadcast_shapes(jnp.shape(value), self.loc.shape))
         return self._flat().log_prob(value.reshape(*value.shape[: value.ndim - self.loc.ndim], -1))
 
     def entropy(self) -> Array:

@@ -12,6 +12,7 @@ from numpyro.distributions import Normal, constraints
 from numpyro.distributions.util import validate_sample
 
 from pyro_vd.common.options import KL_METHODS, NormalKL, check_choice
+from pyro_vd.common.shapes import check_value_shape, expanded_shape, sample_shape_of
 from pyro_vd.numpyro.arguments import require_key
 from pyro_vd.numpyro.estimators import WeightNoise, at_least_single
 from pyro_vd.numpyro.kl import kl_ard, kl_log_uniform, log_alpha_additive
@@ -142,11 +143,12 @@ class DropoutNormal(WeightPosterior):
         return {"log_alpha": self._log_alpha, "log_sigma2": self._log_sigma2}
 
     def expand(self, batch_shape: Sequence[int]) -> DropoutNormal:
+        batch_shape = expanded_shape(self, batch_shape)
         noise: Any = {name: None if v is None else jnp.broadcast_to(v, batch_shape) for name, v in self._given.items()}
         return DropoutNormal(jnp.broadcast_to(self.loc, batch_shape), **noise, kl=self.kl, validate_args=False)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        shape = (*sample_shape, *self.batch_shape)
+        shape = (*sample_shape_of(self, sample_shape), *self.batch_shape)
         noise = jax.random.normal(require_key("DropoutNormal", key), shape, self.loc.dtype)
         # |loc| rather than loc in the multiplicative scale: the same distribution.
         return self.loc + self.scale * noise
@@ -156,6 +158,7 @@ class DropoutNormal(WeightPosterior):
 
     @validate_sample
     def log_prob(self, value: Array) -> Array:
+        check_value_shape(self, jnp.shape(value))
         return self._normal().log_prob(value)
 
     def cdf(self, value: Array) -> Array:

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from numpyro.distributions import constraints
 
 from pyro_vd.common.options import NoDensity, check_count
+from pyro_vd.common.shapes import check_one_weight
 from pyro_vd.numpyro.estimators import WeightNoise
 from pyro_vd.numpyro.posteriors.base import WeightPosterior, as_array, as_location
 
@@ -74,11 +75,7 @@ class UnitPosterior(WeightPosterior):
         return (*(1,) * self.unit_dim, units, *(1,) * (self.loc.ndim - self.unit_dim - 1))
 
     def expand(self, batch_shape: Sequence[int]) -> UnitPosterior:
-        if tuple(batch_shape):
-            raise ValueError(
-                f"{type(self).__name__}: expected one weight, got a batch of shape {tuple(batch_shape)}; sample it "
-                "outside of every plate"
-            )
+        check_one_weight(self, batch_shape)
         return self
 
     def log_prob(self, value: Array) -> NoReturn:

@@ -15,7 +15,7 @@ from jax import Array
 from jax.scipy.special import logsumexp, xlogy
 
 from pyro_vd.common.examples import is_array
-from pyro_vd.common.predictions import SAMPLES, check_probability, check_shape
+from pyro_vd.common.predictions import SAMPLES, check_probability, check_shape, several_draws
 from pyro_vd.numpyro.arguments import require_key
 from pyro_vd.numpyro.checks import describe
 from pyro_vd.numpyro.predict.mixtures import (
@@ -115,7 +115,7 @@ class Predictive:
     def sample(self, rng_key: Array, sample_shape: Any = ()) -> Array:
         """Values, shape ``(*sample_shape, *batch, *event)``; each takes one draw for all examples: one function."""
         draw_key, value_key = jax.random.split(require_key(f"site {self.site!r}", rng_key))
-        sample_shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        sample_shape = several_draws(self.site, sample_shape)
         structure, arrays = take_apart(self.draws)
         which = jax.random.randint(draw_key, (math.prod(sample_shape),), 0, self.num_samples)
         drawn = structure.build([array[which] for array in arrays]).sample(value_key)

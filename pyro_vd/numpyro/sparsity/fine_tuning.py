@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from pyro_vd.common.options import check_site_names
 from pyro_vd.numpyro.arguments import kind_of
 
 
@@ -46,6 +47,7 @@ def keep_zeros(masks: Mapping[str, Array]) -> optax.GradientTransformation:
             f"keep_zeros: expected a dict from sites to masks, got {kind_of(masks)}; write "
             "keep_masks(guide, params=params)"
         )
+    check_site_names("keep_zeros", masks)
     for site, mask in masks.items():
         if str(getattr(mask, "dtype", None)) != "bool":
             raise TypeError(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
+from pyro_vd.common.options import check_site_names
 from pyro_vd.numpyro.arguments import check_data, check_params, check_program, kind_of, require_key
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
 from pyro_vd.numpyro.handlers import base_distribution
@@ -151,6 +152,7 @@ def weight_posteriors(
 def posteriors_of(guide: Posteriors, params: Mapping[str, Any] | None) -> Mapping[str, WeightPosterior]:
     """The distribution of every weight: of a guide, of the parts of a mixed one, or as given."""
     if isinstance(guide, Mapping):
+        check_site_names("guide", guide)
         for site, posterior in guide.items():
             if not isinstance(posterior, WeightPosterior):
                 raise TypeError(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pyro_vd.numpyro.arguments import check_params, kind_of
+from pyro_vd.numpyro.arguments import check_params, check_real, kind_of
 from pyro_vd.numpyro.module import BayesianModule
 from pyro_vd.numpyro.posteriors import WeightPosterior
 from pyro_vd.numpyro.sparsity.masks import DEFAULT_THRESHOLD, Posteriors, Sparsity, keep_masks, posteriors_of
@@ -120,4 +120,6 @@ def _given(params: Mapping[str, Any], site: str, shape: tuple[int, ...] | None =
             f"params: expected a value of shape {shape} for {site!r}, got {jnp.shape(params[site])}; pass those "
             "of the guide that was trained with this module"
         )
+    if shape is not None:
+        check_real(f"parameter {site!r}", "its value", params[site])
     return params[site]
