@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vd._pyro import innermost
 from pyro_vd._torch import tree_leaves
@@ -121,7 +121,8 @@ def check_finite_state(module: Any, state: Mapping[str, Any], prefix: str, *_: A
     An element of a buffer that is not finite as it is, in the mask of an attention say, may be so in the checkpoint.
     """
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    known = {**dict(module.named_parameters(remove_duplicate=False)), **buffers}
+    # Those of nn.Module: a loss notes that it has been asked for its own, for an optimizer.
+    known = {**dict(nn.Module.named_parameters(module, remove_duplicate=False)), **buffers}
     for name, value in state.items():
         if not isinstance(name, str):
             raise TypeError(

@@ -6,7 +6,6 @@ loss = -ELBO = sum over data of -log p(y | x, w) * plate scale + kl_weight * sum
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
@@ -113,10 +112,11 @@ class TraceVD_ELBO(ELBO):
         self.kl_weight = kl_weight
         self._seeds = SeedWatch()
 
-    @functools.wraps(__init__)  # whose signature it has
     def __new__(cls, estimator: Any = "local", *args: Any, **options: Any) -> TraceVD_ELBO:
         check_instance_given(cls, estimator)
         return super().__new__(cls)
+
+    __new__.__wrapped__ = __init__  # type: ignore[attr-defined]  # whose signature the class has
 
     def __repr__(self) -> str:
         options = f"num_particles={self.num_particles}, kl_weight={self.kl_weight}"

@@ -61,8 +61,8 @@ def moved_alike(
     """
     if not before.is_floating_point():
         return True
-    moves = [value - before, expected - before]
+    move, right = value - before, expected - before
     if left_out is not None:
-        moves = [move.masked_fill(left_out.to(move.device), 0.0) for move in moves]
+        move, right = (one.masked_fill(left_out.to(one.device), 0.0) for one in (move, right))
     share = max(kept, torch.finfo(before.dtype).eps)
-    return agree(*moves, GRADIENTS, 1e-12 + share * float(torch.linalg.vector_norm(before.double())))
+    return agree(move, right, GRADIENTS, 1e-12 + share * float(torch.linalg.vector_norm(before.double())))

@@ -36,7 +36,7 @@ class StepOptimizer:
     """
 
     def __init__(self, optim: PyroOptim | Callable[[list[Tensor]], Optimizer], clip_norm: float | None = None):
-        wrong = isinstance(optim, type) and not issubclass(optim, Optimizer)  # a class that makes something else
+        wrong = _makes_no_optimizer(optim)
         if wrong or isinstance(optim, (Optimizer, nn.Module)) or not (isinstance(optim, PyroOptim) or callable(optim)):
             raise TypeError(
                 "optim: expected a pyro.optim optimizer or a callable from parameters to a torch.optim.Optimizer, such "
@@ -277,6 +277,11 @@ def _hooks_of_all() -> list[dict]:
     """What register_optimizer_step_pre_hook and its like add to: torch/optim/optimizer.py."""
     names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
     return [getattr(sys.modules[Optimizer.__module__], name, {}) for name in names]
+
+
+def _makes_no_optimizer(optim: Any) -> bool:
+    """Whether it is a class of something else."""
+    return isinstance(optim, type) and not issubclass(optim, Optimizer)
 
 
 def _checked(optimizer: Any) -> Optimizer:

@@ -41,6 +41,8 @@ ONLY_PYRO_FILES = {
     "reading": "reads the source of torch modules",
     "references": "nets that a program refers to: guides.numpyro.nets",
     "rollback": "calls have no effects there",
+    "start": "a guide has no values there before it runs",
+    "one_name": "NumPyro names a site that is met twice",
     "seeded": "there is no seed of all random numbers there",
     "late": "an optimizer gets all parameters from init there",
     "exchange": "a net is a function of its weights there",
