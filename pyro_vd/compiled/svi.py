@@ -48,7 +48,7 @@ class CompiledSVI:
     Where the program cannot be recorded or compiled, or does not agree with the eager step, a warning says why and
     steps stay eager. It is compared with the eager loss again in steps 3, 5, 9, 17, ..., for what its key does not
     hold: what lies deeper than 40 references in objects of the user (a warning says so), or 6 in the code of an
-    installed package, or is a list of more than 1,000. It holds ``os.environ``, where model or guide read that.
+    installed package, or is a list of more than 10,000. It holds ``os.environ``, where model or guide read that.
 
     Args:
         model, guide: Pyro model and guide.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import linecache
+import re
 import sys
 import types
 import warnings
@@ -77,12 +78,24 @@ def imports_of(code: types.CodeType) -> list[tuple[types.ModuleType, set[str]]]:
     return [(sys.modules[module], names) for module in modules if module in sys.modules]
 
 
+def names_as_text(code: types.CodeType) -> frozenset[str]:
+    """The names that a function, or one within it, may read by text: ``globals()["noise"]``, ``eval("noise")``."""
+    if code not in _TEXTS:
+        codes = list(_codes_in(code))
+        by_text = any(not _BY_TEXT.isdisjoint(each.co_names) for each in codes)
+        texts = [one for each in codes for one in each.co_consts if isinstance(one, str)] if by_text else []
+        _TEXTS[code] = frozenset(name for text in texts for name in re.findall(r"[^\W\d]\w*", text))
+    return _TEXTS[code]
+
+
 def reads_environment(code: types.CodeType) -> bool:
     """Whether a function, or one within it, names ``os.environ`` or ``os.getenv``."""
     return any(not _ENVIRONMENT.isdisjoint(each.co_names) for each in _codes_in(code))
 
 
 _ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
+_BY_TEXT = {"globals", "vars", "getattr", "eval", "exec", "__dict__", "attrgetter"}
+_TEXTS: WeakKeyDictionary[types.CodeType, frozenset[str]] = WeakKeyDictionary()
 _IMPORTS: WeakKeyDictionary[types.CodeType, tuple[list[str], set[str]]] = WeakKeyDictionary()
 
 

@@ -22,12 +22,19 @@ from torch.distributions.utils import lazy_property
 
 from pyro_vd.compiled import readers
 from pyro_vd.compiled.surroundings import PLAIN, Surroundings
-from pyro_vd.compiled.user_code import globals_of, imports_of, is_users, reads_environment, warn_user
+from pyro_vd.compiled.user_code import (
+    globals_of,
+    imports_of,
+    is_users,
+    names_as_text,
+    reads_environment,
+    warn_user,
+)
 
 _CACHED = type(functools.cache(len))
 DEPTH = 40  # references from one object to the next, counted from the model, the guide or the loss
 LIBRARY_DEPTH = 6  # from a function or class of an installed package, whose globals lead to all of it
-MAX_ELEMENTS = 1000  # of a list, dict or array; of a longer one the length counts only
+MAX_ELEMENTS = 10_000  # of a list, dict or array; of a longer one the length counts only
 # Modules of the standard library whose objects are values: equal ones are the same, and they never change.
 _VALUES = {"datetime", "decimal", "fractions", "pathlib", "uuid"}
 
@@ -271,20 +278,22 @@ class _Walk:
             return
         if reads_environment(code):
             self._environment()
-        for path in globals_of(code):
-            self._global(path, value.__globals__, depth)
+        texts = names_as_text(code)
+        for path in (*globals_of(code), *((name,) for name in texts & value.__globals__.keys())):
+            self._global(path, value.__globals__, depth, texts)
         for module, names in imports_of(code):
             for attribute in names & vars(module).keys():
                 self._global((attribute,), vars(module), depth)
 
-    def _global(self, path: tuple[str, ...], values: Any, depth: int) -> None:
-        """A global, or an attribute of a module or class that is one: ``noise`` or ``settings.noise``."""
+    def _global(self, path: tuple[str, ...], values: Any, depth: int, texts: frozenset[str] = frozenset()) -> None:
+        """A global, or an attribute of a module that is one: ``settings.noise``, or one named in ``texts``."""
         name, *rest = path
         self.found.readers.append((values.get, name))
         element = values.get(name)
         if isinstance(element, types.ModuleType):
-            if rest and is_users(element.__name__):
-                self._global(tuple(rest), vars(element), depth)
+            if is_users(element.__name__):
+                for names in ([tuple(rest)] if rest else []) + [(one,) for one in texts & vars(element).keys()]:
+                    self._global(names, vars(element), depth)
             return
         if element is not None or name in values:
             self.visit(f"the global {name!r}", element, depth)

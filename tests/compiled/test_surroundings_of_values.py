@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import operator
 import sys
 import types
 import weakref
@@ -12,6 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -120,3 +122,38 @@ def test_a_tensor_whose_shape_alone_is_read_is_followed_in_the_step_in_which_it_
         assert step == 0 or svi.step(x, x.sum(1)).item() == pytest.approx(expected, rel=1e-5), step
         if step == 0:
             svi.step(x, x.sum(1))
+
+
+NOISE = 0.5
+BY_TEXT = {
+    "globals": lambda: globals()["NOISE"],
+    "eval": lambda: eval("NOISE * 2"),
+    "vars of this module": lambda: vars(sys.modules[__name__])["NOISE"],
+    "getattr": lambda: getattr(LATE, "noise"),  # noqa: B009
+    "vars": lambda: vars(LATE)["noise"],
+    "__dict__": lambda: LATE.__dict__["noise"],
+    "attrgetter": lambda: operator.attrgetter("noise")(LATE),
+    "within": lambda: (lambda: getattr(LATE, "noise"))(),  # noqa: B009
+}
+
+
+@pytest.mark.parametrize("name", BY_TEXT)
+def test_a_global_that_is_read_by_its_name_as_text(name, monkeypatch):
+    monkeypatch.setattr(LATE, "noise", 0.5, raising=False)
+    roots = [("model", BY_TEXT[name])]
+    before = surroundings_of(roots)
+    assert before.unchanged() and surroundings_of(roots).key == before.key
+    monkeypatch.setattr(LATE, "noise", 1.0)
+    monkeypatch.setattr(sys.modules[__name__], "NOISE", 1.0)
+    assert not before.unchanged() and surroundings_of(roots).key != before.key
+
+
+@pytest.mark.parametrize(
+    "make", [list, lambda values: dict.fromkeys(map(str, values)), np.array], ids=["list", "dict", "array"]
+)
+def test_ten_thousand_values_are_followed(make):
+    values = make(range(10_000))
+    roots = [("model", holder(values))]
+    before = surroundings_of(roots)
+    values["9999" if isinstance(values, dict) else 9999] = -1
+    assert not before.unchanged() and surroundings_of(roots).key != before.key

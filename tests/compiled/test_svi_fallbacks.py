@@ -110,7 +110,7 @@ def test_strict_changes_nothing_where_a_program_does_not_agree():
 @pytest.mark.parametrize("change", [3, 6, 11])
 @pytest.mark.parametrize("kind", ["number", "structure"])
 def test_what_no_key_holds_is_noticed_at_a_power_of_two(kind, change):
-    far = [False] * 2000  # too long for the key
+    far = [False] * 20_000  # too long for the key
 
     def shift(x):
         if not far[-1]:
