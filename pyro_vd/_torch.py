@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._C import DisableTorchFunctionSubclass as DisableTorchFunctionSubclass  # torch/_C/__init__.pyi.in
+from torch._C._dynamo.eval_frame import get_eval_frame_callback  # torch/csrc/dynamo/eval_frame.c
 from torch._C._functorch import get_unwrapped, maybe_get_bdim  # torch/csrc/functorch/init.cpp
 from torch._C._functorch import is_functorch_wrapped_tensor as is_functorch_wrapped_tensor
 from torch.autograd import Function, Variable
@@ -255,3 +256,14 @@ def noise_rewound_on_failure() -> Iterator[None]:
         if states[1] is not None:
             torch.cuda.set_rng_state_all(states[1])
         raise
+
+
+def is_under_torch_compile(*programs: Any) -> bool:
+    """Whether ``torch.compile`` has made one of some functions or modules, or compiles what is called from here."""
+    if torch.compiler.is_compiling() or get_eval_frame_callback() not in (None, False):
+        return True
+    for one in programs:
+        made = getattr(one, "_torchdynamo_orig_callable", None) is not None
+        if (made and not getattr(one, "_torchdynamo_disable", False)) or "_orig_mod" in getattr(one, "_modules", ()):
+            return True
+    return False

@@ -13,7 +13,7 @@ from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vd._pyro import innermost
-from pyro_vd._torch import tree_leaves
+from pyro_vd._torch import is_under_torch_compile, tree_leaves
 from pyro_vd.common.options import check_callable, shown
 
 # Errors of PyTorch, Pyro and Python that data of the wrong kind run into.
@@ -22,6 +22,7 @@ FAILURES = (TypeError, AttributeError, RuntimeError, ValueError, IndexError, Key
 _IN_C = {"Byte": "unsigned char", "Char": "signed char", "ComplexFloat": "complex<float>"}
 
 _A_MODEL = "a Pyro model, a function or module", "write def model(x, y=None): ... , or BayesianModule(...)"
+_A_GUIDE = "a Pyro guide, a function or module", "write AutoSparseVD(model), or def guide(x, y=None): ..."
 
 
 class _WrongData(TypeError):
@@ -31,8 +32,18 @@ class _WrongData(TypeError):
 def check_model(model: Any) -> None:
     """TypeError unless the model is a function or module, and no automatic guide, in handlers or not."""
     check_callable("model", model, *_A_MODEL)
+    if is_under_torch_compile(model):
+        raise _compiled()
     if isinstance(own := innermost(model), AutoGuide):
         raise _guide_in_place_of_model(own)
+
+
+def _compiled() -> TypeError:
+    return TypeError(
+        "expected a model, a guide and a loss that are not under torch.compile, which cannot follow pyro.sample; write "
+        "pyro_vd.CompiledSVI(model, guide, optim, loss), or pyro_vd.compile_loss(loss), which compile it as a "
+        "whole; a net within BayesianModule may be under torch.compile"
+    )
 
 
 def _guide_in_place_of_model(guide: AutoGuide) -> TypeError:
@@ -56,14 +67,14 @@ def check_programs(model: Any, guide: Any) -> None:
     check_callable("model", model, *_A_MODEL)
     if isinstance(model, AutoGuide):
         raise _guide_in_place_of_model(model)
-    check_guide(guide)
+    check_callable("guide", guide, *_A_GUIDE)
+    if is_under_torch_compile(model, guide):
+        raise _compiled()
 
 
 def check_guide(guide: Any) -> Any:
     """The guide, or TypeError unless it is a function or module."""
-    return check_callable(
-        "guide", guide, "a Pyro guide, a function or module", "write AutoSparseVD(model), or def guide(x, y=None): ..."
-    )
+    return check_callable("guide", guide, *_A_GUIDE)
 
 
 def check_whole(owner: str, tensors: Iterable[tuple[str, Any]]) -> None:
