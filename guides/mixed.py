@@ -154,8 +154,8 @@ def _sites(part: Any) -> list[str]:
 
 def _check_one_guide_each(guide: MixedGuide) -> None:
     sites = _sites(guide)
-    twice = list(dict.fromkeys(site for site in sites if sites.count(site) > 1))
-    if twice:
+    if len(set(sites)) < len(sites):  # looked at in every call
+        twice = list(dict.fromkeys(site for site in sites if sites.count(site) > 1))
         raise ValueError(
             f"mixed_guide: expected one guide for each site, got two or more for {twice}; give guides of this library "
             f"where=, and others poutine.block(model, hide={twice})"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
@@ -48,14 +49,12 @@ def handlers_kept() -> Iterator[None]:
 def _end_calls(error: BaseException) -> None:
     """End the calls of modules that ``error`` has left."""
     running = [frame.f_locals["self"]._pyro_context for frame in _stack() if _is_call(frame)]
-    left: Any = error.__traceback__
-    while left is not None:
-        if _is_call(left.tb_frame):
-            context = left.tb_frame.f_locals["self"]._pyro_context
+    for frame, _ in walk_tb(error.__traceback__):
+        if _is_call(frame):
+            context = frame.f_locals["self"]._pyro_context
             context.active = sum(context is other for other in running)
             if not context.active:
                 context.cache.clear()
-        left = left.tb_next
 
 
 def _is_call(frame: FrameType) -> bool:

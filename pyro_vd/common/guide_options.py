@@ -145,3 +145,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "correlated": check_flag,
     "kl": functools.partial(check_choice, choices=KL_METHODS),
 }
+
+
+def check_made(guide: Any) -> None:
+    """TypeError for the class of a guide in its place."""
+    if isinstance(guide, type):
+        raise TypeError(f"expected a guide, got the class {guide.__name__}; write {guide.__name__}(model)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from traceback import walk_tb
 
 from pyro.util import warn_if_nan
 
@@ -29,7 +29,7 @@ def reason_of(error: BaseException) -> str:
             )
         if isinstance(one, Unrecordable):
             return f"{text}{line}"
-        if _passes(one, warn_if_nan):
+        if any(frame.f_code is warn_if_nan.__code__ for frame, _ in walk_tb(one.__traceback__)):
             return (
                 "an ELBO of Pyro reads its loss, to warn of NaN (pyro.util.warn_if_nan); write "
                 "pyro_vd.TraceVD_ELBO(analytic_only=False), which has the same gradients in expectation"
@@ -44,21 +44,9 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{users_line(error)}"
 
 
-def _passes(error: BaseException, function: Callable) -> bool:
-    """Whether an error came from ``function`` or what it called."""
-    traceback = error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_code is function.__code__:
-            return True
-        traceback = traceback.tb_next
-    return False
-
-
 def _packs_sequences(error: BaseException) -> bool:
     """Whether an error came from ``torch.nn.utils.rnn``, or from a recurrent layer that was given its output."""
-    traceback = error.__traceback__
-    while traceback is not None:
-        frame, traceback = traceback.tb_frame, traceback.tb_next
+    for frame, _ in walk_tb(error.__traceback__):
         name = frame.f_globals.get("__name__")
         if name == "torch.nn.utils.rnn":
             return True

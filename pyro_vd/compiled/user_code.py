@@ -9,6 +9,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
+from traceback import walk_tb
 from weakref import WeakKeyDictionary
 
 _HOSTS = {"pyro_vd", "torch", "pyro", "numpy", "builtins"} | sys.stdlib_module_names
@@ -29,13 +30,11 @@ def warn_user(message: str) -> None:
 
 def users_line(error: BaseException) -> str:
     """The last line of the user's code that an error went through, or an empty text."""
-    found, traceback = "", error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if is_users(traceback.tb_frame.f_globals.get("__name__")) and not code.co_filename.startswith("<"):
-            line = linecache.getline(code.co_filename, traceback.tb_lineno).strip()
-            found = f", in line {traceback.tb_lineno} of {code.co_filename}: {line}"
-        traceback = traceback.tb_next
+    found = ""
+    for frame, number in walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if is_users(frame.f_globals.get("__name__")) and not file.startswith("<"):
+            found = f", in line {number} of {file}: {linecache.getline(file, number).strip()}"
     return found
 
 

@@ -17,6 +17,7 @@ from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor
 
 from pyro_vd.arguments import check_whole
+from pyro_vd.common.guide_options import check_made
 from pyro_vd.common.options import check_callable, check_site_names, kind_of
 from pyro_vd.posteriors import WeightPosterior
 from pyro_vd.posteriors.sites import base_distribution
@@ -214,8 +215,7 @@ def posteriors_of(guide: Posteriors) -> Mapping[str, WeightPosterior]:
     if isinstance(guide, AutoGuideList):  # whose parts may be guides of Pyro, of a noise scale
         parts = [part for part in guide if isinstance(part, AutoGuideList) or hasattr(part, "posteriors")]
         return {site: q for part in parts for site, q in posteriors_of(part).items()}
-    if isinstance(guide, type):
-        raise TypeError(f"expected a guide, got the class {guide.__name__}; write {guide.__name__}(model)")
+    check_made(guide)
     try:
         with poutine.block():
             found = guide.posteriors()  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 
+from pyro_vd.common.guide_options import check_made
 from pyro_vd.common.options import check_site_names
 from pyro_vd.numpyro.arguments import check_data, check_params, check_program, kind_of, require_key
 from pyro_vd.numpyro.checks import check_parameter_sites, latent_sites
@@ -160,8 +161,7 @@ def posteriors_of(guide: Posteriors, params: Mapping[str, Any] | None) -> Mappin
                     "guide.posteriors(params), or weight_posteriors(rng_key, params, guide, *args)"
                 )
         return guide
-    if isinstance(guide, type):
-        raise TypeError(f"expected a guide, got the class {guide.__name__}; write {guide.__name__}(model)")
+    check_made(guide)
     if not hasattr(guide, "posteriors"):
         raise TypeError(
             f"expected a guide of pyro_vd.guides.numpyro or a dict of posteriors, got {type(guide).__name__}; write "
